@@ -1,0 +1,70 @@
+"""Virtex serves machine-learning models over HTTP.
+
+    socket bytes -> protocol -> server -> message -> batcher(ring) -> handler -> message -> server -> protocol -> socket bytes
+                    (parse)     (admit)   (decode)   (slots, cut)     (compute)  (encode)   (answer)  (write)
+
+One file per station, named after it. gunicorn imports this package in its master process before it forks, so importing
+it stays cheap: a public name is loaded when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.2.0"
+
+_HOME = {
+    "HttpClient": "client",
+    "HttpMessage": "message",
+    "HttpProtocol": "protocol",
+    "ItemError": "errors",
+    "Limits": "limits",
+    "Observer": "batcher",
+    "RequestHandler": "handler",
+    "Server": "server",
+    "VirtexWorker": "worker",
+    "codec_info": "_codec",
+    "http_server": "server",
+    "serve": "protocol",
+}
+
+__all__ = [  # noqa: RUF022 (in the order of the README)
+    "http_server",
+    "HttpMessage",
+    "HttpClient",
+    "RequestHandler",
+    "VirtexWorker",
+    "Server",
+    "Limits",
+    "ItemError",
+    "Observer",
+    "serve",
+    "HttpProtocol",
+    "codec_info",
+]
+
+if TYPE_CHECKING:
+    from ._codec import codec_info
+    from .batcher import Observer
+    from .client import HttpClient
+    from .errors import ItemError
+    from .handler import RequestHandler
+    from .limits import Limits
+    from .message import HttpMessage
+    from .protocol import HttpProtocol, serve
+    from .server import Server, http_server
+    from .worker import VirtexWorker
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'virtex' has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

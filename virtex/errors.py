@@ -1,0 +1,91 @@
+"""Every error that Virtex raises, and the one table of statuses.
+
+    VirtexError                         500  ours, until a subclass says otherwise
+    ├── RequestError                    400  the request can't be taken; carries its own status and headers
+    ├── ItemError (also a ValueError)   422  an item of a request is not what the service takes
+    ├── HandlerError                    500  the handler raised, or gave back what can't be sent
+    └── ClientError                     raised by HttpClient(raise_errors=True) only
+
+A status says whose fault it is: 4xx the client's, 500 the handler's, 503 and 504 the moment's.
+"""
+
+from __future__ import annotations
+
+STATUSES = {
+    200: "OK",
+    400: "Bad Request",  # not HTTP, not JSON, not a message
+    404: "Not Found",
+    405: "Method Not Allowed",  # with Allow
+    406: "Not Acceptable",
+    408: "Request Timeout",
+    413: "Content Too Large",  # over a limit, or more items than the queue can ever hold
+    414: "URI Too Long",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    422: "Unprocessable Content",  # an item was refused
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",  # the handler failed
+    501: "Not Implemented",
+    503: "Service Unavailable",  # no room now, starting or draining; with Retry-After
+    504: "Gateway Timeout",  # the request's deadline passed before its answer was there
+    505: "HTTP Version Not Supported",
+}
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class VirtexError(Exception):
+    """The root of the tree above."""
+
+    status = 500
+
+
+class RequestError(VirtexError):
+    """A request that can't be taken, as the protocol or the server found it.
+
+    status: one of STATUSES. headers: what the reply needs beside the usual (Allow, Retry-After), names in lower case.
+    """
+
+    def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+
+
+class ItemError(VirtexError, ValueError):
+    """An item that the service does not take: the client's fault, answered 422. Handlers may raise it.
+
+    reason: what was expected and what came. index: which element of the list at hand (None: not known, Virtex finds
+    it out). offset: byte or character within the item's text where it went wrong, if that is known.
+    """
+
+    status = 422
+
+    def __init__(self, reason: str, index: int | None = None, offset: int | None = None) -> None:
+        super().__init__(reason, index, offset)
+        self.reason = reason
+        self.index = index
+        self.offset = offset
+
+    def __str__(self) -> str:
+        where = "" if self.index is None else f"item {self.index}: "
+        return f"{where}{self.reason}" + ("" if self.offset is None else f" (at offset {self.offset})")
+
+
+class HandlerError(VirtexError):
+    """The handler raised or gave back what can't be sent; the message names the step, never the exception's text."""
+
+
+class ClientError(VirtexError):
+    """A post that brought no answer's data: HttpClient(raise_errors=True) raises it.
+
+    status: the HTTP status, or 0 where no reply came. message: the HttpMessage with the server's words in `.error`.
+    """
+
+    status = 0
+
+    def __init__(self, status: int, message: dict[str, object]) -> None:
+        super().__init__(f"{status or 'no reply'}: {message.get('error')}")
+        self.status = status
+        self.message = message
