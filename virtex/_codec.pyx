@@ -15,7 +15,7 @@ from .serial._npy import build_header, dtype_of, numbers
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uintptr_t
@@ -81,6 +81,11 @@ cdef class _Input:
 
 cdef _Input _open_bytes(object data):
     cdef _Input source = _Input.__new__(_Input)
+    if type(data) is bytes:
+        source.text = data
+        source.data = <const uint8_t *>PyBytes_AS_STRING(data)
+        source.size = PyBytes_GET_SIZE(data)
+        return source
     PyObject_GetBuffer(data, &source.view, PyBUF_SIMPLE)
     source.data = <const uint8_t *>source.view.buf
     source.size = source.view.len
@@ -390,11 +395,13 @@ def decode_npy(body):
 
 # -- into rows
 
-cdef int _PLAIN = 1, _OTHERWISE_LAID_OUT = 0
+cdef enum:
+    _MISFIT
+    _PLAIN                # the bytes of such an item lie in a row as they come
+    _OTHERWISE_LAID_OUT   # the values do, but column by column, or with their bytes swapped
 
 
-cdef int _check_fit(_Signature signature, cnp.ndarray rows) except -1:
-    """Do the bytes of such an item lie in a row as they come (_PLAIN), or in another order?"""
+cdef int _fit(_Signature signature, cnp.ndarray rows) except -1:
     cdef bint same = signature.ndim == cnp.PyArray_NDIM(rows) - 1
     if same:
         same = memcmp(signature.dims, cnp.PyArray_DIMS(rows) + 1, signature.ndim * sizeof(cnp.npy_intp)) == 0
@@ -402,15 +409,19 @@ cdef int _check_fit(_Signature signature, cnp.ndarray rows) except -1:
         return _OTHERWISE_LAID_OUT if signature.fortran else _PLAIN
     if same and signature.dtype.newbyteorder("=") == rows.dtype.newbyteorder("="):
         return _OTHERWISE_LAID_OUT
+    return _MISFIT
+
+
+cdef _misfit(_Signature signature, cnp.ndarray rows, object index):
     shape = (<object>rows).shape[1:]
-    raise ItemError(f"expected {rows.dtype} {shape}, got {signature.dtype} {signature.shape()}")
+    return ItemError(f"expected {rows.dtype} {shape}, got {signature.dtype} {signature.shape()}", index)
 
 
 cdef cnp.ndarray _check_rows(object rows, Py_ssize_t count):
-    if not isinstance(rows, np.ndarray):
+    if not isinstance(rows, cnp.ndarray):
         raise TypeError(f"expected an array for the rows, got {type(rows).__name__}")
     cdef cnp.ndarray array = rows
-    if not cnp.PyArray_ISCARRAY(array) and not (cnp.PyArray_IS_C_CONTIGUOUS(array) and cnp.PyArray_ISWRITEABLE(array)):
+    if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError("expected C-contiguous, writable rows")
     if cnp.PyArray_NDIM(array) < 1 or cnp.PyArray_DIMS(array)[0] != count:
         raise ValueError(f"expected {count} rows, got an array of shape {rows.shape}")
@@ -457,7 +468,8 @@ cdef class _Spans(Items):
     """Items that lie in one body, all of a column with the same signature: texts in JSON, or documents as they are."""
 
     cdef _Input source
-    cdef list signatures       # one for each column; empty if there are no items
+    cdef _Signature signature  # of column 0; None if there are no items
+    cdef list signatures       # of all columns, if there are several
     cdef int columns
     cdef bint raw
     cdef size_t *starts        # offset of each text (or of raw data) in the body, items x columns
@@ -484,21 +496,21 @@ cdef class _Spans(Items):
     cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
         if start == stop:
             return
-        cdef _Signature signature = self.signatures[column]
-        try:
-            plain = _check_fit(signature, rows) == _PLAIN
-        except ItemError as error:
-            error.index = start
-            raise
+        cdef _Signature signature = self.signature_of(column)
         cdef Py_ssize_t i
-        if plain:
+        if _fit(signature, rows) == _PLAIN:
             i = start + self.decode_plain(signature, column, rows, start, stop)
             if i < stop:
                 self.explain(column, i)
-        else:
+        elif _fit(signature, rows) == _OTHERWISE_LAID_OUT:
             for i in range(start, stop):
                 rows[i - start] = self.array(column, i)
+        else:
+            raise _misfit(signature, rows, start)
         _remember(signature)
+
+    cdef _Signature signature_of(self, int column):
+        return self.signature if column == 0 else self.signatures[column]
 
     cdef size_t decode_plain(
             self, _Signature signature, int column, cnp.ndarray rows, size_t start, size_t stop) noexcept:
@@ -523,7 +535,7 @@ cdef class _Spans(Items):
 
     cdef array(self, int column, Py_ssize_t i):
         """One item as an array of its own."""
-        cdef _Signature signature = self.signatures[column]
+        cdef _Signature signature = self.signature_of(column)
         cdef const uint8_t *at = self.source.data + self.starts[i * self.columns + column]
         try:
             if self.raw:
@@ -581,10 +593,9 @@ def scan(body, names=None):
     cdef _Names columns = None
     cdef int outcome
     items.source = _open_bytes(body)
-    items.names = None if names is None else tuple(names)
-    items.signatures = []
     walk.names, walk.name_sizes, walk.columns = NULL, NULL, 1
     if names is not None:
+        items.names = tuple(names)
         columns = _names_of(items.names)
         walk.names, walk.name_sizes, walk.columns = columns.names, columns.sizes, len(columns.encoded)
         items.signatures = [None] * walk.columns
@@ -625,9 +636,9 @@ cdef bint _answer(vx_walk *walk, _Spans items) except -1:
     except ItemError:
         return False
     walk.keys[walk.column] = signature.key
-    if len(items.signatures) < walk.columns:
-        items.signatures.append(signature)
-    else:
+    if walk.column == 0:
+        items.signature = signature
+    if items.signatures is not None:
         items.signatures[walk.column] = signature
     return True
 
@@ -640,7 +651,10 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
     if isinstance(value, str):
         source = _open_text(value)
         signature = _whole_signature(source)
-        if _check_fit(signature, rows) == _PLAIN:
+        fit = _fit(signature, rows)
+        if fit == _MISFIT:
+            raise _misfit(signature, rows, None)
+        if fit == _PLAIN:
             row = <uint8_t *>cnp.PyArray_DATA(rows) + i * signature.nbytes
             _decode(row, source, signature.header, signature.nbytes)
             _check_bools(signature, row)
@@ -710,7 +724,7 @@ def scan_npy(body, ndim=None):
         error.index = 0
         raise
     each = first.header + first.nbytes
-    items.source, items.columns, items.raw, items.signatures = source, 1, True, [first]
+    items.source, items.columns, items.raw, items.signature = source, 1, True, first
     if ndim is not None and first.ndim == ndim + 1 and each == size:
         if first.fortran:
             return items_of(decode_npy(body)[0])
@@ -734,7 +748,7 @@ cdef _Spans _scan_stacked(_Spans items, _Signature whole):
     items.make_room(count)
     for i in range(count):
         items.starts[i] = whole.header + i * row.nbytes
-    items.count, items.signatures = count, [row]
+    items.count, items.signature = count, row
     return items
 
 
@@ -783,6 +797,8 @@ cdef _as_array(object value):
 
 cdef cnp.ndarray _as_rows(object values):
     """A C-contiguous array of at least one dimension."""
+    if type(values) is cnp.ndarray and cnp.PyArray_IS_C_CONTIGUOUS(values) and cnp.PyArray_NDIM(values) > 0:
+        return values
     array = np.asarray(_as_array(values), order="C")
     if array.ndim == 0:
         raise ValueError(f"expected rows along a zeroth dimension, got one value: {array.dtype} ()")
@@ -803,9 +819,9 @@ cdef class _Header:
 cdef list _headers = [None] * HEADERS
 
 
-cdef inline bint _is_header_of(_Header header, cnp.dtype dtype, int ndim, const cnp.npy_intp *dims, bint fortran):
+cdef inline bint _is_header_of(_Header header, void *dtype, int ndim, const cnp.npy_intp *dims, bint fortran):
     return (
-        <void *>header.dtype == <void *>dtype
+        <void *>header.dtype == dtype
         and header.ndim == ndim
         and header.fortran == fortran
         and memcmp(header.dims, dims, ndim * sizeof(cnp.npy_intp)) == 0
@@ -822,7 +838,8 @@ cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
     alive; structured ones are built each time, since their names can be changed in place."""
     cdef int ndim = cnp.PyArray_NDIM(array) - skip
     cdef const cnp.npy_intp *dims = cnp.PyArray_DIMS(array) + skip
-    cdef uintptr_t mix = <uintptr_t><void *>cnp.PyArray_DESCR(array) >> 4
+    cdef void *dtype = <void *>cnp.PyArray_DESCR(array)
+    cdef uintptr_t mix = <uintptr_t>dtype >> 4
     cdef _Header header
     if ndim > HEADER_DIMS or cnp.PyArray_HASFIELDS(array):
         return _build_text(array.dtype, ndim, dims, fortran)
@@ -830,7 +847,7 @@ cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
         mix = mix * 31 + <uintptr_t>dims[i]
     mix = (mix ^ mix >> 7 ^ fortran) % HEADERS
     found = _headers[mix]
-    if found is not None and _is_header_of(<_Header>found, array.dtype, ndim, dims, fortran):
+    if found is not None and _is_header_of(<_Header>found, dtype, ndim, dims, fortran):
         return (<_Header>found).text
     header = _Header.__new__(_Header)
     header.text = _build_text(array.dtype, ndim, dims, fortran)
