@@ -561,9 +561,9 @@ cdef class _Spans(Items):
         import orjson
 
         data = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"]
-        if isinstance(data, list) and len(data) == self.count:
+        if isinstance(data, list) and len(data) > i:
             (<_Values>items_of(data, self.names)).decode(column, rows[i - start:i - start + 1], i, i + 1)
-        raise ItemError('expected one "data", a list of texts without quotes in them; got a quote, or changes meanwhile', i)
+        raise ItemError("expected one list of texts, got a quote within a text, or a body that has changed", i)
 
 
 @cython.final
