@@ -11,7 +11,10 @@ setup(
                 "virtex._codec",
                 ["virtex/_codec.pyx"],
                 include_dirs=["virtex/csrc", numpy.get_include()],
-                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")],
+                define_macros=[
+                    ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+                    ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION"),
+                ],
                 extra_compile_args=["-O3", "-g0"],
             )
         ],

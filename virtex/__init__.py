@@ -1,7 +1,7 @@
 """Virtex serves machine-learning models over HTTP.
 
-    socket bytes -> protocol -> server -> message -> batcher(ring) -> handler -> message -> server -> protocol -> socket bytes
-                    (parse)     (admit)   (decode)   (slots, cut)     (compute)  (encode)   (answer)  (write)
+  socket bytes -> protocol -> server -> message -> batcher(ring) -> handler -> message -> server -> protocol -> bytes
+                  (parse)     (admit)   (decode)   (slots, cut)     (compute)  (encode)   (answer)  (write)
 
 One file per station, named after it. gunicorn imports this package in its master process before it forks, so importing
 it stays cheap: a public name is loaded when it is first used (PEP 562).

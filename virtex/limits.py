@@ -15,11 +15,17 @@ class Limits:
     request_line: int = 8192  # RFC 9112 section 3 asks for 8000 at least; longer is 414
     header_fields: int = 128  # browsers behind proxies send about 40; more is 431
     header_bytes: int = 65536  # all fields together, cookies and tokens included; more is 431
-    body: int = 64 << 20  # a batch of 100 images of 224x224x3 float32 as base64 is 80 MB: raise it for that; more is 413
+    body: int = (
+        64 << 20
+    )  # a batch of 100 images of 224x224x3 float32 as base64 is 80 MB: raise it for that; more is 413
     framing: int = 65536  # chunk sizes, extensions and trailers of one body: bytes that carry nothing (CVE-2023-39326)
-    header_seconds: float = 10.0  # from a request's first byte to its last header, absolute: a slow-header client is cut, 408
+    header_seconds: float = (
+        10.0  # from a request's first byte to its last header, absolute: a slow-header client is cut, 408
+    )
     idle_seconds: float = 15.0  # a new connection that sends nothing is closed
-    keep_alive_seconds: float = 75.0  # longer than a load balancer keeps an idle connection (60 s is usual), or it sends into a close
+    keep_alive_seconds: float = (
+        75.0  # longer than a load balancer keeps an idle connection (60 s is usual), or it sends into a close
+    )
     body_rate: float = 1024.0  # a body slower than this on average, after body_grace_seconds, is cut, 408
     body_grace_seconds: float = 5.0
     write_stall_seconds: float = 30.0  # a client that reads nothing of its answer for so long is cut
