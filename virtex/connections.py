@@ -28,7 +28,7 @@ DRAIN_TICK_SECONDS = 0.05
 HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more are rendered each time
 
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
-_CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
+CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
 
 AccessLog = Callable[[Any, int, int, int], None]
 
@@ -158,7 +158,7 @@ class Connections:
         key = (status, headers, connection)
         head = self._heads.get(key)
         if head is None:
-            lines = b"date: %b\r\nserver: virtex\r\n%b" % (self._date, _CONNECTION[connection])
+            lines = b"date: %b\r\nserver: virtex\r\n%b" % (self._date, CONNECTION[connection])
             head = render_head(status, headers, lines)
             head += b"content-length: " if has_body(status) else b"\r\n"
             if len(self._heads) < HEADS_KEPT:
