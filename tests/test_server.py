@@ -340,7 +340,10 @@ def test_it_is_live_but_not_ready_until_setup_is_done_which_runs_off_the_loop(as
     async def main():
         starting = asyncio.ensure_future(app.startup(Worker(1, 2)))
         await asyncio.sleep(0)
-        live, ready = await ask(app, method="GET", path="/health/live"), await ask(app, method="GET", path="/health/ready")
+        live, ready = (
+            await ask(app, method="GET", path="/health/live"),
+            await ask(app, method="GET", path="/health/ready"),
+        )
         post = await ask(app, BODY)
         handler.go.set()
         await starting
@@ -634,7 +637,10 @@ def test_lifespan_starts_and_stops_the_service():
         return sent
 
     handler = Life()
-    assert [m["type"] for m in asyncio.run(main(handler))] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert [m["type"] for m in asyncio.run(main(handler))] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
     assert set(handler.threads) == {"setup", "teardown"}
 
     class Broken(Echo):

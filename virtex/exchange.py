@@ -13,6 +13,8 @@ import secrets
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from ._codec import decode_npy, encode_npy
 from .batcher import RETRY_SOON, Peer
 from .errors import HandlerError, Headers, ItemError, RequestError
@@ -254,6 +256,8 @@ class Exchange(Ticket):
 
 def _stacked(rows: list[Any]) -> bytes | None:
     """The rows as one .npy document; None when they are not arrays of one dtype and shape."""
+    if not all(isinstance(row, np.ndarray) for row in rows):
+        return None
     try:
         return encode_npy(rows)
     except (TypeError, ValueError):
