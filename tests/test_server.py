@@ -730,7 +730,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
     ids=str,
 )
 def test_arguments_are_checked(wrong):
-    ((name, value),) = wrong.items()
+    ((_, value),) = wrong.items()
     with pytest.raises(ValueError, match=r"expected") as error:
         http_server(**{"name": "a", "handler": Echo(), **wrong})
     assert repr(value) in str(error.value)

@@ -30,23 +30,8 @@ class AsgiExchange:
     """One request of an ASGI application and its answer."""
 
     __slots__ = (
-        "_app",
-        "_body",
-        "_chunked",
-        "_complete",
-        "_connection",
-        "_gone",
-        "_head",
-        "_held",
-        "_last",
-        "_left",
-        "_request",
-        "_response_done",
-        "_start",
-        "_task",
-        "_turn",
-        "_waiter",
-        "started",
+        "_app", "_body", "_chunked", "_complete", "_connection", "_gone", "_held", "_head", "_last", "_left", "_request",
+        "_response_done", "_start", "_task", "_turn", "_waiter", "started",
     )  # fmt: skip
 
     def __init__(self, connection: HttpProtocol, turn: Turn, request: Request) -> None:

@@ -164,10 +164,10 @@ class Exchange(Ticket):
         """The body is all there: answer at once, or admit its items and answer by the future, which never fails."""
         server = self._server
         server.batcher.company.arrived()
-        body = self._body
+        body = self._body or b""
         self._body = None
         try:
-            self.items = decode_npy(body) if self._wants.sends_npy else decode_message(body or b"")
+            self.items = decode_npy(body) if self._wants.sends_npy else decode_message(body)
             if not self.items:
                 return self._finish(self._reply([]))
             self._future = server.loop.create_future()
