@@ -1,5 +1,7 @@
 """Builds virtex/_codec; everything else about the package is in pyproject.toml."""
 
+from glob import glob
+
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -10,6 +12,7 @@ setup(
             Extension(
                 "virtex._codec",
                 ["virtex/_codec.pyx"],
+                depends=glob("virtex/csrc/*.h"),
                 include_dirs=["virtex/csrc", numpy.get_include()],
                 define_macros=[
                     ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),

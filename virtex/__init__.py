@@ -26,7 +26,7 @@ _HOME = {
     "VirtexWorker": "worker",
     "codec_info": "_codec",
     "http_server": "server",
-    "serve": "protocol",
+    "serve": "listener",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of the README)
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from .handler import RequestHandler
     from .limits import Limits
     from .message import HttpMessage
-    from .protocol import HttpProtocol, serve
+    from .listener import serve
+    from .protocol import HttpProtocol
     from .server import Server, http_server
     from .worker import VirtexWorker
 

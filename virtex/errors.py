@@ -47,10 +47,13 @@ class RequestError(VirtexError):
     """
 
     def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
-        super().__init__(reason)
+        super().__init__(status, reason, headers)
         self.status = status
         self.reason = reason
         self.headers = headers
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class ItemError(VirtexError, ValueError):

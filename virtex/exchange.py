@@ -104,7 +104,7 @@ def _prefers_npy(accept: str) -> bool:
     for entry in accept.split(","):
         kind, *parameters = (part.strip() for part in entry.split(";"))
         q = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 0.0
+        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
     as_npy = quality.get("application/x-npy", 0.0)
     ranges = ("application/json", "application/*", "*/*")
     as_json = next((quality[r] for r in ranges if r in quality), 0.0)

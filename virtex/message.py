@@ -118,7 +118,11 @@ _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
 
 def _dumps(value: Any) -> bytes:
     """JSON. Raises TypeError for other types, and for a float that is not finite (RFC 8259 section 6 has none)."""
-    data = orjson.dumps(value, _array_to_list, _OPTIONS)
+    try:
+        data = orjson.dumps(value, _array_to_list, _OPTIONS)
+    except TypeError:
+        # orjson does not ask about an array that it knows but does not take (big-endian, complex): have it ask.
+        data = orjson.dumps(value, _array_to_list, orjson.OPT_PASSTHROUGH_DATACLASS)
     # orjson writes null for NaN: only where a null stands can there have been one.
     if b"null" in data:
         bad = _non_finite(value)
@@ -128,7 +132,7 @@ def _dumps(value: Any) -> bytes:
 
 
 def _array_to_list(value: Any) -> Any:
-    """What orjson asks about: arrays it does not take as they are (strided, big-endian), and numpy's rarer scalars."""
+    """What orjson asks about: arrays and scalars of numpy that it does not take as they are."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is no JSON value")

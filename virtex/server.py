@@ -204,8 +204,10 @@ class Server:
     async def _tear_down(self, handler: RequestHandler) -> None:
         thread = self._thread or ThreadExecutor(self.loop, f"virtex {self.name}")
         try:
-            is_async = inspect.iscoroutinefunction(handler.teardown)
-            await (handler.teardown() if is_async else thread.call(handler.teardown))  # type: ignore[func-returns-value]
+            if inspect.iscoroutinefunction(handler.teardown):
+                await handler.teardown()
+            else:
+                await thread.call(handler.teardown)
         except Exception:
             log.exception("teardown of %r raised", self.name)
         finally:
@@ -213,13 +215,16 @@ class Server:
 
     # ---- the seam ----
 
+    refusal = staticmethod(refusal)
+
     def open(self, head: Head, now: int) -> Response | Exchange:
         """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.
 
         now: the clock, in nanoseconds.
         """
         try:
-            self._begin(Worker(), lazy=True)
+            if self._state is not READY:
+                self._begin(Worker(), lazy=True)
             if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
                 response = self._get(head)
             else:

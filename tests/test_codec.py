@@ -1,0 +1,535 @@
+"""The codec against the standard library's base64 and NumPy's own reader and writer."""
+
+import base64
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from virtex import ItemError, _codec, codec_info
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=codec_info()["available"])
+def isa(request):
+    before = codec_info()["isa"]
+    _codec._use_isa(request.param)
+    yield request.param
+    _codec._use_isa(before)
+
+
+def npy(array, version=None):
+    """The document as NumPy writes it."""
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # version 3.0 can't be read by NumPy < 1.17
+        np.lib.format.write_array(out, np.asanyarray(array), version=version, allow_pickle=False)
+    return out.getvalue()
+
+
+def npy_of(header, data=b"", version=1):
+    """A document with any header."""
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes((version, 0)) + length + header + data
+
+
+def b64(data):
+    return base64.b64encode(data).decode()
+
+
+def read(text):
+    """What NumPy makes of it."""
+    return np.lib.format.read_array(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
+
+
+def assert_same(a, b):
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    if a.dtype.names:  # NumPy's reader leaves what lies between the fields as it found it
+        assert repr(a.tolist()) == repr(b.tolist())
+    else:
+        assert a.tobytes() == b.tobytes()
+
+
+# -- instruction sets
+
+def python(code, **env):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+
+
+def cpu_flags():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":")[1].split())
+    return set()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="reads /proc/cpuinfo's x86 flags")
+def test_available_is_what_the_kernel_says_the_cpu_has():
+    flags = cpu_flags()
+    has_512 = {"avx512f", "avx512bw", "bmi2"} <= flags and bool({"avx512vbmi", "avx512_vbmi"} & flags)
+    expected = ["scalar"] + ["avx2"] * ("avx2" in flags) + ["avx512"] * has_512
+    assert codec_info()["available"] == expected
+
+
+def test_the_fastest_is_used_unless_one_is_forced():
+    result = python("from virtex import codec_info; print(codec_info())", VIRTEX_SIMD="")
+    info = eval(result.stdout)
+    assert info == {"isa": info["available"][-1], "available": codec_info()["available"], "forced": False}
+
+
+@pytest.mark.parametrize("name", codec_info()["available"])
+def test_the_environment_forces_one(name):
+    result = python("from virtex import codec_info; print(codec_info())", VIRTEX_SIMD=name)
+    assert eval(result.stdout)["isa"] == name
+    assert eval(result.stdout)["forced"] is True
+
+
+FOREIGN = "avx2" if "neon" in codec_info()["available"] else "neon"
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", " scalar", FOREIGN])
+def test_what_cannot_be_had_is_an_import_error_that_says_what_can(name):
+    result = python("import virtex._codec", VIRTEX_SIMD=name)
+    assert result.returncode == 1
+    assert "ImportError: VIRTEX_SIMD: expected one of " + ", ".join(codec_info()["available"]) in result.stderr
+    assert repr(name) in result.stderr
+
+
+def test_a_missing_extension_is_an_import_error(tmp_path):
+    blocked = "import sys; sys.modules['virtex._codec'] = None; from virtex.serial import encode_numpy"
+    result = python(blocked)
+    assert result.returncode == 1
+    assert "virtex._codec" in result.stderr
+    assert "Error" in result.stderr
+
+
+# -- bytes
+
+LENGTHS = [*range(130), 191, 192, 193, 255, 256, 257, 383, 384, 385, 575, 576, 577, 1000, 4095, 65536, 1 << 21]
+
+
+def test_bytes_are_what_the_standard_library_says(isa):
+    data = np.random.default_rng(1).bytes(max(LENGTHS))
+    for n in LENGTHS:
+        text = _codec.encode_bytes(data[:n])
+        assert text == b64(data[:n])
+        assert _codec.decode_bytes(text) == data[:n]
+
+
+def test_every_kind_of_input_is_taken(isa):
+    for form in (str, str.encode, lambda t: bytearray(t.encode()), lambda t: memoryview(t.encode())):
+        assert _codec.decode_bytes(form("TWFu")) == b"Man"
+    assert _codec.encode_bytes(bytearray(b"Man")) == _codec.encode_bytes(memoryview(b"Man")) == "TWFu"
+
+
+@pytest.mark.parametrize(
+    ("text", "offset"),
+    [("TQ", 2), ("TQ=", 3), ("TQ==TWFu", 2), ("====", 0), ("T===", 1), ("TR==", 1), ("TWG=", 2), ("TWFu\n", 5),
+     ("TW Fu===", 2), ("-_-_", 0), ("TWF\\", 3), ('TWF"', 3), ("TW\x00u", 2), ("TWFé", 3), ("\uff21AAA", 0)],
+)
+def test_what_is_not_strict_is_refused_with_its_offset(isa, text, offset):
+    with pytest.raises(ItemError) as error:
+        _codec.decode_bytes(text)
+    assert error.value.offset == offset
+    assert error.value.status == 422
+
+
+@pytest.mark.parametrize("value", [None, 5, 1.5, ["TWFu"], {"a": 1}])
+def test_what_is_no_text_is_an_item_error_that_names_its_type(value):
+    for decode in (_codec.decode_bytes, _codec.decode_numpy):
+        with pytest.raises(ItemError, match=f"expected a base64 string, got {type(value).__name__}"):
+            decode(value)
+
+
+def test_each_byte_at_each_position_gets_the_verdict_of_an_oracle(isa):
+    text = bytearray(base64.b64encode(bytes(range(200, 256)) * 3))  # 168 bytes, 224 characters
+    alphabet = set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+    for at in range(0, len(text), 7):
+        good = text[at]
+        for c in range(256):
+            text[at] = c
+            if c in alphabet:
+                assert _codec.decode_bytes(text) == base64.b64decode(text, validate=True)
+            else:
+                with pytest.raises(ItemError) as error:
+                    _codec.decode_bytes(text)
+                assert error.value.offset == at
+        text[at] = good
+
+
+# -- arrays
+
+rng = np.random.default_rng(7)
+ARRAYS = {
+    "f4": rng.random((3, 5, 7), "f4"),
+    "f2": np.arange(9, dtype="f2"),
+    "f8 big-endian": np.arange(6, dtype=">f8").reshape(2, 3),
+    "longdouble": np.arange(3, dtype=np.longdouble),
+    "complex": np.array([1 + 2j, np.nan], "c8"),
+    "complex big-endian": np.array([1 + 2j, np.nan], ">c16"),
+    "bool": np.array([[True, False]]),
+    **{f"{k}{n}": np.array([0, 1, 100], f"{k}{n}") for k in "iu" for n in (1, 2, 4, 8)},
+    "i2 big-endian": np.array([1, -2], ">i2"),
+    "bytes": np.array([b"a", b"bcd"]),
+    "strings": np.array([["a", "bcd"], ["é", "\U0001f600"]]),
+    "strings big-endian": np.array(["ab"], ">U2"),
+    "datetimes": np.array(["2020-01-01", "NaT"], "M8[ns]"),
+    "datetimes of 25 s": np.array([1, 2], "M8[25s]"),
+    "generic timedelta": np.array([1], "m8"),
+    "timedeltas big-endian": np.array([1, 2], ">m8[D]"),
+    "void": np.zeros(2, "V7"),
+    "0-d": np.array(1.5),
+    "0-d string": np.array("hello"),
+    "empty": np.zeros((0, 3), "f4"),
+    "empty inside": np.zeros((2, 0, 4), "i8"),
+    "Fortran": np.asfortranarray(rng.random((4, 5))),
+    "Fortran 3-d": np.asfortranarray(rng.random((2, 3, 4), "f4")),
+    "one dimension backwards": np.arange(10)[::-1],
+    "every other": np.arange(40).reshape(4, 10)[:, ::2],
+    "axes swapped": rng.random((2, 3, 4)).swapaxes(1, 2),
+    "broadcast": np.broadcast_to(np.float32(3), (2, 3)),
+    "structured": np.zeros(3, [("a", "<f4"), ("b", "i1", (2, 2)), ("c", [("x", "<U3"), ("y", ">i2")])]),
+    "structured with padding": np.ones(2, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+    "structured with titles": np.zeros(2, [(("a title", "a"), "<f4"), ("b", "<M8[us]")]),
+    "structured, Latin-1 and Greek": np.zeros(2, [("é", "<f4"), ("λ", "<i2")]),
+    "32 dimensions": np.zeros((1,) * 32, "u1"),
+    "many fields": np.zeros(1, [(f"field{i}", "<f4") for i in range(60)]),
+}
+
+
+@pytest.fixture(params=ARRAYS)
+def array(request):
+    return ARRAYS[request.param]
+
+
+def test_arrays_round_trip(isa, array):
+    back = _codec.decode_numpy(_codec.encode_numpy(array))
+    assert_same(back, array)
+    assert back.flags.writeable
+    assert back.flags.aligned or back.dtype.names
+    assert back.ctypes.data % 64 == 0
+
+
+def test_numpy_reads_what_is_written(array):
+    text = _codec.encode_numpy(array)
+    assert_same(read(text), array)
+    assert len(text) % 4 == 0
+    doc = base64.b64decode(text)
+    assert (int.from_bytes(doc[8:10], "little") + (10 if doc[6] == 1 else 12)) % 192 == 0
+
+
+@pytest.mark.parametrize("version", [None, (1, 0), (2, 0), (3, 0)])
+def test_what_numpy_writes_is_read(isa, array, version):
+    try:
+        doc = npy(array, version)
+    except UnicodeEncodeError:
+        assert version in ((1, 0), (2, 0))  # Greek field names need 3.0
+        return
+    back = _codec.decode_numpy(b64(doc))
+    assert_same(back, array)
+    assert_same(_codec.decode_npy(doc)[0], array)
+    if array.ndim > 1 and array.size > 1 and array.flags.f_contiguous and not array.flags.c_contiguous:
+        assert back.flags.f_contiguous
+
+
+def test_headers_of_every_length_are_read(isa):
+    data = np.arange(5, dtype="<f4")
+    dictionary = b"{'descr': '<f4', 'fortran_order': False, 'shape': (5,), }"
+    for pad in range(200):
+        doc = npy_of(dictionary + b" " * pad + b"\n", data.tobytes())
+        assert_same(_codec.decode_numpy(b64(doc)), data)
+
+
+@pytest.mark.parametrize("value", [1, 2.5, True, 1j, "text", b"bytes", [1, 2], [[1.5], [2]], np.float32(3),
+                                   np.bool_(True), np.int64(-1), np.str_("x"), np.datetime64("2020-01-01"), range(3)])
+def test_array_likes_are_arrays(value):
+    assert_same(_codec.decode_numpy(_codec.encode_numpy(value)), np.asarray(value))
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "int4", "uint4"])
+def test_narrow_floats_go_by_name(isa, name):
+    array = np.arange(6).reshape(2, 3).astype(getattr(ml_dtypes, name))
+    text = _codec.encode_numpy(array)
+    assert f"'descr': '{name}'".encode() in base64.b64decode(text)
+    assert_same(_codec.decode_numpy(text), array)
+    assert_same(read(text), array)
+    with pytest.raises(TypeError, match="field"):
+        _codec.encode_numpy(np.zeros(2, [("a", array.dtype)]))
+
+
+@pytest.mark.parametrize("value", [
+    np.array([None]), np.array(["a", 1], object), np.zeros(2, [("a", "O")]), np.zeros(2, [("a", [("b", "O")])]), [{}],
+])
+def test_objects_are_a_type_error_that_says_why(value):
+    with pytest.raises(TypeError, match=r"Python objects.*pickle"):
+        _codec.encode_numpy(value)
+    with pytest.raises(TypeError, match=r"Python objects.*pickle"):
+        _codec.encode_npy([value])
+
+
+def test_what_npy_would_lose_is_a_type_error():
+    with pytest.raises(TypeError, match="masked"):
+        _codec.encode_numpy(np.ma.array([1, 2], mask=[True, False]))
+    with pytest.raises(TypeError, match="escapes"):
+        _codec.encode_numpy(np.zeros(1, [("it's \\", "i1")]))
+    with pytest.raises(TypeError, match="overlap"):
+        _codec.encode_numpy(np.zeros(1, np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 2]})))
+    if hasattr(np.dtypes, "StringDType"):
+        with pytest.raises(TypeError):
+            _codec.encode_numpy(np.array(["a"], np.dtypes.StringDType()))
+
+
+def test_a_changed_field_name_is_written():
+    array = np.zeros(2, [("a", "i4")])
+    _codec.encode_numpy(array)
+    array.dtype.names = ("b",)
+    assert _codec.decode_numpy(_codec.encode_numpy(array)).dtype.names == ("b",)
+
+
+def test_decoded_arrays_share_nothing(isa):
+    text = _codec.encode_numpy(np.arange(100))
+    first, second = _codec.decode_numpy(text), _codec.decode_numpy(text)
+    first[:] = -1
+    assert second.tolist() == list(range(100))
+    assert not np.shares_memory(first, second)
+
+
+def test_a_view_outlives_the_array():
+    view = _codec.decode_numpy(_codec.encode_numpy(np.arange(1000)))[500:]
+    for _ in range(10):
+        _codec.decode_numpy(_codec.encode_numpy(np.zeros(1000, int)))
+    assert view.tolist() == list(range(500, 1000))
+    assert pickle.loads(pickle.dumps(view)).tolist() == view.tolist()
+
+
+def test_every_input_form_is_an_array(isa):
+    text = _codec.encode_numpy(np.arange(3))
+    for form in (text, text.encode(), bytearray(text.encode()), memoryview(text.encode())):
+        assert _codec.decode_numpy(form).tolist() == [0, 1, 2]
+
+
+# -- what is refused
+
+def header(descr="'<f4'", order="False", shape="(2,)"):
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
+
+
+DATA = np.zeros(2, "f4").tobytes()
+REFUSED = {
+    "no magic": (b"PK\x03\x04" + b"\0" * 60, "magic"),
+    "nothing": (b"", "magic"),
+    "the magic alone": (b"\x93NUMPY", "version"),
+    "version 4": (npy_of(header(), DATA, 4), "version"),
+    "version 0": (npy_of(header(), DATA, 0), "version"),
+    "a header that is not there": (b"\x93NUMPY\x01\0\xff\x0e{", "bytes"),
+    "a header over the limit": (b"\x93NUMPY\x02\0\xff\xff\xff\xff" + b" " * 100, "4096"),
+    "objects": (npy_of(header("'|O'"), DATA), "Python objects"),
+    "objects in a field": (npy_of(header("[('a', '|O')]"), DATA), "Python objects"),
+    "native order": (npy_of(header("'=f4'"), DATA), "dtype"),
+    "no order": (npy_of(header("'f4'"), DATA), "dtype"),
+    "no such size": (npy_of(header("'<f5'"), DATA), "dtype"),
+    "no size": (npy_of(header("'|S0'", shape="(1000000000000,)")), "dtype"),
+    "void of nothing": (npy_of(header("'|V0'")), "dtype"),
+    "unicode without order": (npy_of(header("'|U1'"), DATA), "dtype"),
+    "a unit that is none": (npy_of(header("'<M8[x]'"), DATA), "dtype"),
+    "an unknown name": (npy_of(header("'float7_e1'"), DATA), "dtype"),
+    "a size beyond an int": (npy_of(header("'|S99999999999999999999'"), DATA), "dtype"),
+    "a list of no fields": (npy_of(header("[]"), DATA), "field"),
+    "a field twice": (npy_of(header("[('a', '<f4'), ('a', '<f4')]"), DATA), "dtype"),
+    "fields too deep": (npy_of(header("[('a', " * 9 + "'<f4'" + ")]" * 9), DATA), "levels"),
+    "a subarray too big": (npy_of(header("[('a', '<f4', (99999999999,))]"), DATA), "dtype"),
+    "order 0": (npy_of(header(order="0"), DATA), "True or False"),
+    "a list for a shape": (npy_of(header(shape="[2]"), DATA), "tuple"),
+    "no tuple": (npy_of(header(shape="(2)"), DATA), "comma"),
+    "a negative dimension": (npy_of(header(shape="(-2,)"), DATA), "number"),
+    "a signed dimension": (npy_of(header(shape="(+2,)"), DATA), "number"),
+    "a leading zero": (npy_of(header(shape="(02,)"), DATA), "zero"),
+    "a dimension that is True": (npy_of(header(shape="(True,)"), DATA), "number"),
+    "a hexadecimal dimension": (npy_of(header(shape="(0x2,)"), DATA), "comma"),
+    "an underscore": (npy_of(header(shape="(1_0,)"), DATA), "comma"),
+    "33 dimensions": (npy_of(header(shape="(" + "1, " * 33 + ")"), DATA), "32 dimensions"),
+    "a dimension of 2**64": (npy_of(header(shape="(18446744073709551618,)"), DATA), "number"),
+    "a shape that overflows": (npy_of(header(shape="(4294967296, 4294967296)"), DATA), "2\\*\\*63"),
+    "an overflow beside a zero": (npy_of(header(shape="(0, 4611686018427387904, 8)")), "2\\*\\*63"),
+    "bytes that overflow": (npy_of(header(shape="(4611686018427387904,)"), DATA), "2\\*\\*63"),
+    "a shape that lies": (npy_of(header(shape="(1000000000,)"), DATA), "expected 4000000000 bytes.*got 8"),
+    "too little data": (npy_of(header(), DATA[:-1]), "expected 8 bytes.*got 7"),
+    "no dict": (npy_of(b"[]\n"), "dict"),
+    "an empty dict": (npy_of(b"{}\n"), "keys"),
+    "a key twice": (npy_of(header()[:-2] + b"'shape': (2,)}", DATA), "once"),
+    "a key missing": (npy_of(b"{'descr': '<f4', 'shape': (2,)}", DATA), "keys"),
+    "a key too many": (npy_of(header()[:-2] + b"'x': 1}", DATA), "once"),
+    "something after the dict": (npy_of(header() + b";", DATA), "after the dict"),
+    "a call": (npy_of(b"{'descr': '<f4', 'fortran_order': False, 'shape': tuple([2])}", DATA), "tuple"),
+    "an open string": (npy_of(b"{'descr': '<f4"), "end of the string"),
+    "an escape": (npy_of(header("'\\x3cf4'"), DATA), "escape"),
+    "a thousand parentheses": (npy_of(b"(" * 3000), "dict"),
+    "bools that are neither": (npy_of(header("'|b1'"), b"\1\2"), "0 or 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_document_is_refused_with_its_reason(isa, name):
+    doc, reason = REFUSED[name]
+    with pytest.raises(ItemError, match=reason):
+        _codec.decode_numpy(b64(doc))
+    with pytest.raises(ItemError, match=reason) as error:
+        _codec.decode_npy(npy([1.5]) + doc if doc else doc)
+    assert error.value.index == (1 if doc else 0)
+
+
+def test_an_offset_points_into_the_text():
+    doc = npy_of(header(shape="(2,x)"), DATA)
+    with pytest.raises(ItemError) as error:
+        _codec.decode_numpy(b64(doc))
+    assert error.value.offset == doc.index(b"x") // 3 * 4
+    with pytest.raises(ItemError) as error:
+        _codec.decode_npy(doc)
+    assert error.value.offset == doc.index(b"x")
+    text = _codec.encode_numpy(np.zeros(1000))
+    with pytest.raises(ItemError) as error:
+        _codec.decode_numpy(text[:3000] + "*" + text[3001:])
+    assert error.value.offset == 3000
+
+
+def test_trailing_bytes_are_refused_in_text():
+    with pytest.raises(ItemError, match="expected 8 bytes of data for float32 \\(2,\\), got 9"):
+        _codec.decode_numpy(b64(npy_of(header(), DATA + b"x")))
+
+
+def test_no_memory_is_taken_for_a_header_that_lies():
+    lie = b64(npy_of(header("'<f8'", shape="(1000000000000,)"), DATA))
+    with pytest.raises(ItemError):
+        _codec.decode_numpy(lie)  # 8 TB: malloc would raise MemoryError
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 9, 11, 60, 127, 128, 131])
+def test_truncation_anywhere_is_an_item_error(isa, cut):
+    doc = npy(np.arange(1, dtype="i4"))
+    with pytest.raises(ItemError):
+        _codec.decode_numpy(b64(doc[:cut]))
+    with pytest.raises(ItemError) as error:
+        _codec.decode_npy(doc + doc[:cut] if cut else b"")
+    assert error.value.index == (1 if cut else 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(at=st.integers(0, 150), byte=st.integers(0, 255), descr=st.sampled_from(["<f4", "|b1", "<M8[ns]", "<U2"]))
+def test_a_changed_byte_means_what_it_means_to_numpy_or_is_refused(at, byte, descr):
+    doc = bytearray(npy(np.zeros(8, descr)))
+    doc[at % len(doc)] = byte
+    try:
+        ours = _codec.decode_numpy(b64(bytes(doc)))
+    except ItemError:
+        return
+    assert_same(ours, np.lib.format.read_array(io.BytesIO(bytes(doc)), allow_pickle=False))
+
+
+@settings(max_examples=150, deadline=None)
+@given(hnp.arrays(
+    st.one_of(hnp.scalar_dtypes(), hnp.array_dtypes(max_size=3)).filter(lambda d: d.itemsize and not d.hasobject),
+    hnp.array_shapes(min_dims=0, min_side=0, max_side=5)))
+def test_any_array_round_trips_with_numpy_on_either_side(array):
+    try:
+        text = _codec.encode_numpy(array)
+    except TypeError as error:
+        assert "escapes" in str(error) or "least one byte" in str(error)
+        return
+    assert_same(_codec.decode_numpy(text), array)
+    assert_same(read(text), array)
+    assert_same(_codec.decode_numpy(b64(npy(array))), array)
+
+
+# -- raw documents
+
+def test_documents_one_after_another_are_items():
+    arrays = [ARRAYS[name] for name in ("f4", "strings", "0-d", "empty", "Fortran", "structured")]
+    body = b"".join(map(npy, arrays))
+    for form in (body, bytearray(body), memoryview(body)):
+        back = _codec.decode_npy(form)
+        assert len(back) == len(arrays)
+        for a, b in zip(arrays, back, strict=True):
+            assert_same(a, b)
+            assert b.ctypes.data % 64 == 0
+            assert b.flags.writeable
+
+
+def test_rows_are_stacked_into_one_document():
+    rows = [rng.random((2, 3), "f4") for _ in range(4)]
+    body = _codec.encode_npy(rows)
+    assert_same(np.lib.format.read_array(io.BytesIO(body)), np.stack(rows))
+    assert _codec.encode_npy(np.stack(rows)) == body
+    assert _codec.encode_npy([np.asfortranarray(row) for row in rows]) == body
+    assert_same(_codec.decode_npy(_codec.encode_npy([1.5, 2.5]))[0], np.array([1.5, 2.5]))
+    assert_same(_codec.decode_npy(_codec.encode_npy(np.zeros((0, 3))))[0], np.zeros((0, 3)))
+
+
+def test_rows_that_differ_are_named():
+    with pytest.raises(ValueError, match=r"float32 \(2,\) in row 0 and float64 \(2,\) in row 1"):
+        _codec.encode_npy([np.zeros(2, "f4"), np.zeros(2)])
+    with pytest.raises(ValueError, match=r"row 2"):
+        _codec.encode_npy([np.zeros(2), np.zeros(2), np.zeros((2, 1))])
+    with pytest.raises(ValueError, match="at least one row"):
+        _codec.encode_npy([])
+
+
+# -- integers beyond 64 bits
+
+@pytest.mark.parametrize("digits", [18, 19, 20, 40])
+def test_a_run_of_19_digits_is_found_wherever_it_stands(digits):
+    for at in range(40):
+        for size in (at + digits, at + digits + 1, 100):
+            body = bytearray(b"x" * max(size, at + digits))
+            body[at:at + digits] = (b"1234567890" * 4)[:digits]
+            assert _codec.has_big_int(bytes(body)) is (digits >= 19)
+
+
+def test_interrupted_runs_are_not_big_ints():
+    assert not _codec.has_big_int(b"1234567890123456.789012345678901234,12345678901234567")
+    assert not _codec.has_big_int(b"")
+    assert not _codec.has_big_int(b"[" + b"123456789012345678," * 100 + b"1]")
+    assert not _codec.has_big_int("٣".encode() * 100)
+    assert _codec.has_big_int(orjson.dumps({"data": [2**63]}))
+    assert not _codec.has_big_int(bytes(c for c in range(256) if c not in b"0123456789") * 20)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([b"0", b"9", b"1234567", b"x", b"3" * 16, b":", b"/", b"p"]), max_size=40))
+def test_big_ints_are_those_of_a_regular_expression(parts):
+    body = b"".join(parts)
+    assert _codec.has_big_int(body) is bool(re.search(rb"[0-9]{19}", body))
+
+
+# -- threads
+
+def test_threads_that_decode_at_once_get_their_own_arrays():
+    texts = [(_codec.encode_numpy(np.full(300_000, i)), i) for i in range(4)]  # over 1 MB: the GIL is released
+    wrong = []
+
+    def work(text, i):
+        for _ in range(10):
+            if not (_codec.decode_numpy(text) == i).all():
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=t) for t in texts]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    assert not any(t.is_alive() for t in threads)
+    assert wrong == []

@@ -1,0 +1,73 @@
+"""The codec: base64 of .npy documents (strict, SIMD) to NumPy arrays and back.
+
+A .npy document is read by a grammar of our own, never by np.load: no pickle, no evaluation, and no memory is taken
+before the sizes were checked against the bytes that are there. Format: numpy.lib.format, versions 1.0 to 3.0.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from numpy.typing import ArrayLike, NDArray
+
+_Buffer = bytes | bytearray | memoryview
+
+class CodecInfo(TypedDict):
+    """isa: the instruction set in use. available: those that this CPU and its operating system allow, slowest first.
+    forced: whether the environment variable VIRTEX_SIMD chose it."""
+
+    isa: str
+    available: list[str]
+    forced: bool
+
+def codec_info() -> CodecInfo:
+    """Which SIMD instruction set the codec uses, chosen when it was imported.
+
+    VIRTEX_SIMD=scalar|avx2|avx512|neon forces one; importing the codec with one that can't be had is an ImportError.
+    """
+
+def _use_isa(name: str) -> None: ...
+def encode_numpy(value: ArrayLike) -> str:
+    """The base64 of an array's .npy document.
+
+    value: an array or what np.asarray makes one of; any shape and layout. Dtypes: bool, integers, floats, complex
+    numbers, fixed-length strings (S, U), datetimes, timedeltas, void, structured, and the bfloat16, float8 and narrower
+    ones of ml_dtypes (written by name). Byte order is kept. A contiguous array is not copied before it is encoded.
+    Returns: 256 characters of header (a multiple of 256 for long dtypes), then the data; RFC 4648 section 4, padded.
+    Raises: TypeError for a dtype that .npy can't carry without pickle (object, StringDType), and for a masked array.
+    """
+
+def decode_numpy(text: str | _Buffer) -> NDArray[Any]:
+    """The array whose .npy document's base64 `text` is.
+
+    Returns: an array of its own memory, writable, data aligned to 64 bytes; in Fortran order if the document is.
+    Raises: ItemError (422) with the offset in characters: not strict base64 (RFC 4648 sections 3.5 and 4), not one
+    whole .npy document, a dtype that holds objects or is not known here, bools that are neither 0 nor 1.
+    """
+
+def encode_npy(values: Sequence[ArrayLike] | NDArray[Any]) -> bytes:
+    """Rows of one dtype and shape stacked as one .npy document: shape (n, *shape of a row), C order.
+
+    values: n >= 1 rows; or an array, whose rows they are.
+    Raises: ValueError naming the first row that differs from row 0, or that there is none; TypeError as encode_numpy.
+    """
+
+def decode_npy(body: _Buffer) -> list[NDArray[Any]]:
+    """The arrays of .npy documents that lie one after another, at least one; arrays as decode_numpy returns them.
+
+    Raises: ItemError (422) with the index of the document that is wrong, and the offset in bytes within it.
+    """
+
+def encode_bytes(data: _Buffer) -> str:
+    """Base64 of RFC 4648 section 4, padded, in one line."""
+
+def decode_bytes(text: str | _Buffer) -> bytes:
+    """The bytes of strict base64: padded, canonical, no whitespace (RFC 4648 sections 3.5 and 4).
+
+    Raises: ItemError (422) with the offset of the first bad character.
+    """
+
+def has_big_int(body: _Buffer) -> bool:
+    """Whether 19 or more ASCII digits stand in a row anywhere: then an integer in it may not fit 64 bits.
+
+    Reads a quarter of the body: some twentieth of what parsing costs.
+    """

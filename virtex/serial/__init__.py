@@ -1,0 +1,35 @@
+"""encode_x and decode_x for each library x: what goes into the elements of a message's data, and back.
+
+A library is imported when one of its functions is first called, never here (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_HOME = {
+    "decode_bytes": "bytes",
+    "decode_numpy": "numpy",
+    "encode_bytes": "bytes",
+    "encode_numpy": "numpy",
+}
+
+__all__ = ["decode_bytes", "decode_numpy", "encode_bytes", "encode_numpy"]
+
+if TYPE_CHECKING:
+    from .bytes import decode_bytes, encode_bytes
+    from .numpy import decode_numpy, encode_numpy
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'virtex.serial' has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
