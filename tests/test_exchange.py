@@ -112,7 +112,9 @@ def test_npy_is_what_is_asked_for_by_name_and_not_less_than_json(accept, npy):
     assert negotiate(b"", b"", accept).takes_npy is npy
 
 
-@pytest.mark.parametrize("accept", [b"text/html", b"application/json;q=0, text/html", b"application/x-npy;q=0", b"*/*;q=0"])
+@pytest.mark.parametrize(
+    "accept", [b"text/html", b"application/json;q=0, text/html", b"application/x-npy;q=0", b"*/*;q=0"]
+)
 def test_an_answer_that_is_not_acceptable_is_a_406(accept):
     with pytest.raises(RequestError) as error:
         negotiate(b"", b"", accept)

@@ -340,7 +340,10 @@ def test_it_is_live_but_not_ready_until_setup_is_done_which_runs_off_the_loop(as
     async def main():
         starting = asyncio.ensure_future(app.startup(Worker(1, 2)))
         await asyncio.sleep(0)
-        live, ready = await ask(app, method="GET", path="/health/live"), await ask(app, method="GET", path="/health/ready")
+        live, ready = (
+            await ask(app, method="GET", path="/health/live"),
+            await ask(app, method="GET", path="/health/ready"),
+        )
         post = await ask(app, BODY)
         handler.go.set()
         await starting
@@ -634,7 +637,10 @@ def test_lifespan_starts_and_stops_the_service():
         return sent
 
     handler = Life()
-    assert [m["type"] for m in asyncio.run(main(handler))] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert [m["type"] for m in asyncio.run(main(handler))] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
     assert set(handler.threads) == {"setup", "teardown"}
 
     class Broken(Echo):
@@ -724,7 +730,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
     ids=str,
 )
 def test_arguments_are_checked(wrong):
-    ((name, value),) = wrong.items()
+    ((_, value),) = wrong.items()
     with pytest.raises(ValueError, match=r"expected") as error:
         http_server(**{"name": "a", "handler": Echo(), **wrong})
     assert repr(value) in str(error.value)

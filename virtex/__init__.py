@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from .errors import ItemError
     from .handler import RequestHandler
     from .limits import Limits
-    from .message import HttpMessage
     from .listener import serve
+    from .message import HttpMessage
     from .protocol import HttpProtocol
     from .server import Server, http_server
     from .worker import VirtexWorker

@@ -64,10 +64,9 @@ cdef extern from "item.h" nogil:
     size_t vx_decode_after(const vx_base64 *, uint8_t *, const uint8_t *, size_t, size_t)
     int vx_are_bools(const uint8_t *, size_t)
 
-cdef extern from "digits.h" nogil:
-    int vx_has_big_int(const uint8_t *, size_t)
+cdef extern from "big_int.h" nogil:
+    Py_ssize_t vx_big_int(const char *, size_t)
 
-cnp.import_array()
 
 cdef enum:
     HEADER_BYTES = 192        # written: a multiple of 3 (data begins on a base64 quantum) and of 64 (NumPy's rule)
@@ -203,9 +202,9 @@ def encode_bytes(data):
     return text
 
 
-def has_big_int(body):
+def big_int_offset(body):
     cdef _Input source = _open_bytes(body)
-    return bool(vx_has_big_int(source.data, source.size))
+    return vx_big_int(<const char *>source.data, source.size)
 
 
 # -- arrays in

@@ -13,6 +13,8 @@ import secrets
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from ._codec import decode_npy, encode_npy
 from .batcher import RETRY_SOON, Peer
 from .errors import HandlerError, Headers, ItemError, RequestError
@@ -162,10 +164,10 @@ class Exchange(Ticket):
         """The body is all there: answer at once, or admit its items and answer by the future, which never fails."""
         server = self._server
         server.batcher.company.arrived()
-        body = self._body
+        body = self._body or b""
         self._body = None
         try:
-            self.items = decode_npy(body) if self._wants.sends_npy else decode_message(body or b"")
+            self.items = decode_npy(body) if self._wants.sends_npy else decode_message(body)
             if not self.items:
                 return self._finish(self._reply([]))
             self._future = server.loop.create_future()
@@ -254,6 +256,8 @@ class Exchange(Ticket):
 
 def _stacked(rows: list[Any]) -> bytes | None:
     """The rows as one .npy document; None when they are not arrays of one dtype and shape."""
+    if not all(isinstance(row, np.ndarray) for row in rows):
+        return None
     try:
         return encode_npy(rows)
     except (TypeError, ValueError):
