@@ -372,8 +372,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(ticket=consumes(tickets))
     def leave(self, ticket):
-        if ticket is not None and not ticket.done:
-            ticket.done = True
+        if ticket is not None and not ticket.resolved:
+            ticket.resolved = True
             self.rig.batcher.cancel(ticket, "left")
             self.cancelled.add(ticket)
 
@@ -415,7 +415,7 @@ class Life(RuleBasedStateMachine):
 
     def _answer(self):
         for ticket in self.sent:
-            if ticket.done and ticket.peer is not None:
+            if ticket.resolved and ticket.peer is not None:
                 self.rig.answered(ticket.peer)
                 ticket.peer = None
 

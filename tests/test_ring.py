@@ -15,7 +15,7 @@ class Recorder(Ticket):
 
 
 def spans(ring, limit):
-    return [(span.ticket.items[span.start : span.stop]) for span in ring.take(limit)]
+    return [ticket.items[start:stop] for ticket, start, stop in ring.take(limit)]
 
 
 def test_slots_come_out_in_the_order_they_went_in():

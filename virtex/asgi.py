@@ -29,10 +29,12 @@ VERSIONS = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send() raises OSErr
 class AsgiExchange:
     """One request of an ASGI application and its answer."""
 
+    # fmt: off
     __slots__ = (
-        "_app", "_body", "_chunked", "_complete", "_connection", "_gone", "_held", "_head", "_last", "_left", "_request",
-        "_response_done", "_start", "_task", "_turn", "_waiter", "started",
-    )  # fmt: skip
+        "_body", "_chunked", "_complete", "_connection", "_gone", "_held", "_last", "_left", "_request",
+        "_response_done", "_sent", "_start", "_task", "_turn", "_waiter", "started",
+    )
+    # fmt: on
 
     def __init__(self, connection: HttpProtocol, turn: Turn, request: Request) -> None:
         self._connection = connection
@@ -50,6 +52,7 @@ class AsgiExchange:
         self._response_done = False
         self._chunked = False
         self._left: int | None = None  # bytes that its content-length still promises
+        self._sent = 0  # bytes of its body
         self._last = False  # the connection closes behind it
         loop = connection.connections.loop or asyncio.get_running_loop()
         self._task = loop.create_task(self._run())
@@ -101,6 +104,7 @@ class AsgiExchange:
             body = b"Internal Server Error"
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
             self._last = True
+            self._start = 500, headers
             self._emit(self._render(500, headers, body, True), True)
 
     def _scope(self) -> dict[str, Any]:
@@ -195,7 +199,8 @@ class AsgiExchange:
         if end:
             self._body.clear()
             self._connection.hold(False)
-            self._connection.finish(self._last)
+            assert self._start is not None
+            self._connection.finish(self._last, self._start[0], self._sent)
             self._wake()
 
     def _render(self, status: int, headers: list[Header], body: bytes, end: bool) -> bytes:
@@ -232,6 +237,7 @@ class AsgiExchange:
         return head + self._frame(body, end)
 
     def _frame(self, body: bytes, end: bool) -> bytes:
+        self._sent += len(body)
         if self._chunked:
             piece = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             return piece + b"0\r\n\r\n" if end else piece
@@ -265,7 +271,7 @@ class Lifespan:
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
 
     async def startup(self, worker: object = None) -> None:
-        """Returns when the application is ready, or does not do lifespan. Raises RuntimeError when its startup failed."""
+        """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
         self._task = asyncio.get_running_loop().create_task(self._run())
         answer = await self._ask("lifespan.startup")
         if answer is not None and answer["type"] == "lifespan.startup.failed":

@@ -20,7 +20,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -307,7 +307,7 @@ class Batcher:
         self.company = Company(self._window)
         self._executor: Executor | None = None
         self._steps: Callable[[], Steps]
-        self._running = 0
+        self._running: list[Batch] = []
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
@@ -349,6 +349,13 @@ class Batcher:
             self.tell(self._observer.dropped, reason, ticket.count - ticket.answered)
         self.wake()
 
+    def unanswered(self) -> Iterator[Ticket]:
+        """The requests in batches that run, then those that wait; a request that spans both comes twice."""
+        for batch in self._running:
+            for ticket, _, _ in batch.spans:
+                yield ticket
+        yield from self._ring
+
     def drain(self) -> None:
         """From now on wait for nobody."""
         self._draining = True
@@ -377,7 +384,7 @@ class Batcher:
             why = self._why(now, due)
             if why is None:
                 return
-        elif self._running < executor.depth and self._ring.size >= self.max_batch_size:
+        elif len(self._running) < executor.depth and self._ring.size >= self.max_batch_size:
             why = "full"
         else:
             return
@@ -385,7 +392,7 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         batch = Batch(self._ring.take(self.max_batch_size), self._steps(), why, now)
-        self._running += 1
+        self._running.append(batch)
         executor.start(batch, self._done)
         self.wake()
 
@@ -412,11 +419,11 @@ class Batcher:
 
     def _done(self, batch: Batch) -> None:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
-        self._running -= 1
+        self._running.remove(batch)
         for (ticket, start, _), outcome in zip(batch.spans, batch.outcomes, strict=True):
             if isinstance(outcome, list):
                 ticket.fill(outcome)
-            elif not ticket.done:
+            elif not ticket.resolved:
                 if outcome.index is not None:
                     outcome.index += start  # from within the span to within the request
                 self._ring.cancel(ticket)

@@ -19,7 +19,7 @@ from .limits import Limits
 from .server import Server
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol
+    from .protocol import HttpProtocol, Turn
 
 SECOND = 1_000_000_000  # ns
 NEVER = 1 << 62
@@ -30,7 +30,7 @@ HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
 CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
 
-AccessLog = Callable[[Any, int, int, int], None]
+AccessLog = Callable[["HttpProtocol", "Turn", int, int, int], None]
 
 
 class Connections:
@@ -56,8 +56,9 @@ class Connections:
         self.open: set[HttpProtocol] = set()
         self.requests = 0  # heads taken, for max_requests
         self.draining = False
+        self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
-        self.access: AccessLog | None = None  # (request, peer name, status, body bytes, ns): only if somebody reads it
+        self.access: AccessLog | None = None  # status, body bytes, ns; None: nobody reads it
         self.state: dict[str, Any] = {}  # ASGI lifespan's
         self.root_path = ""
         self.changed: asyncio.Event | None = None  # set when the last connection leaves
@@ -122,7 +123,7 @@ class Connections:
         """From now on every reply says `Connection: close`; connections at rest are let go. Idempotent."""
         if self.draining:
             return
-        self.draining = True
+        self.draining = self.closing = True
         self.drain_since = self.clock()
         self._heads.clear()
         for connection in list(self.open):

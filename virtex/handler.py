@@ -220,26 +220,29 @@ class Steps:
                 outcomes[i] = failure
             return
         started = self._clock()
+        await self._encode(rows, members, requests, outcomes)
+        self._lap("process_response", started)
+
+    async def _encode(
+        self, rows: list[Any], members: list[int], requests: list[list[Any]], outcomes: list[Outcome]
+    ) -> None:
+        encode = self._handler.process_response
+        awaits = "process_response" in self._awaits
         start = 0
         for i in members:
             stop = start + len(requests[i])
-            outcomes[i] = await self._encoded(rows[start:stop])
+            done: list[Any] = []
+            outcome: Outcome = done
+            try:
+                for row in rows[start:stop]:
+                    result = encode(row)
+                    done.append(await result if awaits else result)
+            except ItemError as error:
+                outcome = ItemError(error.reason, len(done), error.offset)
+            except Exception as error:
+                outcome = _failure("process_response", error, len(done))
+            outcomes[i] = outcome
             start = stop
-        self._lap("process_response", started)
-
-    async def _encoded(self, rows: list[Any]) -> Outcome:
-        encode = self._handler.process_response
-        awaits = "process_response" in self._awaits
-        done: list[Any] = []
-        try:
-            for row in rows:
-                result = encode(row)
-                done.append(await result if awaits else result)
-        except ItemError as error:
-            return ItemError(error.reason, len(done), error.offset)
-        except Exception as error:
-            return _failure("process_response", error, len(done))
-        return done
 
 
 def _joined(requests: list[list[Any]]) -> list[Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ssl as tls
 import socket
+import ssl as tls
 import time
 from collections.abc import Callable
 from typing import Any

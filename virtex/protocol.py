@@ -1,8 +1,8 @@
 """HTTP/1.1 on one connection: bytes in, requests out; answers in, bytes out, in order.
 
-The head of a request is checked by llhttp (httptools), whose strictness is never lowered, and by http1.py for what llhttp
-leaves open. Bodies are delimited here: by counting, or by chunked.py. So every parser is fed exactly the bytes that are
-its own, and the outcome does not depend on how the bytes were cut into segments.
+The head of a request is checked by llhttp (httptools), whose strictness is never lowered, and by http1.py for what
+llhttp leaves open. Bodies are delimited here: by counting, or by chunked.py. So every parser is fed exactly the bytes
+that are its own, and the outcome does not depend on how the bytes were cut into segments.
 
 Rules: one decision to refuse is one close; nothing is processed after it. An error is answered behind the answers of
 earlier requests. The client that sends the same head again, as one in a loop does, does not have it parsed again.
@@ -221,7 +221,10 @@ class HttpProtocol(asyncio.Protocol):
         return data[end:]
 
     def _take_head(self, data: bytes) -> tuple[int, Request, Head] | None:
-        """Where the head ends in `data`, and what it says; None while it is not whole. llhttp sees each byte as it comes."""
+        """Where the head ends in `data`, and what it says; None while it is not whole.
+
+        llhttp sees each byte as it comes, so what can't be HTTP is refused before its end has come.
+        """
         raw = self._partial + data
         fed = len(self._partial)
         if raw[0] in b"\r\n":
@@ -272,7 +275,7 @@ class HttpProtocol(asyncio.Protocol):
         self._partial = raw
 
     def _step_over_body(self, request: Request, data: bytes, at: int) -> None:
-        """Bring llhttp, which has no use for bodies, to the next head: cheaply if a short one is here, or by a new parser."""
+        """Bring llhttp to the next head: over a short body that is here already, or by a new parser."""
         length = request.length
         if self._parser is not None and length is not None and length <= min(LARGE, len(data) - at):
             self._parser.feed_data(memoryview(data)[at : at + length])
@@ -290,7 +293,7 @@ class HttpProtocol(asyncio.Protocol):
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._reader = self._read_chunks
-        elif self._direct and request.length - len(data) > LARGE:
+        elif request.length - len(data) > LARGE and not isinstance(exchange, AsgiExchange):
             self._fill(turn, exchange.buffer(request.length), data)
             return b""
         else:
@@ -399,7 +402,7 @@ class HttpProtocol(asyncio.Protocol):
             self._turns.append(turn)
         if turn.exchange is not None:
             turn.exchange.cancel(error.reason)
-            if turn.exchange.__class__ is not Exchange and turn.exchange.started:  # type: ignore[union-attr]
+            if isinstance(turn.exchange, AsgiExchange) and turn.exchange.started:
                 self.abort()  # half of another answer is out
                 return
         if self._direct:
@@ -427,9 +430,11 @@ class HttpProtocol(asyncio.Protocol):
         if not self._corked and self._turns:
             self._flush()
 
-    def finish(self, last: bool) -> None:
+    def finish(self, last: bool, status: int, length: int) -> None:
         """The answer of the first turn was streamed by asgi.py, to its end."""
         turn = self._turns.popleft()
+        if self.connections.access is not None:
+            self.connections.access(self, turn, status, length, self._clock() - turn.begun)
         if turn is self._current and turn.request is not None:
             self._abandon_body(turn)
         self._since = self._clock()
@@ -457,7 +462,7 @@ class HttpProtocol(asyncio.Protocol):
                     break
                 answer = answer.result()  # type: ignore[union-attr]
             turns.popleft()
-            last = turn.last or (self.connections.draining and not turns)
+            last = turn.last or (self.connections.closing and not turns)
             self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
         self._write(out)
         if last:
@@ -484,7 +489,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             out.append(head)
         if self.connections.access is not None:
-            self.connections.access(self, turn, response.status, length, now)
+            self.connections.access(self, turn, response.status, length, now - turn.begun)
 
     def _write(self, out: list[Any]) -> None:
         if not out:
@@ -621,7 +626,7 @@ class HttpProtocol(asyncio.Protocol):
         request = turn.request
         assert request is not None
         reads_on = turn is not self._current or (self._skips_rest() and not turn.invite)
-        return not request.keep_alive or turn.last or self.connections.draining or not reads_on
+        return not request.keep_alive or turn.last or self.connections.closing or not reads_on
 
     def own_lines(self, given: set[bytes], last: bool, minor: int) -> bytes:
         """The lines of an answer's head that are ours, but for those that the application has given."""

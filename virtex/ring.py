@@ -9,7 +9,8 @@ False and changes nothing. Cost: put O(1), take O(requests taken), cancel O(requ
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 
 class Ticket:
@@ -17,9 +18,10 @@ class Ticket:
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     answered: how many of those came back. born: when the request was admitted, in the clock's nanoseconds.
+    resolved: delivered, or given up.
     """
 
-    __slots__ = ("answered", "born", "count", "done", "items", "rows", "taken")
+    __slots__ = ("answered", "born", "count", "items", "resolved", "rows", "taken")
 
     items: list[Any]
     rows: list[Any]
@@ -28,39 +30,31 @@ class Ticket:
         self.items = []
         self.rows = []
         self.count = self.taken = self.answered = self.born = 0
-        self.done = False
+        self.resolved = False
 
     def deliver(self, rows: list[Any], error: Exception | None) -> None:
         """Take the answer: one row per item in order, or the error of the lowest failing item."""
         raise NotImplementedError
 
     def fill(self, rows: list[Any]) -> None:
-        """Append the rows of the next slots that came back; the last of them resolves the ticket."""
-        if self.done:
+        """Add the rows of the next slots that came back; the last of them resolves the ticket."""
+        if self.resolved:
             return
         self.answered += len(rows)
-        if self.rows:
-            self.rows += rows
-        else:
-            self.rows = rows
         if self.answered == self.count:
-            self.resolve(self.rows, None)
+            self.resolve(self.rows + rows if self.rows else rows, None)
+        else:
+            self.rows += rows
 
     def resolve(self, rows: list[Any], error: Exception | None) -> None:
         """Deliver once; whatever comes later is dropped. Frees the items and the rows."""
-        if self.done:
-            return
-        self.done = True
-        self.items = self.rows = []
-        self.deliver(rows, error)
+        if not self.resolved:
+            self.resolved = True
+            self.items = self.rows = []
+            self.deliver(rows, error)
 
 
-class Span(NamedTuple):
-    """The slots [start, stop) of one ticket, as one batch takes them."""
-
-    ticket: Ticket
-    start: int
-    stop: int
+Span = tuple[Ticket, int, int]  # the slots [start, stop) of one ticket, as one batch takes them
 
 
 class Ring:
@@ -90,17 +84,24 @@ class Ring:
         """Take up to `limit` slots from the front; the last ticket may be split and stays in front with the rest."""
         spans = []
         tickets = self._tickets
-        while limit and tickets:
+        left = min(limit, self.size)
+        self.size -= left
+        while left:
             ticket = tickets[0]
             start = ticket.taken
-            stop = min(ticket.count, start + limit)
-            spans.append(Span(ticket, start, stop))
-            ticket.taken = stop
-            limit -= stop - start
-            self.size -= stop - start
-            if stop == ticket.count:
+            stop = ticket.count
+            if stop - start <= left:
                 tickets.popleft()
+            else:
+                stop = start + left
+            ticket.taken = stop
+            left -= stop - start
+            spans.append((ticket, start, stop))
         return spans
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """The waiting tickets, oldest first."""
+        return iter(self._tickets)
 
     def cancel(self, ticket: Ticket) -> int:
         """Give back the slots of a ticket that no batch has taken yet; says how many."""

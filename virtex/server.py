@@ -19,7 +19,6 @@ import math
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -28,7 +27,7 @@ from typing import Any
 from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
 from .errors import RequestError
-from .exchange import ACCEPTS, JSON, Exchange, Head, Response, negotiate, refusal
+from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
 from .handler import RequestHandler, Steps, Worker, async_methods
 from .limits import Limits
 
@@ -85,7 +84,6 @@ class Server:
         self._startup: asyncio.Task[None] | None = None
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
-        self._pending: deque[Exchange] = deque()  # admitted, in the order of their deadlines
         self._sweeper: asyncio.TimerHandle | None = None
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
         self._peers_kept = 1024
@@ -174,10 +172,9 @@ class Server:
         self._state = FAILED
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
-        for exchange in list(self._pending):
-            if not exchange.done:
-                self.batcher.cancel(exchange, "setup failed")
-                exchange.resolve([], RequestError(503, self._why_failed))
+        for ticket in list(self.batcher.unanswered()):
+            self.batcher.cancel(ticket, "setup failed")
+            ticket.resolve([], RequestError(503, self._why_failed))
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
@@ -225,6 +222,8 @@ class Server:
         try:
             if self._state is not READY:
                 self._begin(Worker(), lazy=True)
+            if head.wants is not None:
+                return self._take(head, now)
             if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
                 response = self._get(head)
             else:
@@ -241,6 +240,17 @@ class Server:
         self.batcher.wake()
 
     def _take(self, head: Head, now: int) -> Exchange:
+        wants = head.wants
+        if wants is None:
+            wants = head.wants = self._negotiated(head)
+        if self._state is not READY:
+            self._refuse_by_state()
+        self.batcher.room_for(1)
+        self._unsettled += 1
+        self.batcher.company.arrives(head.peer)
+        return Exchange(self, head, wants, now)
+
+    def _negotiated(self, head: Head) -> Wants:
         content_type = content_encoding = accept = b""
         for name, value in head.headers:
             if name == b"content-type":
@@ -249,15 +259,9 @@ class Server:
                 accept = accept + b"," + value if accept else value
             elif name == b"content-encoding":
                 content_encoding = value
-        wants = negotiate(content_type, content_encoding, accept)
         if head.length is not None and head.length > self.limits.body:
             raise self.too_large(head.length)
-        if self._state is not READY:
-            self._refuse_by_state()
-        self.batcher.room_for(1)
-        self._unsettled += 1
-        self.batcher.company.arrives(head.peer)
-        return Exchange(self, head, wants, now)
+        return negotiate(content_type, content_encoding, accept)
 
     def _refuse_by_state(self) -> None:
         """503 unless requests are still taken: while draining, and while starting on a request's behalf."""
@@ -275,32 +279,25 @@ class Server:
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request; the sweeper answers for it when its deadline passes."""
         self.batcher.admit(exchange, self._clock())
-        pending = self._pending
-        while pending and pending[0].done:
-            pending.popleft()
-        pending.append(exchange)
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(self.limits.answer_seconds, self._sweep)
 
     def _sweep(self) -> None:
-        """Answer for those whose deadline passed. One timer does: all have the same time."""
+        """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
         self._sweeper = None
-        pending = self._pending
-        allowed = round(self.limits.answer_seconds * 1e9)
-        now = self._clock()
-        while pending:
-            left = pending[0].begun + allowed - now
-            if not pending[0].done:
-                if left > 0:
-                    self._sweeper = self.loop.call_later(left / 1e9 + 0.001, self._sweep)
-                    return
-                pending[0].expire()
-            pending.popleft()
+        deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
+        waiting = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        for exchange in waiting:
+            if exchange.begun <= deadline:
+                exchange.expire()
+        left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
+        if left:
+            self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
 
-    def settled(self, exchange: Exchange) -> int:
-        """A taken request was answered or given up; returns the clock."""
+    def settled(self, peer: Peer | None) -> int:
+        """A request that was taken is answered or given up; returns the clock."""
         now = self._clock()
-        self.batcher.company.answered(exchange.peer, now)
+        self.batcher.company.answered(peer, now)
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
@@ -358,15 +355,15 @@ class Server:
     async def _http(self, scope: Any, receive: Any, send: Any) -> None:
         self._begin(Worker(), lazy=True)
         head = self._head(scope)
-        answer: Response | asyncio.Future[Response] | None
+        answer: Response | Exchange | None
         opened = self.open(head, self._clock())
         if isinstance(opened, Response):
             await _send(send, head, opened)
             return
         try:
             answer = await self._received(opened, receive)
-            if isinstance(answer, asyncio.Future):
-                answer = await self._watched(opened, answer, receive)
+            if isinstance(answer, Exchange):
+                answer = await self._watched(answer, receive)
         except BaseException:
             opened.cancel("the server gave the request up")
             raise
@@ -401,7 +398,7 @@ class Server:
         self._peers = {key: peer for key, peer in self._peers.items() if peer.open or peer.answered}
         self._peers_kept = max(1024, 2 * len(self._peers))
 
-    async def _received(self, exchange: Exchange, receive: Any) -> Response | asyncio.Future[Response] | None:
+    async def _received(self, exchange: Exchange, receive: Any) -> Response | Exchange | None:
         """Read the body and complete; None when the client left first."""
         while True:
             message = await receive()
@@ -418,20 +415,25 @@ class Server:
             if not message.get("more_body", False):
                 return exchange.complete()
 
-    async def _watched(self, exchange: Exchange, future: asyncio.Future[Response], receive: Any) -> Response | None:
+    async def _watched(self, exchange: Exchange, receive: Any) -> Response | None:
         """Await the answer; None when the client left first. Whoever is answered quickly is not watched."""
+        waiter: asyncio.Future[bool] = self.loop.create_future()
         watchers: list[asyncio.Task[None]] = []
+
+        def wake(answered: bool) -> None:
+            if not waiter.done():
+                waiter.set_result(answered)
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not future.done():
-                exchange.cancel("the client left")
-                future.set_result(None)  # type: ignore[arg-type]
+            exchange.cancel("the client left")
+            wake(False)
 
+        exchange.add_done_callback(lambda _: wake(True))
         timer = self.loop.call_later(WATCH_AFTER, lambda: watchers.append(self.loop.create_task(watch())))
         try:
-            return await future
+            return exchange.result() if await waiter else None
         finally:
             timer.cancel()
             for watcher in watchers:
