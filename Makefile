@@ -32,12 +32,12 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@$(BIN)/cython-lint virtex
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure the codec and the server; the figures go to bench/results
-	@mkdir -p bench/results
-	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json bench/results/codec.json
-	@$(BIN)/python -m bench.serve
+bench: $(VENV)/.dev  ## measure the codec and the server (about 5 minutes); the figures go to build/
+	@mkdir -p build
+	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json build/codec.json
+	@$(BIN)/python -m bench.serve --json build/serve.json
 
-report: $(VENV)/.dev  ## write the figures of bench/results into the README
+report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and show it in the README
 	@$(BIN)/python -m bench.report
 
 clean:  ## remove what the targets above made

@@ -306,7 +306,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=2, help="length of a run (default: %(default)s)")
     parser.add_argument("--idle", type=float, default=5.0, help="seconds to watch idle servers (default: %(default)s)")
     parser.add_argument("--servers", default="bare;virtex;uvicorn;granian", help=f"of {';'.join(SERVERS)}, or: all")
-    parser.add_argument("--json", type=Path, default=HERE / "results" / "serve.json", help="where the figures go")
+    parser.add_argument("--json", type=Path, default=Path("build/serve.json"), help="where the figures go")
     parsed = parser.parse_args(arguments)
     parsed.connections = [int(count) for count in parsed.connections.split(",")]
     parsed.servers = list(SERVERS) if parsed.servers == "all" else parsed.servers.split(";")
