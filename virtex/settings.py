@@ -65,8 +65,9 @@ def check(cfg: Any) -> None:
 
 
 def is_set(cfg: Any, name: str) -> bool:
+    """Whether a setting differs from gunicorn's default; as parsed, for some defaults are written as text."""
     setting = cfg.settings[name]
-    return bool(setting.get() != setting.default)
+    return bool(setting.get() != type(setting)().get())
 
 
 def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
