@@ -21,7 +21,11 @@ class Case(NamedTuple):
 
 def post(body: bytes = b"", *lines: bytes, version: bytes = b"HTTP/1.1", host: bytes = b"Host: a\r\n") -> bytes:
     extra = b"".join(line + b"\r\n" for line in lines)
-    length = b"" if any(line.lower().startswith(b"transfer-enc") for line in lines) else b"Content-Length: %d\r\n" % len(body)
+    length = (
+        b""
+        if any(line.lower().startswith(b"transfer-enc") for line in lines)
+        else b"Content-Length: %d\r\n" % len(body)
+    )
     return b"POST /p " + version + b"\r\n" + host + length + extra + b"\r\n" + body
 
 
@@ -47,7 +51,12 @@ CASES = [
     Case("post", post(b"abc"), "200", V + "6.2", [b"abc"]),
     Case("post empty", post(b""), "200", V + "6.2", [b""]),
     Case("two", post(b"1") + post(b"2"), "200 200", V + "9.3.2", [b"1", b"2"]),
-    Case("five mixed", GET + post(b"1") + chunked(b"1\r\n2\r\n0\r\n\r\n") + GET + post(b"3"), "200 200 200 200 200", V + "9.3.2"),
+    Case(
+        "five mixed",
+        GET + post(b"1") + chunked(b"1\r\n2\r\n0\r\n\r\n") + GET + post(b"3"),
+        "200 200 200 200 200",
+        V + "9.3.2",
+    ),
     Case("empty line ahead", b"\r\n" + GET, "200", V + "2.2"),
     Case("empty lines ahead", b"\r\n\r\n\r\n" + GET + b"\r\n" + GET, "200 200", V + "2.2"),
     Case("value with tabs and spaces around", head(b"X: \t a b \t"), "200", V + "5.1"),
@@ -117,7 +126,21 @@ CASES = [
     Case("IPv6 Host", b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "200", U),
     *(
         Case(f"Host {host!r}", b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n", "400 close", U)
-        for host in (b"a b", b"a/b", b"u@a", b"a:b", b"a,b", b"[::1", b"a:1:2", b"a?", b"a#", b"%zz", b"\xe4", b"a\tb", b"a\\b")
+        for host in (
+            b"a b",
+            b"a/b",
+            b"u@a",
+            b"a:b",
+            b"a,b",
+            b"[::1",
+            b"a:1:2",
+            b"a?",
+            b"a#",
+            b"%zz",
+            b"\xe4",
+            b"a\tb",
+            b"a\\b",
+        )
         if host != b"a,b"
     ),
     # --- fields
@@ -139,31 +162,79 @@ CASES = [
     Case("CR CR LF", b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", "400 close", V + "2.2"),
     Case("head ends in CR X", b"GET / HTTP/1.1\r\nHost: a\r\n\rX", "400 close", V + "2.2"),
     # --- Content-Length
-    Case("length + sign", post(b"", b"Content-Length: +0").replace(b"Content-Length: 0\r\n", b""), "400 close", V + "6.3"),
+    Case(
+        "length + sign", post(b"", b"Content-Length: +0").replace(b"Content-Length: 0\r\n", b""), "400 close", V + "6.3"
+    ),
     *(
-        Case(f"Content-Length {value!r}", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + value + b"\r\n\r\nabcde", outcome, V + "6.3")
+        Case(
+            f"Content-Length {value!r}",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + value + b"\r\n\r\nabcde",
+            outcome,
+            V + "6.3",
+        )
         for value, outcome in [
-            (b"+5", "400 close"), (b"-1", "400 close"), (b"0x5", "400 close"), (b"5,5", "400 close"), (b"", "400 close"),
-            (b"5 5", "400 close"), (b"5;", "400 close"), (b"1e1", "400 close"), (b"18446744073709551616", "400 close"),
-            (b"99999999999999999999999999", "400 close"), (b"5.0", "400 close"), (b"\xb5", "400 close"),
-            (b"005", "200"), (b"5 ", "200"), (b"18446744073709551615", "413 close"),
+            (b"+5", "400 close"),
+            (b"-1", "400 close"),
+            (b"0x5", "400 close"),
+            (b"5,5", "400 close"),
+            (b"", "400 close"),
+            (b"5 5", "400 close"),
+            (b"5;", "400 close"),
+            (b"1e1", "400 close"),
+            (b"18446744073709551616", "400 close"),
+            (b"99999999999999999999999999", "400 close"),
+            (b"5.0", "400 close"),
+            (b"\xb5", "400 close"),
+            (b"005", "200"),
+            (b"5 ", "200"),
+            (b"18446744073709551615", "413 close"),
         ]
     ),  # fmt: skip
     Case("two lengths", post(b"ab", b"Content-Length: 1"), "400 close", V + "6.3"),
     Case("two equal lengths", post(b"ab", b"Content-Length: 2"), "400 close", V + "6.3"),
-    Case("body shorter than its length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc", "open", V + "6.3", []),
+    Case(
+        "body shorter than its length",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc",
+        "open",
+        V + "6.3",
+        [],
+    ),
     Case("bytes behind a body", post(b"abc") + b"xyz", "200 501 close", V + "6.3", [b"abc"]),
     # --- Transfer-Encoding
-    Case("length and chunked", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400 close", V + "6.1"),
+    Case(
+        "length and chunked",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400 close",
+        V + "6.1",
+    ),
     Case("chunked and length", chunked(b"0\r\n\r\n", b"Content-Length: 3"), "400 close", V + "6.1"),
-    Case("chunked in HTTP/1.0", b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400 close", V + "6.1"),
+    Case(
+        "chunked in HTTP/1.0", b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400 close", V + "6.1"
+    ),
     *(
-        Case(f"Transfer-Encoding {value!r}", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: " + value + b"\r\n\r\n0\r\n\r\n", outcome, V + "6.1")
+        Case(
+            f"Transfer-Encoding {value!r}",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: " + value + b"\r\n\r\n0\r\n\r\n",
+            outcome,
+            V + "6.1",
+        )
         for value, outcome in [
-            (b"chunked", "200"), (b"Chunked", "200"), (b"gzip", "400 close"), (b"gzip, chunked", "501 close"),
-            (b"identity", "400 close"), (b"identity, chunked", "501 close"), (b"xchunked", "400 close"), (b"chunked, gzip", "400 close"),
-            (b"chunked, chunked", "400 close"), (b"chunked;a=b", "400 close"), (b", chunked", "501 close"), (b"", "400 close"),
-            (b'"chunked"', "400 close"), (b"\x0bchunked", "400 close"), (b"chunked\x0b", "400 close"), (b"chunk", "400 close"),
+            (b"chunked", "200"),
+            (b"Chunked", "200"),
+            (b"gzip", "400 close"),
+            (b"gzip, chunked", "501 close"),
+            (b"identity", "400 close"),
+            (b"identity, chunked", "501 close"),
+            (b"xchunked", "400 close"),
+            (b"chunked, gzip", "400 close"),
+            (b"chunked, chunked", "400 close"),
+            (b"chunked;a=b", "400 close"),
+            (b", chunked", "501 close"),
+            (b"", "400 close"),
+            (b'"chunked"', "400 close"),
+            (b"\x0bchunked", "400 close"),
+            (b"chunked\x0b", "400 close"),
+            (b"chunk", "400 close"),
         ]
     ),  # fmt: skip
     Case("two codings in two lines", chunked(b"0\r\n\r\n", b"Transfer-Encoding: identity"), "400 close", V + "6.1"),
@@ -173,7 +244,7 @@ CASES = [
     Case("no chunk", chunked(b"0\r\n\r\n"), "200", T, [b""]),
     Case("zeros ahead", chunked(b"0003\r\nabc\r\n000\r\n\r\n"), "200", T, [b"abc"]),
     Case("upper and lower hex", chunked(b"A\r\n0123456789\r\nb\r\n0123456789a\r\n0\r\n\r\n"), "200", T),
-    Case("extension", chunked(b"3;a;b=c;d=\"e f\"\r\nabc\r\n0;x\r\n\r\n"), "200", T + ".1", [b"abc"]),
+    Case("extension", chunked(b'3;a;b=c;d="e f"\r\nabc\r\n0;x\r\n\r\n'), "200", T + ".1", [b"abc"]),
     Case("trailers", chunked(b"1\r\na\r\n0\r\nX: y\r\nZ:\r\n\r\n") + OK, "200 200", T + ".2", [b"a", b"ok"]),
     Case("request behind chunks", chunked(b"1\r\na\r\n0\r\n\r\n") + GET + chunked(b"0\r\n\r\n"), "200 200 200", T),
     Case("chunks with a CRLF in the data", chunked(b"6\r\n0\r\n\r\nx\r\n0\r\n\r\n"), "200", T, [b"0\r\n\r\nx"]),
@@ -183,29 +254,88 @@ CASES = [
     *(
         Case(f"chunk {body!r}", chunked(body), "400 close", T, [])
         for body in (
-            b"-1\r\n", b"+1\r\na\r\n", b"0x1\r\na\r\n", b"g\r\n", b" 1\r\na\r\n", b"1 \r\na\r\n", b"\r\n", b"1\na\r\n", b"1\r\nab\r\n",
-            b"1\r\na0\r\n\r\n", b"1\r\na\n0\r\n\r\n", b"1\r\na\rX", b"10000000000000000\r\n", b"1;\0\r\na\r\n", b"1;a=\x01\r\na\r\n",
-            b"1;a\nb\r\na\r\n", b"0\r\nX : y\r\n\r\n", b"0\r\nX\r\n\r\n", b"0\r\nX: \0\r\n\r\n", b"0\r\n a: b\r\n\r\n", b"1\ra",
-            b"0\r\nContent-Length: 3\r\n\r\n", b"0\r\n\n", b"1_0\r\n", b"\xb9\r\n", b"1;a=\"\r\n",
+            b"-1\r\n",
+            b"+1\r\na\r\n",
+            b"0x1\r\na\r\n",
+            b"g\r\n",
+            b" 1\r\na\r\n",
+            b"1 \r\na\r\n",
+            b"\r\n",
+            b"1\na\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na0\r\n\r\n",
+            b"1\r\na\n0\r\n\r\n",
+            b"1\r\na\rX",
+            b"10000000000000000\r\n",
+            b"1;\0\r\na\r\n",
+            b"1;a=\x01\r\na\r\n",
+            b"1;a\nb\r\na\r\n",
+            b"0\r\nX : y\r\n\r\n",
+            b"0\r\nX\r\n\r\n",
+            b"0\r\nX: \0\r\n\r\n",
+            b"0\r\n a: b\r\n\r\n",
+            b"1\ra",
+            b"0\r\nContent-Length: 3\r\n\r\n",
+            b"0\r\n\n",
+            b"1_0\r\n",
+            b"\xb9\r\n",
+            b'1;a="\r\n',
         )
     ),  # fmt: skip
     # --- Expect
-    Case("expect", b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n", "100 open", M + "10.1.1", []),
+    Case(
+        "expect",
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
+        "100 open",
+        M + "10.1.1",
+        [],
+    ),
     Case("expect chunked", chunked(b"", b"Expect: 100-Continue"), "100 open", M + "10.1.1", []),
-    Case("expect in HTTP/1.0", b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nab", "200 close", M + "10.1.1"),
+    Case(
+        "expect in HTTP/1.0",
+        b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nab",
+        "200 close",
+        M + "10.1.1",
+    ),
     Case("expect without body", head(b"Expect: 100-continue"), "200", M + "10.1.1"),
     Case("expect something else", post(b"ab", b"Expect: 200-ok"), "417 close", M + "10.1.1"),
     Case("expect two things", post(b"ab", b"Expect: 100-continue, x"), "417 close", M + "10.1.1"),
     # --- Upgrade
     Case("upgrade ignored", head(b"Upgrade: h2c", b"Connection: Upgrade") + GET, "200 200", M + "7.8"),
-    Case("upgrade with a body", post(b"GET / HTTP/1.1\r\n\r\n", b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings") + GET, "200 200", M + "7.8", [b"GET / HTTP/1.1\r\n\r\n", b""]),
-    Case("upgrade with chunks", chunked(b"3\r\nabc\r\n0\r\n\r\n", b"Upgrade: websocket", b"Connection: upgrade") + GET, "200 200", M + "7.8", [b"abc", b""]),
+    Case(
+        "upgrade with a body",
+        post(b"GET / HTTP/1.1\r\n\r\n", b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings") + GET,
+        "200 200",
+        M + "7.8",
+        [b"GET / HTTP/1.1\r\n\r\n", b""],
+    ),
+    Case(
+        "upgrade with chunks",
+        chunked(b"3\r\nabc\r\n0\r\n\r\n", b"Upgrade: websocket", b"Connection: upgrade") + GET,
+        "200 200",
+        M + "7.8",
+        [b"abc", b""],
+    ),
     # --- order
-    Case("error behind answers", post(b"1") + post(b"2") + b"BAD\r\n\r\n" + GET, "200 200 501 close", V + "9.3.2", [b"1", b"2"]),
+    Case(
+        "error behind answers",
+        post(b"1") + post(b"2") + b"BAD\r\n\r\n" + GET,
+        "200 200 501 close",
+        V + "9.3.2",
+        [b"1", b"2"],
+    ),
     Case("bad chunk behind answers", post(b"1") + chunked(b"x\r\n"), "200 400 close", V + "9.3.2", [b"1"]),
     Case("nothing after an error", b"GET / HTTP/1.1\r\n\r\n" + post(b"1"), "400 close", V + "9.3.2", []),
-    Case("smuggled by a length and chunks", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 35\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + GET, "400 close", V + "11.2", []),
-    Case("smuggled by a trailer", chunked(b"0\r\nTransfer-Encoding: chunked\r\n\r\n") + OK, "200 200", V + "7.1.2", [b"", b"ok"]),
+    Case(
+        "smuggled by a length and chunks",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 35\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + GET,
+        "400 close",
+        V + "11.2",
+        [],
+    ),
+    Case(
+        "smuggled by a trailer", chunked(b"0\r\nTransfer-Encoding: chunked\r\n\r\n") + OK, "400 close", M + "6.5.1", []
+    ),
     Case("half a head", GET + b"GET / HTT", "200 open", V + "2.2"),
     Case("nothing", b"", "open", V + "2.1", []),
 ]

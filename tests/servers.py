@@ -193,7 +193,9 @@ def read_response(sock: socket.socket, head_only: bool = False) -> tuple[int, di
             raise AssertionError(f"the connection ended within a head: {data!r}")
         data += piece
     lines = data[:-4].split(b"\r\n")
-    headers = {name.decode().lower(): value.strip().decode() for name, _, value in (x.partition(b":") for x in lines[1:])}
+    headers = {
+        name.decode().lower(): value.strip().decode() for name, _, value in (x.partition(b":") for x in lines[1:])
+    }
     length = 0 if head_only else int(headers.get("content-length", 0))
     body = b""
     while len(body) < length:

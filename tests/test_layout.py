@@ -14,10 +14,12 @@ OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools", "prometh
 NO_CLOCK = CORE | {"ring", "exchange", "_codec"}
 PARTS = {
     "asgi": "protocol",
+    "board": "worker",
     "chunked": "protocol",
     "connections": "protocol",
     "http1": "protocol",
     "listener": "protocol",
+    "settings": "worker",
 }
 
 

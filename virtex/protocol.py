@@ -135,6 +135,8 @@ class HttpProtocol(asyncio.Protocol):
         if self._rest:
             data = self._rest + data
             self._rest = b""
+            if not self._reading:
+                self._update_reading()
         self._corked = True
         try:
             while data:
@@ -146,6 +148,8 @@ class HttpProtocol(asyncio.Protocol):
         self._corked = False
         if self._turns:
             self._flush()
+        elif self._ended and self._wait != END:
+            self._end()
 
     def eof_received(self) -> bool:
         """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close."""
@@ -154,10 +158,8 @@ class HttpProtocol(asyncio.Protocol):
         if unfinished is not None and unfinished.exchange is not None:
             unfinished.exchange.cancel("the client left")
             self._turns.remove(unfinished)  # RFC 9112 section 8: half a request is not one
-        if not self._turns or self._wait == END or self.transport.get_extra_info("sslcontext"):
-            return False  # TLS ends both directions at once
-        self._stop_at(self._turns[-1])
-        return True
+        # TLS ends both directions at once
+        return bool(self._turns) and self._wait != END and not self.transport.get_extra_info("sslcontext")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
@@ -179,6 +181,9 @@ class HttpProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._stalled = 0
+        if self._wait == NEXT_HEAD:
+            self._since = self._clock()  # while it read an answer, it was not idle
+            self._watch(self._limits.keep_alive_seconds)
         self._resume_writer()
         self._update_reading()
 
@@ -359,13 +364,13 @@ class HttpProtocol(asyncio.Protocol):
         """The request is all there: hand it over, and wait for the next."""
         request, exchange = turn.request, turn.exchange
         assert request is not None and exchange is not None
+        turn.answer = answer = exchange.complete()
         self._current = None
         self._wait = NEXT_HEAD
         if request.keep_alive:
             self._reader = self._read_head
         else:
             self._stop_at(turn)
-        turn.answer = answer = exchange.complete()
         if answer is not None and answer.__class__ is not Response:
             answer.add_done_callback(self._on_answer)  # type: ignore[union-attr]
 
@@ -462,8 +467,8 @@ class HttpProtocol(asyncio.Protocol):
                     break
                 answer = answer.result()  # type: ignore[union-attr]
             turns.popleft()
-            last = turn.last or (self.connections.closing and not turns)
-            self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
+            last = turn.last or ((self.connections.closing or self._ended) and not (turns or self._rest))
+            last = self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
         self._write(out)
         if last:
             self._end()
@@ -474,22 +479,28 @@ class HttpProtocol(asyncio.Protocol):
         if self._rest and not last and len(turns) < self._most:
             self.data_received(b"")
 
-    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> None:
+    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> bool:
+        """Append the bytes of an answer; returns whether it is the connection's last."""
         request = turn.request
-        buffers = response.buffers
-        length = 0
-        for buffer in buffers:
-            length += len(buffer)
         says = CLOSE if last else KEEP if request is None or request.minor else KEEP_1_0
-        head = self.connections.head(response.status, response.headers, says, now)
+        try:
+            head = self.connections.head(response.status, response.headers, says, now)
+        except ValueError:
+            log.exception("an answer could not be sent")
+            response, last = refusal(500, "the server made an answer that can't be sent"), True
+            head = self.connections.head(500, response.headers, CLOSE, now)
+        length = 0
+        for buffer in response.buffers:
+            length += len(buffer)
         if has_body(response.status):
             out.append(b"%b%d\r\n\r\n" % (head, length))
             if request is None or request.method != "HEAD":
-                out += buffers
+                out += response.buffers
         else:
             out.append(head)
         if self.connections.access is not None:
             self.connections.access(self, turn, response.status, length, now - turn.begun)
+        return last
 
     def _write(self, out: list[Any]) -> None:
         if not out:
@@ -567,7 +578,7 @@ class HttpProtocol(asyncio.Protocol):
         if wait == END:
             unsent = self.transport.get_write_buffer_size()
             return self._since + int((limits.write_stall_seconds if unsent else LINGER_SECONDS) * SECOND)
-        if self._turns:
+        if self._turns or self._stalled:
             return NEVER
         if self.connections.draining:
             return max(self._since, self.connections.drain_since) + int(DRAIN_SECONDS * SECOND)
@@ -626,7 +637,8 @@ class HttpProtocol(asyncio.Protocol):
         request = turn.request
         assert request is not None
         reads_on = turn is not self._current or (self._skips_rest() and not turn.invite)
-        return not request.keep_alive or turn.last or self.connections.closing or not reads_on
+        ends = self.connections.closing or self._ended
+        return not request.keep_alive or turn.last or (ends and not self._rest) or not reads_on
 
     def own_lines(self, given: set[bytes], last: bool, minor: int) -> bytes:
         """The lines of an answer's head that are ours, but for those that the application has given."""
