@@ -66,7 +66,9 @@ def check(cfg: Any) -> None:
 
 def is_set(cfg: Any, name: str) -> bool:
     setting = cfg.settings[name]
-    return bool(setting.get() != setting.default)
+    # get() gives what the validator made of the text; the default is still the text ("127.0.0.1,::1" for a list)
+    default = setting.default if setting.default is None else setting.validator(setting.default)
+    return bool(setting.get() != default)
 
 
 def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
