@@ -29,7 +29,7 @@ test: $(VENV)/.dev  ## run every test (at most 5 minutes)
 check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
-	@$(BIN)/cython-lint virtex
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
 	@$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## measure the codec and the server (about 5 minutes); the figures go to build/

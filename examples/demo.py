@@ -163,7 +163,8 @@ def report(answers: np.ndarray, seconds: np.ndarray, elapsed: float, digits: np.
     right = int((served == np.tile(digits, rounds)).sum())
     wrong = int((served != np.tile(offline, rounds)).sum())
     p50, p90, p99 = np.percentile(seconds * 1e3, (50, 90, 99))
-    print(f"accuracy     {right / len(served):.6f} served, {(offline == digits).mean():.6f} offline")
+    offline_accuracy = (offline == digits).mean()
+    print(f"accuracy     {right / len(served):.6f} served, {offline_accuracy:.6f} offline ({len(digits)} images)")
     print(f"throughput   {len(served) / elapsed:.0f} requests/s")
     print(f"latency      p50 {p50:.2f} ms, p90 {p90:.2f} ms, p99 {p99:.2f} ms")
     print(f"batches      {batches(answers[:, 1])}")
@@ -223,6 +224,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped then too
     if arguments.serve:
         serve(arguments)
         return 0

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -85,8 +84,7 @@ def build(what: str, where: Path, out: Path) -> Path:
 
 
 def test_the_sdist_builds_a_wheel_with_what_runs_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
-    with tarfile.open(build("sdist", checkout, tmp_path)) as sdist:
-        sdist.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "xzf", build("sdist", checkout, tmp_path)], cwd=tmp_path, check=True)
     wheel = zipfile.ZipFile(build("wheel", tmp_path / f"virtex-{virtex.__version__}", tmp_path))
     with wheel:
         names = wheel.namelist()
