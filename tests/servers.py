@@ -57,9 +57,8 @@ _SERVE = _EMBEDDED.format(
     start="from virtex import serve\n    listener = await serve(app, port={port})", stop="await listener.drain(10)"
 )
 _PROTOCOL = _EMBEDDED.format(
-    start=(
-        "from virtex import HttpProtocol\n    server = await loop.create_server(lambda: HttpProtocol(app), '127.0.0.1', {port})"
-    ),
+    start="""from virtex import HttpProtocol
+    server = await loop.create_server(lambda: HttpProtocol(app), '127.0.0.1', {port})""",
     stop="server.close()",
 )
 
@@ -125,10 +124,8 @@ class Running:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # the group is this server's alone: workers it left, if any
         self.process.wait(10)
@@ -179,8 +176,10 @@ def until(holds: Callable[[], bool], what: str, server: Running | None = None, s
     """Wait until `holds()`, at most `seconds`; then fail, saying what was waited for."""
     deadline = time.monotonic() + seconds
     while not holds():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s for {what}" + (f"; log:\n{server.log}" if server else ""))
+        ended = server is not None and server.process.poll() is not None
+        if time.monotonic() > deadline or (ended and not holds()):
+            why = "the server ended" if ended else f"{seconds} s were not enough"
+            raise AssertionError(f"waited for {what}: {why}" + (f"; log:\n{server.log}" if server else ""))
         time.sleep(0.01)
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._codec import decode_npy, encode_npy
+from ._codec import encode_npy
 from .batcher import RETRY_SOON, Peer
 from .errors import HandlerError, Headers, ItemError, RequestError
-from .message import decode_message, encode_data
+from .message import encode_data
 from .ring import Ticket
+from .tensor import Rows
 
 if TYPE_CHECKING:
     from .server import Server
@@ -124,7 +125,7 @@ class Exchange(Ticket):
     answering a batch is one pass over it.
     """
 
-    __slots__ = ("_body", "_callback", "_head", "_response", "_server", "_view", "_wants", "begun")
+    __slots__ = ("_arriving", "_body", "_callback", "_head", "_response", "_server", "_view", "_wants", "begun")
 
     def __init__(self, server: Server, head: Head, wants: Wants, begun: int) -> None:
         super().__init__()
@@ -132,7 +133,8 @@ class Exchange(Ticket):
         self._server = server
         self._head = head
         self._wants = wants
-        self._body: bytes | bytearray | None = b""  # None: complete
+        self._arriving = True
+        self._body: bytes | bytearray = b""
         self._view: memoryview | None = None
         self._response: Response | None = None
         self._callback: Callable[[Exchange], object] | None = None
@@ -175,8 +177,8 @@ class Exchange(Ticket):
             self._body = data
         else:
             self._grow(len(data))[:] = data
-        if len(self._body or b"") > self._server.limits.body:
-            raise self._server.too_large(len(self._body or b""))
+        if len(self._body) > self._server.limits.body:
+            raise self._server.too_large(len(self._body))
 
     def buffer(self, n: int) -> memoryview:
         """Where the next n bytes of the body go; fill all of them before the next call of any method but cancel()."""
@@ -198,18 +200,29 @@ class Exchange(Ticket):
 
     def complete(self) -> Response | Exchange:
         """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
+        self._arriving = False
+        self._server.batcher.company.arrived()
+        if self._server.is_starting:
+            self._server.wait_for_start(self)
+            return self
+        return self._admit() or self
+
+    def start(self) -> None:
+        """The handler is there now: admit what waited for it."""
+        if not self.resolved and self._admit() is not None and self._callback is not None:
+            self._callback(self)
+
+    def _admit(self) -> Response | None:
         server = self._server
-        server.batcher.company.arrived()
-        body = self._body or b""
-        self._body = None
+        body, self._body = self._body, b""
         try:
-            self.items = decode_npy(body) if self._wants.sends_npy else decode_message(body)
-            if not self.items:
+            self.items = server.read(body, self._wants.sends_npy)
+            if not len(self.items):
                 return self._finish(self._reply([]))
             server.admit(self)
         except (RequestError, ItemError) as error:
             return self._finish(self._error(error))
-        return self
+        return None
 
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
@@ -217,8 +230,9 @@ class Exchange(Ticket):
             return
         self.resolved = True
         server = self._server
-        if self._body is not None:
-            self._body = None
+        self._body = b""
+        if self._arriving:
+            self._arriving = False
             server.batcher.company.arrived()
             server.batcher.wake()
         else:
@@ -237,7 +251,7 @@ class Exchange(Ticket):
         server.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
 
-    def deliver(self, rows: list[Any], error: Exception | None) -> None:
+    def deliver(self, rows: list[Any] | Rows, error: Exception | None) -> None:
         try:
             response = self._reply(rows) if error is None else self._error(error)
         except HandlerError as unsendable:
@@ -246,7 +260,12 @@ class Exchange(Ticket):
         if self._callback is not None:
             self._callback(self)
 
-    def _reply(self, rows: list[Any]) -> Response:
+    def _reply(self, rows: list[Any] | Rows) -> Response:
+        if isinstance(rows, Rows):
+            document = rows.npy() if self._wants.takes_npy else None
+            if document is not None:
+                return Response(200, NPY, [document])
+            return Response(200, JSON, [b'{"data":', rows.json(), b',"error":null}'])
         if self._wants.takes_npy and rows:
             stacked = _stacked(rows)
             if stacked is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ._codec import big_int_offset
+from ._codec import big_int_offset, decode_npy
 from .errors import HandlerError, RequestError
 
 log = logging.getLogger("virtex")
@@ -95,6 +95,11 @@ def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
     if offset >= 0:
         raise RequestError(400, f"integer at byte {offset} does not fit 64 bits; send it as a string or a float")
     return data
+
+
+def decode_items(body: bytes | bytearray, is_npy: bool) -> list[Any]:
+    """The items of a body for a list handler: JSON values, or the arrays of .npy documents."""
+    return decode_npy(body) if is_npy else decode_message(body)
 
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:

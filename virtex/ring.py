@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 
@@ -17,13 +18,13 @@ class Ticket:
     """One request in the ring: `count` slots, resolved exactly once by deliver().
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
-    answered: how many of those came back. born: when the request was admitted, in the clock's nanoseconds.
-    resolved: delivered, or given up.
+    answered: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
+    nanoseconds. resolved: delivered, or given up.
     """
 
     __slots__ = ("answered", "born", "count", "items", "resolved", "rows", "taken")
 
-    items: list[Any]
+    items: Any
     rows: list[Any]
 
     def __init__(self) -> None:
@@ -32,21 +33,24 @@ class Ticket:
         self.count = self.taken = self.answered = self.born = 0
         self.resolved = False
 
-    def deliver(self, rows: list[Any], error: Exception | None) -> None:
+    def deliver(self, rows: Any, error: Exception | None) -> None:
         """Take the answer: one row per item in order, or the error of the lowest failing item."""
         raise NotImplementedError
 
-    def fill(self, rows: list[Any]) -> None:
-        """Add the rows of the next slots that came back; the last of them resolves the ticket."""
+    def fill(self, rows: Any) -> None:
+        """Add the rows of the next slots that came back, a list or Rows; the last of them resolves the ticket."""
         if self.resolved:
             return
         self.answered += len(rows)
-        if self.answered == self.count:
-            self.resolve(self.rows + rows if self.rows else rows, None)
+        if self.answered < self.count:
+            self.rows.append(rows.copy())  # the original may alias rows of a batch that will be used again
+        elif self.rows:
+            parts = [*self.rows, rows]
+            self.resolve(list(chain(*parts)) if isinstance(rows, list) else rows.joined(parts), None)
         else:
-            self.rows += rows
+            self.resolve(rows, None)
 
-    def resolve(self, rows: list[Any], error: Exception | None) -> None:
+    def resolve(self, rows: Any, error: Exception | None) -> None:
         """Deliver once; whatever comes later is dropped. Frees the items and the rows."""
         if not self.resolved:
             self.resolved = True
@@ -55,6 +59,26 @@ class Ticket:
 
 
 Span = tuple[Ticket, int, int]  # the slots [start, stop) of one ticket, as one batch takes them
+
+
+class Load:
+    """What one batch takes from the ring.
+
+    spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. shuffled:
+    whether the spans of one ticket may stand in another order than its slots.
+    """
+
+    __slots__ = ("shuffled", "size", "spans", "work")
+
+    def __init__(self, spans: list[Span], work: Any, size: int, shuffled: bool = False) -> None:
+        self.spans = spans
+        self.work = work
+        self.size = size
+        self.shuffled = shuffled
+
+    def release(self) -> None:
+        """Every reply is encoded: let go of what the batch was made of."""
+        self.work = None
 
 
 class Ring:
@@ -80,11 +104,12 @@ class Ring:
         self.size += ticket.count
         return True
 
-    def take(self, limit: int) -> list[Span]:
+    def take(self, limit: int) -> Load:
         """Take up to `limit` slots from the front; the last ticket may be split and stays in front with the rest."""
         spans = []
+        work = []
         tickets = self._tickets
-        left = min(limit, self.size)
+        size = left = min(limit, self.size)
         self.size -= left
         while left:
             ticket = tickets[0]
@@ -97,7 +122,8 @@ class Ring:
             ticket.taken = stop
             left -= stop - start
             spans.append((ticket, start, stop))
-        return spans
+            work.append(ticket.items if stop - start == ticket.count else ticket.items[start:stop])
+        return Load(spans, work, size)
 
     def __iter__(self) -> Iterator[Ticket]:
         """The waiting tickets, oldest first."""

@@ -28,8 +28,11 @@ from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
 from .errors import RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
-from .handler import RequestHandler, Steps, Worker, async_methods
+from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
+from .message import decode_items
+from .steps import Steps, TensorSteps, async_methods
+from .tensor import RowRing, reader
 
 log = logging.getLogger("virtex")
 
@@ -85,6 +88,8 @@ class Server:
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._early: list[Exchange] = []  # complete before the handler was there
+        self.read: Callable[[bytes | bytearray, bool], Any] = decode_items
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
         self._peers_kept = 1024
         self.batcher = Batcher(
@@ -139,6 +144,7 @@ class Server:
             setup = partial(handler.setup, worker)
             await (setup() if inspect.iscoroutinefunction(handler.setup) else thread.call(setup))
             executor = self._choose(handler, thread)
+            ring = self._rows_for(handler) if isinstance(handler, TensorHandler) else None
         except BaseException as error:
             self._fail(error)
             thread.stop()
@@ -151,7 +157,26 @@ class Server:
         if self._state is STARTING:
             self._state = READY
         log.info("service %r is ready in process %d", self.name, self._pid)
-        self.batcher.run_with(executor, partial(Steps, handler, self._clock))
+        if isinstance(handler, TensorHandler):
+            self.read = partial(reader, handler.inputs)
+            self.batcher.run_with(executor, partial(TensorSteps, handler, self._clock), ring)
+        else:
+            self.batcher.run_with(executor, partial(Steps, handler, self._clock))
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.start()
+
+    def _rows_for(self, handler: TensorHandler) -> RowRing:
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes)
+        log.info(
+            "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
+            self.name,
+            ring.slabs,
+            self.max_batch_size,
+            ring.slab_bytes,
+            ring.slabs * ring.slab_bytes,
+        )
+        return ring
 
     def _make(self) -> RequestHandler:
         source = self._source
@@ -172,9 +197,9 @@ class Server:
         self._state = FAILED
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
-        for ticket in list(self.batcher.unanswered()):
-            self.batcher.cancel(ticket, "setup failed")
-            ticket.resolve([], RequestError(503, self._why_failed))
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.resolve([], RequestError(503, self._why_failed))
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
@@ -246,6 +271,8 @@ class Server:
         if self._state is not READY:
             self._refuse_by_state()
         self.batcher.room_for(1)
+        if len(self._early) >= self.max_queue_size:
+            raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
         self._unsettled += 1
         self.batcher.company.arrives(head.peer)
         return Exchange(self, head, wants, now)
@@ -276,9 +303,17 @@ class Server:
         """The refusal of a body of so many bytes or more."""
         return RequestError(413, f"a body of {length} bytes; the limit is {self.limits.body}")
 
+    def wait_for_start(self, exchange: Exchange) -> None:
+        """Keep a complete request until there is a handler."""
+        self._early.append(exchange)
+        self._watch_deadlines()
+
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request; the sweeper answers for it when its deadline passes."""
         self.batcher.admit(exchange, self._clock())
+        self._watch_deadlines()
+
+    def _watch_deadlines(self) -> None:
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(self.limits.answer_seconds, self._sweep)
 
@@ -286,7 +321,8 @@ class Server:
         """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
         self._sweeper = None
         deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
-        waiting = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        waiting = [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
         for exchange in waiting:
             if exchange.begun <= deadline:
                 exchange.expire()

@@ -65,10 +65,9 @@ def check(cfg: Any) -> None:
 
 
 def is_set(cfg: Any, name: str) -> bool:
+    """Whether a setting differs from gunicorn's default; as parsed, for some defaults are written as text."""
     setting = cfg.settings[name]
-    # get() gives what the validator made of the text; the default is still the text ("127.0.0.1,::1" for a list)
-    default = setting.default if setting.default is None else setting.validator(setting.default)
-    return bool(setting.get() != default)
+    return bool(setting.get() != type(setting)().get())
 
 
 def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
