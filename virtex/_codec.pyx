@@ -225,6 +225,11 @@ cdef _Signature _recall(size_t i):
     return signature
 
 
+def _remembered():
+    """For tests: dtype and shape of each, last used first."""
+    return [((<_Signature>s).dtype, (<_Signature>s).shape()) for s in _signatures]
+
+
 cdef _bad_header(const char *expected, const uint8_t *head, size_t size, size_t at):
     came = repr(head[at:min(at + 16, size)]) if at < size else "its end"
     return ItemError(f"expected {expected.decode()} in the .npy header, got {came}", offset=at)
@@ -545,8 +550,9 @@ cdef class _Spans(Items):
             self.explain(column, i)
 
     cdef explain(self, int column, Py_ssize_t i):
-        """Raises what is wrong with an item. A bad character in a text may be an escape: then a JSON parser says what the
-        text is, or that the body is no JSON at all. Either way it is wrong: text that is shorter than its header says."""
+        """Raises what is wrong with an item. A bad character in a text may be an escape: then a JSON parser says what
+        the text is, or that the body is no JSON. Wrong it is either way: without escapes it is shorter than its header
+        says."""
         if self.raw:
             raise ItemError("expected the bytes of bools to be 0 or 1, got others", i)
         import orjson
@@ -717,7 +723,7 @@ def scan_npy(body, ndim=None):
     cdef _Spans items = _Spans.__new__(_Spans)
     cdef _Input source = _open_bytes(body)
     cdef size_t size = source.size, each, i
-    cdef _Signature first, signature
+    cdef _Signature first
     try:
         first = _raw_signature(source.data, size)
     except ItemError as error:

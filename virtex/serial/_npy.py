@@ -1,4 +1,4 @@
-"""What the codec does once per kind of array and not once per array: dtypes to and from .npy headers, lists to arrays."""
+"""What the codec does once per kind of array, not per array: dtypes to and from .npy headers; and lists to arrays."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ Shape = tuple[int, ...]
 
 # The dtypes that ml_dtypes adds. np.save loses them ('<V2'); written by name they come back.
 _NAMED = frozenset(
-    "bfloat16 float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz "
-    "float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn int4 uint4 int2 uint2".split()
+    ("bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
+     "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int4", "uint4", "int2",
+     "uint2")
 )
 _LAST_BUILTIN = np.dtype("e").num  # the numbers above are those of dtypes that other packages register
 
@@ -54,6 +55,7 @@ def _named_dtype(name: str) -> np.dtype[Any]:
 
 def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]:
     """The dtype of a descr that the grammar accepted, as name, list of fields or simple dtype; or ItemError."""
+    dtype: np.dtype[Any]
     try:
         descr = raw.decode("utf-8" if utf8 else "latin-1")
         if named:
@@ -105,8 +107,8 @@ def build_header(dtype: np.dtype[Any], shape: Shape, fortran: bool) -> bytes:
     size = -(-(prefix + len(encoded) + 1) // HEADER_BYTES) * HEADER_BYTES
     if size > MAX_HEADER or dtype.itemsize == 0 or "\\" in text or len(shape) > MAX_DIMS:
         raise TypeError(
-            f"expected a dtype of at least one byte, whose header fits {MAX_HEADER} bytes and whose field names need no "
-            f"escapes, in at most {MAX_DIMS} dimensions; got {dtype} {shape}"
+            f"expected a dtype of at least one byte, whose header fits {MAX_HEADER} bytes and whose field names need "
+            f"no escapes, in at most {MAX_DIMS} dimensions; got {dtype} {shape}"
         )
     length = (size - prefix).to_bytes(prefix - 8, "little")
     return b"\x93NUMPY" + bytes((version, 0)) + length + encoded.ljust(size - prefix - 1) + b"\n"
@@ -137,8 +139,9 @@ def numbers(value: Any, dtype: np.dtype[Any], shape: Shape) -> NDArray[Any]:
 
 
 def _word(found: NDArray[Any]) -> str:
-    words = {"b": "booleans", "i": "integers", "u": "integers", "f": "fractions or integers beyond 64 bits", "U": "text"}
-    return words.get(found.dtype.kind, "other values")
+    if found.dtype.kind == "f":
+        return "fractions or integers beyond 64 bits"
+    return {"b": "booleans", "i": "integers", "u": "integers", "U": "text"}.get(found.dtype.kind, "other values")
 
 
 def _cast(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
