@@ -18,7 +18,7 @@ import uvloop
 from peer import DEADLINE, FACES, Face, Wire, always, echo, message, once, reply, serving
 
 from virtex.client import HttpClient
-from virtex.wire import _pools
+from virtex.wire import Origin, Pool, Reply, _pools, drive, exchange
 
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
 
@@ -154,6 +154,34 @@ def test_a_cancelled_post_closes_its_connection() -> None:
     with serving(wait) as peer, HttpClient(peer.url()) as client:
         asyncio.run(main())
         assert left.wait(DEADLINE)
+
+
+def test_a_connection_in_use_when_the_client_is_closed_answers_and_ends(face: Face) -> None:
+    left = threading.Event()
+
+    def close_and_answer(wire: Wire) -> None:
+        wire.read()
+        client.close()
+        wire.send(reply({"data": [1]}))
+        if wire.read() is None:
+            left.set()
+
+    with serving(close_and_answer) as peer:
+        client = HttpClient(peer.url())
+        assert face(client, "post", message(1)).data == [1]
+        assert left.wait(DEADLINE)
+
+
+def test_an_answer_that_came_before_the_connection_broke_is_read() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.sendall(reply({"data": [], "error": "too large"}, "413 Content Too Large"))
+    theirs.close()  # from here on, sending is EPIPE
+    pool = Pool(1, None)
+    outcome = drive([exchange(pool, Origin("http", "peer", 80), ours, [b"POST / HTTP/1.1\r\n\r\n"])], 1, DEADLINE)[0]
+    assert isinstance(outcome, Reply)
+    assert outcome.status == 413
+    assert ours.fileno() == -1  # and the connection is not kept
 
 
 FORK = """
