@@ -20,6 +20,7 @@ PARTS = {
     "http1": "protocol",
     "listener": "protocol",
     "settings": "worker",
+    "steps": "handler",
 }
 
 
