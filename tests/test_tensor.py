@@ -534,6 +534,22 @@ TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=
 # ---- what is said of it
 
 
+def test_the_root_publishes_inputs_and_outputs():
+    app = http_server("tokens", Tokens())
+    (answer,) = run(app, ask_direct(app, method="GET"))
+    assert answer.json["inputs"] == {"ids": {"dtype": "int64", "shape": [2]}, "mask": {"dtype": "bool", "shape": [2]}}
+    assert answer.json["outputs"]["sum"] == {"dtype": "int64", "shape": []}
+
+
+def test_a_tensor_handler_without_inputs_does_not_start():
+    class Bare(TensorHandler):
+        def run_inference(self, batch):
+            return batch
+
+    with pytest.raises(TypeError, match="Bare.inputs: expected a Tensor"):
+        run(http_server("bare", Bare()))
+
+
 def test_validate_and_example():
     assert Identity().validate(HttpMessage(data=Identity().example()), strict=True).data == [
         encode_numpy(vector(0, 0, 0))

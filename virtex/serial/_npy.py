@@ -50,7 +50,8 @@ def _named_dtype(name: str) -> np.dtype[Any]:
         raise ValueError("neither NumPy nor ml_dtypes has it")
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]:
