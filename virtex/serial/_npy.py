@@ -50,8 +50,8 @@ def _named_dtype(name: str) -> np.dtype[Any]:
         raise ValueError("neither NumPy nor ml_dtypes has it")
     import ml_dtypes
 
-    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-    return found
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
 def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]:
