@@ -326,7 +326,8 @@ class HttpProtocol(asyncio.Protocol):
         self._since = now
         self.received = 0
         self._watch(self._limits.body_grace_seconds)
-        self._invites = self._flushable = request.expects and not data
+        self._invites = request.expects and not data
+        self._flushable = self._invites and self._direct  # an ASGI application invites by reading
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._reader = self._read_chunks
@@ -496,7 +497,7 @@ class HttpProtocol(asyncio.Protocol):
             turn = turns[0]
             answer = turn.answer
             if answer is None:
-                if self._invites and turn is self._current:
+                if self._invites and self._direct and turn is self._current:
                     self._invites = False
                     out.append(CONTINUE)
                 break
