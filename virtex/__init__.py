@@ -1,7 +1,7 @@
 """Virtex serves machine-learning models over HTTP.
 
-    socket bytes -> protocol -> server -> message -> batcher(ring) -> handler -> message -> server -> protocol -> socket bytes
-                    (parse)     (admit)   (decode)   (slots, cut)     (compute)  (encode)   (answer)  (write)
+  socket bytes -> protocol -> server -> message -> batcher(ring) -> handler -> message -> server -> protocol -> bytes
+                  (parse)     (admit)   (decode)   (slots, cut)     (compute)  (encode)   (answer)  (write)
 
 One file per station, named after it. gunicorn imports this package in its master process before it forks, so importing
 it stays cheap: a public name is loaded when it is first used (PEP 562).
@@ -23,10 +23,12 @@ _HOME = {
     "Observer": "batcher",
     "RequestHandler": "handler",
     "Server": "server",
+    "Tensor": "tensor",
+    "TensorHandler": "handler",
     "VirtexWorker": "worker",
     "codec_info": "_codec",
     "http_server": "server",
-    "serve": "protocol",
+    "serve": "listener",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of the README)
@@ -36,6 +38,8 @@ __all__ = [  # noqa: RUF022 (in the order of the README)
     "RequestHandler",
     "VirtexWorker",
     "Server",
+    "TensorHandler",
+    "Tensor",
     "Limits",
     "ItemError",
     "Observer",
@@ -49,11 +53,13 @@ if TYPE_CHECKING:
     from .batcher import Observer
     from .client import HttpClient
     from .errors import ItemError
-    from .handler import RequestHandler
+    from .handler import RequestHandler, TensorHandler
     from .limits import Limits
+    from .listener import serve
     from .message import HttpMessage
-    from .protocol import HttpProtocol, serve
+    from .protocol import HttpProtocol
     from .server import Server, http_server
+    from .tensor import Tensor
     from .worker import VirtexWorker
 
 

@@ -81,5 +81,5 @@ cdef extern from "walk.h" nogil:
     int vx_closes(const uint8_t *, const uint8_t *)
     const uint8_t *vx_take_string(const vx_kernel *, const uint8_t **, const uint8_t *, size_t *, int *)
 
-cdef extern from "digits.h" nogil:
-    int vx_has_big_int(const uint8_t *, size_t)
+cdef extern from "big_int.h" nogil:
+    Py_ssize_t vx_big_int(const char *, size_t)

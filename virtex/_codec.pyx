@@ -166,9 +166,9 @@ def encode_bytes(data):
     return text
 
 
-def has_big_int(body):
+def big_int_offset(body):
     cdef _Input source = _open_bytes(body)
-    return bool(vx_has_big_int(source.data, source.size))
+    return vx_big_int(<const char *>source.data, source.size)
 
 
 # -- signatures: what a .npy header says
@@ -467,6 +467,13 @@ cdef class Items:
         """Items [start, stop) of one column into as many rows; ItemError with the item's index."""
         raise NotImplementedError
 
+    cdef wrong(self, int column, Py_ssize_t i, error):
+        """The error of a value, with where it stands."""
+        error.index = i
+        if self.names is not None:
+            error.reason = f"{self.names[column]}: {error.reason}"
+        return error
+
 
 @cython.final
 cdef class _Spans(Items):
@@ -688,19 +695,20 @@ cdef class _Values(Items):
 
     cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
         for i in range(start, stop):
+            value = self.member(column, i)
             try:
-                _value_into(self.member(column, self.values[i]), rows, i - start)
+                _value_into(value, rows, i - start)
             except ItemError as error:
-                error.index = i
-                raise
+                raise self.wrong(column, i, error)
 
-    cdef member(self, int column, object value):
+    cdef member(self, int column, Py_ssize_t i):
+        value = self.values[i]
         if self.names is None:
             return value
         if not isinstance(value, dict):
-            raise ItemError(f"expected an object of the members {list(self.names)}, got {type(value).__name__}")
+            raise ItemError(f"expected an object of the members {list(self.names)}, got {type(value).__name__}", i)
         if len(value) != len(self.names) or self.names[column] not in value:
-            raise ItemError(f"expected an object of the members {list(self.names)}, got {list(value)[:20]}")
+            raise ItemError(f"expected an object of the members {list(self.names)}, got {list(value)[:20]}", i)
         return value[self.names[column]]
 
 

@@ -47,10 +47,13 @@ class RequestError(VirtexError):
     """
 
     def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
-        super().__init__(reason)
+        super().__init__(status, reason, headers)
         self.status = status
         self.reason = reason
         self.headers = headers
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class ItemError(VirtexError, ValueError):
@@ -74,7 +77,19 @@ class ItemError(VirtexError, ValueError):
 
 
 class HandlerError(VirtexError):
-    """The handler raised or gave back what can't be sent; the message names the step, never the exception's text."""
+    """The handler raised, or gave back what can't be sent: answered 500.
+
+    reason: the step and what was wrong with it, never the text of the handler's exception, which is the cause and goes
+    to the log. index: which item of the request, where it was one item's doing.
+    """
+
+    def __init__(self, reason: str, index: int | None = None) -> None:
+        super().__init__(reason, index)
+        self.reason = reason
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.reason if self.index is None else f"item {self.index}: {self.reason}"
 
 
 class ClientError(VirtexError):

@@ -1,0 +1,125 @@
+"""What several test files need: a loop that is stepped by hand, and an executor that finishes when told."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from virtex.batcher import Batch
+
+
+class Timer:
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeLoop:
+    """The part of an event loop that the batcher uses, with a clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.now = 10**12
+        self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._timers: list[tuple[int, int, Timer, Callable[[], Any]]] = []
+        self._order = itertools.count()
+
+    def clock(self) -> int:
+        return self.now
+
+    def call_soon(self, f: Callable[..., Any], *args: Any) -> None:
+        self.ready.append((f, args))
+
+    def call_later(self, seconds: float, f: Callable[[], Any]) -> Timer:
+        timer = Timer()
+        heapq.heappush(self._timers, (self.now + round(seconds * 1e9), next(self._order), timer, f))
+        return timer
+
+    @property
+    def timers(self) -> int:
+        """Timers that will still fire."""
+        return sum(not timer.cancelled for _, _, timer, _ in self._timers)
+
+    def step(self) -> int:
+        """One iteration: what is ready now runs, what that makes ready waits for the next."""
+        ready, self.ready = self.ready, []
+        for f, args in ready:
+            f(*args)
+        return len(ready)
+
+    def settle(self) -> None:
+        for _ in range(1000):
+            if not self.step():
+                return
+        raise AssertionError("the loop never comes to rest")
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; timers fire in order, each at its own time."""
+        end = self.now + round(seconds * 1e9)
+        while self._timers and self._timers[0][0] <= end:
+            at, _, timer, f = heapq.heappop(self._timers)
+            if not timer.cancelled:
+                self.now = max(self.now, at)
+                f()
+                self.settle()
+        self.now = end
+
+
+class ScriptedExecutor:
+    """Takes batches and gives them back when told, with the rows that `answer` makes of the items."""
+
+    def __init__(self, depth: int = 1) -> None:
+        self.depth = depth
+        self.works: list[Any] = []
+        self.sizes: list[int] = []
+        self._running: list[tuple[Batch, Callable[[Batch], None]]] = []
+
+    def start(self, batch: Batch, done: Callable[[Batch], None]) -> None:
+        self.works.append(batch.load.work)
+        self.sizes.append(batch.load.size)
+        self._running.append((batch, done))
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def finish(self, answer: Callable[[list[Any]], Any] = lambda items: [("row of", item) for item in items]) -> None:
+        batch, done = self._running.pop(0)
+        batch.outcomes = [answer(items) for items in batch.load.work]
+        done(batch)
+
+    def run(self) -> None:
+        """Give the oldest batch back as its own steps compute it."""
+        batch, done = self._running.pop(0)
+        batch.run()
+        done(batch)
+
+    def fail(self, error: BaseException) -> None:
+        batch, done = self._running.pop(0)
+        batch.fail(error)
+        done(batch)
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A real loop that runs when told; tasks that a test leaves are cancelled."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

@@ -1,0 +1,550 @@
+import asyncio
+import threading
+
+import pytest
+from conftest import FakeLoop, ScriptedExecutor
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from test_ring import Recorder
+
+from virtex.batcher import AsyncExecutor, Batcher, Observer, Peer, ThreadExecutor
+from virtex.errors import ItemError, RequestError
+from virtex.handler import RequestHandler
+from virtex.steps import Steps
+
+WINDOW = 0.005
+
+
+class Watching(Observer):
+    def __init__(self):
+        self.batches = []
+        self.drops = []
+
+    def batch_done(self, batch):
+        self.batches.append(batch)
+
+    def dropped(self, reason, items):
+        self.drops.append((reason, items))
+
+
+class Rig:
+    """A batcher over the fake loop and a scripted executor."""
+
+    def __init__(self, loop, size=4, window=WINDOW, queue=16, depth=1, start=True):
+        self.loop = loop
+        self.observer = Watching()
+        self.executor = ScriptedExecutor(depth)
+        self.batcher = Batcher(loop, size, window, queue, loop.clock, self.observer)
+        if start:
+            self.start()
+
+    def start(self):
+        self.batcher.run_with(self.executor, lambda: Steps(Echo(), self.loop.clock))
+
+    def send(self, items, peer=None):
+        """A whole request: headers, body, admission."""
+        self.batcher.company.arrives(peer)
+        self.batcher.company.arrived()
+        ticket = Recorder(items)
+        self.batcher.admit(ticket, self.loop.now)
+        return ticket
+
+    def answered(self, *peers):
+        for peer in peers:
+            self.batcher.company.answered(peer, self.loop.now)
+
+
+class Echo(RequestHandler):
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, model_input):
+        return model_input
+
+    def process_response(self, model_output_item):
+        return model_output_item
+
+
+@pytest.fixture
+def rig(loop):
+    return Rig(loop)
+
+
+def test_admission_never_runs_the_model_and_everything_of_one_poll_shares_a_batch(rig):
+    for item in "abc":
+        rig.send(item)
+    assert rig.executor.sizes == []
+    assert len(rig.loop.ready) == 1
+    rig.loop.step()
+    assert rig.executor.sizes == [3]
+
+
+def test_a_lone_client_in_a_loop_never_waits(rig):
+    peer = Peer()
+    for _ in range(3):
+        rig.send("a", peer)
+        rig.loop.settle()
+        assert rig.executor.running == 1
+        rig.executor.finish()
+        rig.answered(peer)
+        rig.loop.advance(0.0001)
+    assert [batch.cut for batch in rig.observer.batches] == ["no company"] * 3
+
+
+def test_clients_in_a_loop_are_awaited_and_form_one_batch(rig):
+    peers = [Peer() for _ in range(3)]
+    for peer in peers:
+        rig.send("a", peer)
+    rig.loop.settle()
+    rig.executor.finish()
+    rig.answered(*peers)
+    for peer in peers[:2]:
+        rig.send("b", peer)
+        rig.loop.settle()
+    assert rig.executor.sizes == [3]
+    rig.send("b", peers[2])
+    rig.loop.settle()
+    assert rig.executor.sizes == [3, 3]
+
+
+def test_nobody_waits_longer_than_the_bound_for_a_client_that_does_not_come_back(rig):
+    gone, here = Peer(), Peer()
+    for peer in (gone, here):
+        rig.send("a", peer)
+    rig.loop.settle()
+    rig.executor.finish()
+    rig.answered(gone, here)
+    rig.loop.advance(0.002)
+    rig.send("b", here)
+    rig.loop.settle()
+    rig.loop.advance(0.002)
+    assert rig.executor.sizes == [2]
+    rig.loop.advance(0.002)  # 5 ms after the answer nobody is expected any more
+    assert rig.executor.sizes == [2, 1]
+
+
+def test_the_oldest_item_is_cut_when_the_window_ends_though_a_body_is_still_arriving(rig):
+    rig.batcher.company.arrives(Peer())
+    rig.send("a")
+    rig.loop.settle()
+    rig.loop.advance(WINDOW - 0.001)
+    assert rig.executor.sizes == []
+    rig.send("b")
+    rig.loop.advance(0.001)
+    assert rig.executor.sizes == [2]
+    rig.executor.finish()
+    assert rig.observer.batches[0].cut == "time"
+    assert rig.observer.batches[0].waits == pytest.approx([WINDOW, 0.001])
+
+
+def test_a_window_below_the_timers_grain_is_waited_for_once(loop):
+    rig = Rig(loop, window=0.0003)
+    rig.batcher.company.arrives(None)
+    rig.send("a")
+    loop.settle()
+    assert rig.executor.sizes == [] and loop.timers == 1
+    loop.advance(0.001)
+    assert rig.executor.sizes == [1]
+
+
+def test_a_client_that_leaves_is_not_waited_for(rig):
+    gone, here = Peer(), Peer()
+    for peer in (gone, here):
+        rig.send("a", peer)
+    rig.loop.settle()
+    rig.executor.finish()
+    rig.answered(gone, here)
+    rig.send("b", here)
+    rig.loop.settle()
+    assert rig.executor.sizes == [2]
+    rig.batcher.company.leaves(gone)
+    rig.batcher.wake()
+    rig.loop.settle()
+    assert rig.executor.sizes == [2, 1]
+
+
+def test_a_connection_with_another_request_open_is_no_company(rig):
+    pipelining = Peer()
+    first = rig.send("a", pipelining)
+    rig.loop.settle()
+    rig.send("b", pipelining)
+    rig.executor.finish()
+    assert first.answers
+    rig.answered(pipelining)
+    rig.loop.settle()
+    assert rig.executor.sizes == [1, 1]
+
+
+def test_a_window_of_zero_never_waits(loop):
+    rig = Rig(loop, window=0)
+    peer = Peer()
+    rig.answered(peer)
+    rig.batcher.company.arrives(peer)
+    rig.send("a")
+    loop.settle()
+    assert rig.executor.sizes == [1]
+    assert loop.timers == 0
+
+
+def test_a_full_batch_is_cut_at_once_whoever_may_come(rig):
+    rig.batcher.company.arrives(Peer())
+    rig.send("abcdef")
+    rig.loop.settle()
+    assert rig.executor.sizes == [4]
+    rig.executor.finish()
+    assert rig.observer.batches[0].cut == "full"
+
+
+def test_a_busy_executor_lets_the_next_batch_grow(rig):
+    rig.send("a")
+    rig.loop.settle()
+    for item in "bcd":
+        rig.send(item)
+        rig.loop.settle()
+    assert rig.executor.sizes == [1]
+    rig.executor.finish()
+    assert rig.executor.sizes == [1], "the next cut lets reads and writes come between"
+    rig.loop.settle()
+    assert rig.executor.sizes == [1, 3]
+
+
+def test_behind_a_running_batch_a_thread_gets_full_ones_only_and_one_at_a_time(loop):
+    rig = Rig(loop, size=2, depth=2)
+    rig.send("a")
+    loop.settle()
+    rig.send("b")
+    loop.settle()
+    assert rig.executor.sizes == [1]
+    for item in "cde":
+        rig.send(item)
+        loop.settle()
+    assert rig.executor.sizes == [1, 2]
+    rig.executor.finish()
+    loop.settle()
+    assert rig.executor.sizes == [1, 2, 2]
+
+
+def test_a_request_larger_than_a_batch_spans_batches_and_is_answered_once_in_order(rig):
+    ticket = rig.send("abcdefghij")
+    rig.loop.settle()
+    for _ in range(3):
+        assert not ticket.answers
+        rig.executor.finish()
+        rig.loop.settle()
+    assert rig.executor.sizes == [4, 4, 2]
+    assert ticket.answers == [([("row of", item) for item in "abcdefghij"], None)]
+
+
+def test_an_item_error_names_the_index_within_the_request_and_drops_the_rest(rig):
+    ticket = rig.send("abcdefghij")
+    rig.loop.settle()
+    rig.executor.finish()
+    rig.loop.settle()
+    rig.executor.finish(lambda items: ItemError("no good", 1))
+    rig.loop.settle()
+    ((rows, error),) = ticket.answers
+    assert rows == [] and error.index == 5
+    assert rig.executor.sizes == [4, 4], "what is left of a refused request costs no inference"
+    assert rig.batcher.waiting == 0
+
+
+def test_a_batch_that_breaks_off_fails_its_requests_and_the_next_one_runs(rig):
+    one, two = rig.send("a"), rig.send("b")
+    rig.loop.settle()
+    later = rig.send("c")
+    rig.executor.fail(MemoryError())
+    rig.loop.settle()
+    rig.executor.finish()
+    assert "MemoryError" in str(one.answers[0][1]) and "MemoryError" in str(two.answers[0][1])
+    assert later.answers == [([("row of", "c")], None)]
+
+
+def test_a_cancelled_request_costs_no_inference_before_the_cut(rig):
+    kept, left = rig.send("ab"), rig.send("cd")
+    rig.batcher.cancel(left, "the client left")
+    rig.loop.settle()
+    assert rig.executor.sizes == [2]
+    rig.executor.finish()
+    assert kept.answers and not left.answers
+    assert rig.observer.drops == [("the client left", 2)]
+
+
+def test_the_queue_says_no_room_now_or_never(loop):
+    rig = Rig(loop, queue=4, start=False)
+    with pytest.raises(RequestError, match="5 items in one request; the queue holds 4") as never:
+        rig.send("abcde")
+    assert never.value.status == 413
+    rig.send("abc")
+    with pytest.raises(RequestError, match="no room for 2 items: 3 of 4 wait") as later:
+        rig.send("de")
+    assert later.value.status == 503
+    assert (b"retry-after", b"1") in later.value.headers
+    rig.send("d")
+    rig.start()
+    loop.settle()
+    assert rig.executor.sizes == [4]
+
+
+def test_nothing_is_cut_before_there_is_an_executor(loop):
+    rig = Rig(loop, start=False)
+    ticket = rig.send("a")
+    loop.settle()
+    rig.start()
+    loop.settle()
+    rig.executor.finish()
+    assert ticket.answers
+
+
+def test_draining_waits_for_nobody(rig):
+    rig.batcher.company.arrives(Peer())
+    rig.send("a")
+    rig.loop.settle()
+    assert rig.executor.sizes == []
+    rig.batcher.drain()
+    rig.loop.settle()
+    rig.executor.finish()
+    assert rig.observer.batches[0].cut == "drain"
+
+
+def test_an_observer_that_raises_costs_nobody_an_answer(rig, caplog):
+    rig.observer.batch_done = lambda batch: 1 / 0
+    ticket = rig.send("a")
+    rig.loop.settle()
+    rig.executor.finish()
+    assert ticket.answers
+    assert "the observer raised" in caplog.text
+
+
+def test_idle_means_nothing_scheduled(rig):
+    peers = [Peer() for _ in range(50)]
+    for peer in peers:
+        rig.send("a", peer)
+        rig.loop.settle()
+        while rig.executor.running:
+            rig.executor.finish()
+            rig.loop.settle()
+        rig.answered(peer)
+    rig.loop.advance(1)
+    assert rig.loop.ready == [] and rig.loop.timers == 0
+
+
+def test_full_batches_do_not_pile_up_memory_of_who_was_answered(rig):
+    peer = Peer()
+    for _ in range(100):
+        rig.send("abcd", peer)
+        rig.loop.settle()
+        rig.executor.finish()
+        rig.answered(peer)
+        rig.loop.advance(0.001)
+    assert len(rig.batcher.company._answered) <= 6
+
+
+class Life(RuleBasedStateMachine):
+    """Whatever happens in whatever order, each request is answered once, with its own rows, in time."""
+
+    tickets = Bundle("tickets")
+    peers = Bundle("peers")
+
+    def __init__(self):
+        super().__init__()
+        self.rig = Rig(FakeLoop(), size=4, queue=12, depth=2)
+        self.names = iter(range(10**9))
+        self.sent = []
+        self.cancelled = set()
+        self.expected_errors = {}
+
+    @rule(target=peers)
+    def connect(self):
+        return Peer()
+
+    @rule(target=tickets, count=st.integers(1, 12), peer=st.none() | peers)
+    def send(self, count, peer):
+        items = [next(self.names) for _ in range(count)]
+        try:
+            ticket = self.rig.send(items, peer)
+        except RequestError as error:
+            assert error.status == 503 and self.rig.batcher.waiting + count > 12
+            self.rig.answered(peer)
+            return None
+        ticket.names, ticket.peer = items, peer
+        self.sent.append(ticket)
+        return ticket
+
+    @rule(ticket=consumes(tickets))
+    def leave(self, ticket):
+        if ticket is not None and not ticket.resolved:
+            ticket.resolved = True
+            self.rig.batcher.cancel(ticket, "left")
+            self.cancelled.add(ticket)
+
+    @rule(peer=consumes(peers))
+    def disconnect(self, peer):
+        self.rig.batcher.company.leaves(peer)
+        self.rig.batcher.wake()
+
+    @rule()
+    def finish(self):
+        if self.rig.executor.running:
+            self.rig.executor.finish()
+            self._answer()
+
+    @rule()
+    def refuse(self):
+        if self.rig.executor.running:
+            self.rig.executor.finish(lambda items: ItemError("refused", 0))
+            self._answer()
+
+    @rule()
+    def break_off(self):
+        if self.rig.executor.running:
+            self.rig.executor.fail(RuntimeError("broke"))
+            self._answer()
+
+    @rule()
+    def step(self):
+        self.rig.loop.step()
+
+    @rule(ms=st.integers(0, 12))
+    def pass_time(self, ms):
+        self.rig.loop.settle()
+        self.rig.loop.advance(ms / 1000)
+
+    @rule()
+    def drain(self):
+        self.rig.batcher.drain()
+
+    def _answer(self):
+        for ticket in self.sent:
+            if ticket.resolved and ticket.peer is not None:
+                self.rig.answered(ticket.peer)
+                ticket.peer = None
+
+    @invariant()
+    def each_request_is_answered_once_with_its_own_rows(self):
+        for ticket in self.sent:
+            assert len(ticket.answers) <= 1
+            for rows, error in ticket.answers:
+                assert error is not None or rows == [("row of", name) for name in ticket.names]
+            assert not (ticket.answers and ticket in self.cancelled)
+
+    @invariant()
+    def batches_keep_to_their_maximum_and_the_order_of_arrival(self):
+        assert all(size <= 4 for size in self.rig.executor.sizes)
+        taken = [item for work in self.rig.executor.works for items in work for item in items]
+        assert taken == sorted(taken)
+
+    @invariant()
+    def nobody_waits_past_the_bound_while_the_executor_is_free(self):
+        batcher, loop = self.rig.batcher, self.rig.loop
+        if batcher.waiting and not self.rig.executor.running and not loop.ready:
+            assert loop.now - batcher._ring.oldest.born <= WINDOW * 1e9 + 1e6
+            assert loop.timers
+
+    def teardown(self):
+        while self.rig.loop.ready or self.rig.executor.running or self.rig.batcher.waiting:
+            self.rig.loop.settle()
+            self.finish()
+            self.rig.loop.advance(0.01)
+        for ticket in self.sent:
+            assert len(ticket.answers) == (ticket not in self.cancelled)
+        self.rig.loop.advance(1)
+        assert not self.rig.loop.ready and not self.rig.loop.timers
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class Future(Recorder):
+    def __init__(self, items):
+        super().__init__(items)
+        self.came = asyncio.get_running_loop().create_future()
+
+    def deliver(self, rows, error):
+        super().deliver(rows, error)
+        self.came.set_result(error or rows)
+
+
+async def answers_of(executor, handler, *requests):
+    loop = asyncio.get_running_loop()
+    batcher = Batcher(loop, 8, 0, 64)
+    batcher.run_with(executor, lambda: Steps(handler))
+    futures = [Future(items) for items in requests]
+    for future in futures:
+        batcher.admit(future, 0)
+    return await asyncio.wait_for(asyncio.gather(*(future.came for future in futures)), 10)
+
+
+def test_a_thread_runs_batches_on_one_thread_of_its_own():
+    class Where(Echo):
+        def run_inference(self, model_input):
+            return [threading.current_thread().name] * len(model_input)
+
+    async def main():
+        executor = ThreadExecutor(asyncio.get_running_loop(), "model")
+        try:
+            return await answers_of(executor, Where(), "a", "bc")
+        finally:
+            executor.stop()
+
+    assert asyncio.run(main()) == [["model"], ["model", "model"]]
+
+
+def test_a_thread_survives_whatever_its_jobs_raise(caplog):
+    class Exits(Echo):
+        def run_inference(self, model_input):
+            raise SystemExit("not the thread's to obey")
+
+    async def main():
+        executor = ThreadExecutor(asyncio.get_running_loop(), "model")
+        try:
+            (error,) = await answers_of(executor, Exits(), "a")
+            with pytest.raises(RuntimeError, match="SystemExit: 7"):
+                await executor.call(lambda: exec("raise SystemExit(7)"))
+            with pytest.raises(ZeroDivisionError):
+                await executor.call(lambda: 1 / 0)
+            return error, await answers_of(executor, Echo(), "a")
+        finally:
+            executor.stop()
+
+    error, after = asyncio.run(main())
+    assert "SystemExit" in str(error)
+    assert after == [["a"]]
+
+
+def test_an_async_handler_runs_one_batch_at_a_time_on_the_loop():
+    class Slow(Echo):
+        running = most = 0
+
+        async def run_inference(self, model_input):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self.running -= 1
+            return model_input
+
+    async def main():
+        handler = Slow()
+        rows = await answers_of(AsyncExecutor(asyncio.get_running_loop()), handler, "abcdefgh", "ijklmnop", "q")
+        return handler.most, rows
+
+    assert asyncio.run(main()) == (1, [list("abcdefgh"), list("ijklmnop"), ["q"]])
+
+
+def test_an_async_handler_that_is_cancelled_fails_its_batch_only():
+    class Cancelled(Echo):
+        async def run_inference(self, model_input):
+            if model_input[0] == "x":
+                raise asyncio.CancelledError
+            return model_input
+
+    async def main():
+        executor = AsyncExecutor(asyncio.get_running_loop())
+        (error,) = await answers_of(executor, Cancelled(), "x")
+        return error, await answers_of(executor, Cancelled(), "a")
+
+    error, after = asyncio.run(main())
+    assert "CancelledError" in str(error)
+    assert after == [["a"]]

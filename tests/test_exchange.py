@@ -1,0 +1,121 @@
+import asyncio
+
+import pytest
+from asks import ask_direct
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtex import RequestHandler, http_server
+from virtex.errors import RequestError
+from virtex.exchange import Head, negotiate
+
+
+class Echo(RequestHandler):
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, model_input):
+        return model_input
+
+    def process_response(self, model_output_item):
+        return model_output_item
+
+
+def on_loop(f):
+    """Run f(app) with a service that has started."""
+
+    async def main():
+        app = http_server("echo", Echo())
+        await app.startup()
+        try:
+            return await asyncio.wait_for(f(app), 10)
+        finally:
+            await asyncio.wait_for(app.shutdown(), 10)
+
+    return asyncio.run(main())
+
+
+def opened(app, length=None):
+    return app.open(Head("POST", "/", [], length, None), 0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=6))
+def test_a_body_is_put_together_from_pieces_and_buffers_alike(cuts):
+    body = b'{"data":["abcdefghijklmnopqrstuvwxyz"]}'
+
+    async def put(app):
+        exchange = opened(app)
+        at = 0
+        for as_buffer, size in [*cuts, (False, len(body))]:
+            piece = body[at : at + size]
+            at += size
+            if as_buffer:
+                exchange.buffer(len(piece))[:] = piece
+            else:
+                exchange.write(piece)
+        return (await exchange.complete()).buffers
+
+    assert b"abcdefghijklmnopqrstuvwxyz" in b"".join(on_loop(put))
+
+
+def test_a_single_piece_is_not_copied():
+    async def put(app):
+        piece = b'{"data":[]}'
+        exchange = opened(app)
+        exchange.write(piece)
+        held = exchange._body is piece
+        exchange.complete()
+        return held
+
+    assert on_loop(put)
+
+
+def test_cancelling_twice_or_after_the_answer_changes_nothing():
+    async def put(app):
+        early = opened(app)
+        early.cancel("left")
+        early.cancel("left")
+        answered = opened(app)
+        answered.write(b'{"data":[1]}')
+        response = await answered.complete()
+        answered.cancel("left")
+        return response.status, app._unsettled, app.batcher.company._arriving
+
+    assert on_loop(put) == (200, 0, 0)
+
+
+def test_a_request_that_is_refused_after_its_body_is_no_company_any_more():
+    async def put(app):
+        for body in (b"", b"[]", b'{"data":[]}'):
+            await ask_direct(app, body)
+        return app._unsettled, app.batcher.company._arriving
+
+    assert on_loop(put) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("accept", "npy"),
+    [
+        (b"", False),
+        (b"*/*", False),
+        (b"application/x-npy", True),
+        (b"application/x-npy, application/json", True),
+        (b"application/x-npy;q=0.5, application/json", False),
+        (b"application/x-npy;q=0.5, application/json;q=0.4", True),
+        (b"application/x-npy, */*;q=0.1", True),
+        (b"application/x-npy;q=0, */*", False),
+        (b"APPLICATION/X-NPY ; q=1.0", True),
+        (b"application/json;q=high, */*", False),
+    ],
+)
+def test_npy_is_what_is_asked_for_by_name_and_not_less_than_json(accept, npy):
+    assert negotiate(b"", b"", accept).takes_npy is npy
+
+
+@pytest.mark.parametrize(
+    "accept", [b"text/html", b"application/json;q=0, text/html", b"application/x-npy;q=0", b"*/*;q=0"]
+)
+def test_an_answer_that_is_not_acceptable_is_a_406(accept):
+    with pytest.raises(RequestError) as error:
+        negotiate(b"", b"", accept)
+    assert error.value.status == 406

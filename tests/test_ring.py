@@ -1,0 +1,88 @@
+import pytest
+
+from virtex.ring import Ring, Ticket
+
+
+class Recorder(Ticket):
+    def __init__(self, items):
+        super().__init__()
+        self.items = list(items)
+        self.count = len(self.items)
+        self.answers = []
+
+    def deliver(self, rows, error):
+        self.answers.append((rows, error))
+
+
+def spans(ring, limit):
+    load = ring.take(limit)
+    assert load.work == [ticket.items[start:stop] for ticket, start, stop in load.spans]
+    assert load.size == sum(map(len, load.work))
+    return load.work
+
+
+def test_slots_come_out_in_the_order_they_went_in():
+    ring = Ring(8)
+    for items in ("ab", "c", "def"):
+        assert ring.put(Recorder(items))
+    assert ring.size == 6
+    assert spans(ring, 8) == [["a", "b"], ["c"], ["d", "e", "f"]]
+    assert ring.size == 0
+
+
+def test_a_request_is_split_where_the_batch_is_full_and_its_rest_comes_first_in_the_next():
+    ring = Ring(8)
+    ring.put(Recorder("abcde"))
+    ring.put(Recorder("f"))
+    assert spans(ring, 2) == [["a", "b"]]
+    assert spans(ring, 2) == [["c", "d"]]
+    assert spans(ring, 2) == [["e"], ["f"]]
+
+
+def test_a_full_ring_refuses_a_request_whole_and_keeps_what_it_has():
+    ring = Ring(3)
+    assert ring.put(Recorder("ab"))
+    assert not ring.put(Recorder("cd"))
+    assert ring.size == 2
+    assert ring.put(Recorder("e"))
+    assert spans(ring, 9) == [["a", "b"], ["e"]]
+
+
+def test_a_cancelled_request_gives_back_the_slots_that_no_batch_has_taken():
+    ring = Ring(4)
+    first, second = Recorder("abc"), Recorder("d")
+    ring.put(first)
+    ring.put(second)
+    ring.take(2)
+    assert ring.cancel(first) == 1
+    assert ring.size == 1
+    assert ring.oldest is second
+    assert ring.cancel(first) == 0
+    assert spans(ring, 4) == [["d"]]
+
+
+def test_an_empty_ring_has_no_oldest():
+    with pytest.raises(IndexError):
+        _ = Ring(1).oldest
+
+
+def test_a_ticket_is_delivered_when_its_last_slot_came_back_and_only_once():
+    ticket = Recorder("abc")
+    ticket.fill([1, 2])
+    assert ticket.answers == []
+    ticket.fill([3])
+    assert ticket.answers == [([1, 2, 3], None)]
+    ticket.fill([4])
+    ticket.resolve([], ValueError())
+    assert ticket.answers == [([1, 2, 3], None)]
+
+
+def test_an_error_resolves_at_once_and_frees_items_and_rows():
+    ticket = Recorder("abc")
+    ticket.fill([1])
+    error = ValueError("item 1")
+    ticket.resolve([], error)
+    assert ticket.answers == [([], error)]
+    assert ticket.items == ticket.rows == []
+    ticket.fill([2, 3])
+    assert len(ticket.answers) == 1

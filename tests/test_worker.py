@@ -1,0 +1,482 @@
+"""The worker under a real gunicorn: signals, sockets, logs, life and death."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from servers import ECHO, free_port, listens, read_all, read_response, serving, until
+
+from virtex import Limits
+from virtex.board import DRAINING, LOADING, READY, Board
+from virtex.settings import merge_limits
+
+SLOW_LOAD = (
+    ECHO
+    + """
+import time
+
+class Loading(Echo):
+    def setup(self, worker):
+        print("loading", flush=True)
+        time.sleep({seconds})
+
+app = http_server(name="loading", handler=Loading)
+"""
+)
+
+REQUEST = b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":["a"]}'
+ANSWER = b'{"data":["a"],"error":null}'
+
+SLOW = """
+import threading, time
+from virtex import RequestHandler, http_server
+
+class Slow(RequestHandler):
+    def setup(self, worker):
+        print("setup", worker.index, worker.count, flush=True)
+    def teardown(self):
+        print("teardown", flush=True)
+    def process_request(self, data):
+        return data
+    def run_inference(self, model_input):
+        time.sleep(max(model_input))
+        return model_input
+    def process_response(self, item):
+        return item
+
+app = http_server(name="slow", handler=Slow, executor="thread", max_batch_size=1, max_queue_size=64)
+"""
+
+
+def post(server, body=b'{"data":["a"]}'):
+    return server.request("POST", "/", body)
+
+
+@pytest.fixture(scope="module")
+def echo():
+    with serving("gunicorn", ECHO, "--workers", "2", "--log-level", "info") as server:
+        server.wait_log("of 2 is ready", 2)
+        yield server
+
+
+def test_worker_answers_and_keeps_the_connection(echo):
+    with echo.connect() as sock:
+        for _ in range(3):
+            sock.sendall(REQUEST)
+            status, headers, body = read_response(sock)
+            assert (status, body) == (200, ANSWER)
+            assert "connection" not in headers and headers["server"] == "virtex"
+
+
+def test_worker_answers_pipelined_requests_in_order(echo):
+    with echo.connect() as sock:
+        bodies = [b'{"data":[%d]}' % i for i in range(20)]
+        sock.sendall(
+            b"".join(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(b), b) for b in bodies)
+        )
+        answers = [json.loads(read_response(sock)[2])["data"] for _ in range(20)]
+        assert answers == [[i] for i in range(20)]
+
+
+def test_worker_takes_chunks_and_invites(echo):
+    with echo.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b'7\r\n{"data"\r\n7\r\n:["a"]}\r\n0\r\n\r\n')
+        assert read_response(sock)[2] == ANSWER
+
+
+def test_worker_takes_large_bodies_and_sends_large_answers(echo):
+    text = "x" * 3_000_000
+    status, body = post(echo, json.dumps({"data": [text]}).encode())
+    assert status == 200 and json.loads(body)["data"] == [text]
+
+
+def test_worker_answers_errors_behind_earlier_answers_and_closes(echo):
+    with echo.connect() as sock:
+        sock.sendall(REQUEST + b"GARBAGE\r\n\r\n" + REQUEST)
+        assert read_response(sock)[0] == 200
+        assert b" 501 " in read_all(sock)
+
+
+def test_half_closed_client_gets_its_answer(echo):
+    with echo.connect() as sock:
+        sock.sendall(REQUEST)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock).endswith(ANSWER)
+
+
+def test_index_and_count_are_given_to_setup_and_a_respawned_worker_has_its_predecessors(tmp_path):
+    with serving("gunicorn", SLOW, "--workers", "3") as server:
+        server.wait_log("of 3 is ready", 3)
+        assert sorted(re.findall(r"setup (\d) (\d)", server.log)) == [("0", "3"), ("1", "3"), ("2", "3")]
+        pid = int(re.search(r"\[(\d+)\] \[INFO\] worker 1 of 3 is ready", server.log)[1])
+        server.signal(signal.SIGKILL, pid)
+        server.wait_log("worker 1 of 3 is ready", 2)
+
+
+def test_sigterm_answers_what_was_taken_and_tears_down():
+    with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
+        server.wait_log("of 1 is ready")
+        socks = [server.connect(20) for _ in range(4)]
+        for sock in socks:
+            sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[0.3]}')
+        idle = server.connect()
+        until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work")
+        server.signal(signal.SIGTERM)
+        for sock in socks:
+            status, headers, body = read_response(sock)
+            assert (status, headers["connection"]) == (200, "close")
+            assert json.loads(body)["data"] == [0.3]
+            sock.close()
+        assert read_all(idle) == b""
+        idle.close()
+        assert server.wait_exit() == 0
+        assert "teardown" in server.log
+        assert "Traceback" not in server.log and "was sent SIG" not in server.log
+
+
+def test_sigint_does_not_wait_for_answers():
+    with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
+        server.wait_log("of 1 is ready")
+        with server.connect() as sock:
+            sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[3.0]}')
+            begun = time.monotonic()
+            server.signal(signal.SIGINT)
+            assert server.wait_exit() == 0
+            assert time.monotonic() - begun < 8
+
+
+def test_graceful_timeout_cuts_what_takes_longer():
+    with serving("gunicorn", SLOW, "--graceful-timeout", "3") as server:
+        server.wait_log("of 1 is ready")
+        with server.connect(30) as sock:
+            sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"data":[60]}')
+            until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work")
+            server.signal(signal.SIGTERM)
+            begun = time.monotonic()
+            server.wait_exit()
+            assert time.monotonic() - begun < 8
+
+
+def test_sigterm_during_a_long_load_ends_the_worker():
+    source = SLOW_LOAD.replace("{seconds}", "3")
+    with serving("gunicorn", source) as server:
+        server.wait_log("loading")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert "of 1 is ready" not in server.log
+
+
+def test_sigterm_during_the_import_ends_the_worker():
+    source = "import time\nprint('importing', flush=True)\ntime.sleep(2)\n" + ECHO
+    with serving("gunicorn", source) as server:
+        server.wait_log("importing")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert "is ready" not in server.log
+
+
+def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
+    source = ECHO.replace("return model_input", "import time; time.sleep(60)")
+    with serving("gunicorn", source, "--timeout", "2") as server:
+        server.wait_log("of 1 is ready")
+        with server.connect(30) as sock:
+            sock.sendall(REQUEST)
+            assert read_all(sock) == b""
+        server.wait_log("no heartbeat for 2 s")
+        assert "in run_inference" in server.log
+        server.wait_log("worker 0 of 1 is ready", 2)
+        assert server.request("GET", "/health/ready")[0] == 200
+
+
+def test_load_may_take_longer_than_the_timeout():
+    source = SLOW_LOAD.replace("{seconds}", "4")
+    with serving("gunicorn", source, "--timeout", "2") as server:
+        server.wait_log("worker 0 of 1 is ready")
+        assert "WORKER TIMEOUT" not in server.log
+
+
+def test_workers_leave_when_the_master_is_gone(tmp_path):
+    with serving("gunicorn", ECHO, "--workers", "2") as server:
+        server.wait_log("of 2 is ready", 2)
+        workers = server.workers()
+        server.signal(signal.SIGKILL)
+        server.wait_exit()
+        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "the workers to leave")
+        assert not listens(server.port)
+
+
+def test_failing_setup_ends_the_service_with_code_3_and_says_why():
+    source = ECHO.replace(
+        "return model_input",
+        "return model_input\n    def setup(self, worker):\n        raise FileNotFoundError('model.bin')",
+    )
+    with serving("gunicorn", source, wait=False) as server:
+        assert server.wait_exit() == 3
+        assert "FileNotFoundError: model.bin" in server.log
+
+
+def test_later_failure_costs_its_worker_only(tmp_path):
+    mark = tmp_path / "mark"
+    source = (
+        ECHO
+        + f"""
+import os
+class Once(Echo):
+    def setup(self, worker):
+        if worker.index == 1:
+            if os.path.exists({str(mark)!r}):
+                raise MemoryError("no room for the model")
+            open({str(mark)!r}, "w").close()
+app = http_server(name="o", handler=Once)
+"""
+    )
+    with serving("gunicorn", source, "--workers", "2") as server:
+        server.wait_log("of 2 is ready", 2)
+        pid = int(re.search(r"\[(\d+)\] \[INFO\] worker 1 of 2 is ready", server.log)[1])
+        server.signal(signal.SIGKILL, pid)
+        server.wait_log("worker 1 did not start; another try in 2 s")
+        assert post(server)[0] == 200
+        server.wait_log("worker 1 did not start; another try in 4 s")
+        mark.unlink()
+        assert server.process.poll() is None
+
+
+def test_max_requests_restarts_the_worker():
+    with serving("gunicorn", ECHO, "--max-requests", "5") as server:
+        server.wait_log("of 1 is ready")
+        for _ in range(5):
+            assert post(server)[0] == 200
+        server.wait_log("max_requests reached")
+        server.wait_log("worker 0 of 1 is ready", 2)
+        assert post(server)[0] == 200
+
+
+def test_hup_serves_on_while_the_new_workers_load():
+    source = SLOW_LOAD.replace("{seconds}", "1.5")
+    with serving("gunicorn", source) as server:
+        server.wait_log("of 1 is ready")
+        server.signal(signal.SIGHUP)
+        server.wait_log("Handling signal: hup")
+        answered = 0
+        while server.log.count("of 1 is ready") < 2:
+            with server.connect(1.0) as sock:  # a loading worker alone would not answer this soon
+                sock.sendall(REQUEST)
+                assert read_response(sock)[2] == ANSWER
+            answered += 1
+        assert answered > 3
+        server.wait_log("Worker exiting")
+        assert post(server)[0] == 200
+
+
+def test_ttin_and_ttou_change_the_number_of_workers():
+    with serving("gunicorn", ECHO) as server:
+        server.wait_log("of 1 is ready")
+        server.signal(signal.SIGTTIN)
+        server.wait_log("worker 1 of 1 is ready")
+        server.signal(signal.SIGTTOU)
+        server.wait_log("Worker exiting")
+        assert post(server)[0] == 200
+
+
+def test_usr1_reopens_the_logs_of_every_worker(tmp_path):
+    log, moved = tmp_path / "error.log", tmp_path / "moved.log"
+    with serving("gunicorn", ECHO, "--error-logfile", str(log)) as server:
+        until(lambda: "is ready" in log.read_text(), "the worker to be ready", server)
+        log.rename(moved)
+        server.signal(signal.SIGUSR1)
+        until(log.exists, "the log to be opened anew", server)
+        (pid,) = server.workers()
+        until(lambda: str(log) in _open_files(pid), "the worker to open it too", server)
+
+
+def _open_files(pid):
+    return [os.path.realpath(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def test_unix_socket(tmp_path):
+    path = tmp_path / "socket"
+    with serving("gunicorn", ECHO, "--bind", f"unix:{path}", wait=False) as server:
+        server.wait_log("of 1 is ready")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(REQUEST)
+            assert read_response(sock)[2] == ANSWER
+
+
+def test_several_binds():
+    first, second = free_port(), free_port()
+    with serving(
+        "gunicorn", ECHO, "--bind", f"127.0.0.1:{first}", "--bind", f"127.0.0.1:{second}", wait=False
+    ) as server:
+        server.wait_log("of 1 is ready")
+        for port in first, second:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("POST", "/", b'{"data":["a"]}')
+            assert connection.getresponse().read() == ANSWER
+            connection.close()
+
+
+@pytest.mark.parametrize("option", ["--preload", "--reuse-port"])
+def test_option_is_honoured(option):
+    with serving("gunicorn", ECHO, option, "--workers", "2") as server:
+        server.wait_log("of 2 is ready", 2)
+        assert post(server) == (200, ANSWER)
+
+
+def test_reload_restarts_on_a_changed_file():
+    with serving("gunicorn", ECHO, "--reload", "--reload-engine", "poll") as server:
+        server.wait_log("of 1 is ready")
+        (server.folder / "service.py").write_text(ECHO.replace('"echo"', '"other"'))
+        server.wait_log("worker 0 of 1 is ready", 2)
+        until(lambda: b'"other"' in server.request("GET", "/")[1], "the new service", server)
+
+
+def test_backlog_is_passed_on():
+    with serving("gunicorn", ECHO, "--backlog", "321") as server:
+        server.wait_log("of 1 is ready")
+        assert _backlog(server.port) == 321
+
+
+def _backlog(port):
+    """Send-Q of a listening socket, as the kernel tells it to ss."""
+    import subprocess
+
+    out = subprocess.run(["ss", "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    return int(out.split()[2])
+
+
+def test_log_level_rules_our_loggers():
+    with serving("gunicorn", ECHO, "--log-level", "warning", wait=True) as server:
+        until(lambda: server.request("GET", "/health/ready")[0] == 200, "readiness", server)
+        assert server.log == ""
+    with serving("gunicorn", ECHO, "--log-level", "info") as server:
+        server.wait_log("[INFO] service 'echo' is ready in process")
+
+
+def test_more_worker_connections_than_files_start_with_a_warning():
+    with serving("gunicorn", ECHO, "--worker-connections", "100000000") as server:
+        server.wait_log("of 1 is ready")
+        assert "RLIMIT_NOFILE" in server.log and post(server)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--proxy-protocol", "auto"], ["--threads", "4"], ["--permit-obsolete-folding"], ["--http-protocols", "h1,h2"]],
+)
+def test_setting_that_can_not_be_honoured_is_refused_by_name(options):
+    with serving("gunicorn", ECHO, *options, wait=False) as server:
+        assert server.wait_exit() != 0
+        assert "VirtexWorker does not take these settings" in server.log
+        assert options[0][2:].replace("-", "_") in server.log
+
+
+def test_access_log_is_written_when_asked_for():
+    with serving("gunicorn", ECHO, "--access-logfile", "-") as server:
+        server.wait_log("of 1 is ready")
+        post(server)
+        server.request("GET", "/%0a%22x")
+        server.wait_log('"POST / HTTP/1.1" 200 27')
+        server.wait_log('"GET /%0a%22x HTTP/1.1" 405')
+
+
+def test_app_may_be_a_function_that_makes_it():
+    source = ECHO.replace("app = http_server(", "def app():\n    return http_server(")
+    with serving("gunicorn", source) as server:
+        assert post(server) == (200, ANSWER)
+
+
+ASGI = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        print("started", flush=True)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        print("stopped", flush=True)
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    message = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+"""
+
+
+def test_any_asgi_application_is_served_with_its_lifespan():
+    with serving("gunicorn", ASGI) as server:
+        assert server.request("POST", "/", b"hello") == (200, b"hello")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert "started" in server.log and "stopped" in server.log
+
+
+@pytest.mark.parametrize("kind", ["serve", "protocol"])
+def test_embedded_in_a_program(kind):
+    with serving(kind, ECHO) as server:
+        assert post(server) == (200, ANSWER)
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0, server.log
+
+
+# --- what needs no process --------------------------------------------------------------------------------------------
+
+
+def test_board_gives_the_lowest_free_slot_and_takes_back_a_dead_workers():
+    board = Board()
+    assert [board.take(age) for age in (1, 2, 3)] == [0, 1, 2]
+    board.own(0, 1)
+    board.release(1)
+    assert board.take(4) == 1
+    board._write(2, board.entry(2)._replace(pid=2**22 + 1))  # above any pid there is
+    assert board.take(5) == 2
+
+
+def test_board_knows_whether_any_worker_was_ever_ready():
+    board = Board()
+    board.take(1)
+    board.own(0, 1)
+    assert not board.has_served() and board.count_failure() == 1 and board.count_failure() == 2
+    assert [entry.state for entry in board.living()] == [LOADING]
+    board.set_state(0, READY)
+    board.set_state(0, DRAINING)
+    assert board.has_served() and board.count_failure() == 1
+
+
+def settings_of(**changed):
+    from gunicorn.config import Config
+
+    cfg = Config()
+    for name, value in changed.items():
+        cfg.set(name, value)
+    return cfg
+
+
+LOG = SimpleNamespace(warning=lambda *_: None)
+
+
+def test_settings_at_gunicorns_default_leave_the_limits_of_the_application():
+    limits = Limits(connections=100)
+    assert merge_limits(limits, settings_of(), LOG) == limits
+
+
+def test_settings_become_limits():
+    cfg = settings_of(keepalive=7, limit_request_line=500, limit_request_fields=10, limit_request_field_size=100)
+    limits = merge_limits(Limits(connections=100), cfg, LOG)
+    assert (limits.keep_alive_seconds, limits.request_line, limits.header_fields) == (7, 500, 10)
+    assert limits.header_bytes == 1000
+
+
+def test_no_limit_in_gunicorn_is_none_here():
+    cfg = settings_of(limit_request_line=0, limit_request_field_size=0)
+    limits = merge_limits(Limits(connections=100), cfg, LOG)
+    assert limits.request_line > 1 << 30 and limits.header_bytes > 1 << 30

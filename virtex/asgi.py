@@ -1,0 +1,308 @@
+"""The lane for any ASGI 3 application: one request of a connection at a time, one task each; and the lifespan protocol.
+
+    AsgiExchange.write(data), .complete(), .cancel(reason)    what protocol.py calls, as on an Exchange
+    receive, send                                             what the application calls
+
+The head of an answer waits for the first piece of its body, so that a short answer is one write. An answer whose length
+the application does not say is chunked, unless it is all there in one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from .http1 import Header, Request, has_body, render_head
+
+if TYPE_CHECKING:
+    from .protocol import HttpProtocol, Turn
+
+log = logging.getLogger("virtex")
+
+Message = MutableMapping[str, Any]
+HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its connection is not read
+VERSIONS = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send() raises OSError once the client has left
+
+
+class AsgiExchange:
+    """One request of an ASGI application and its answer."""
+
+    # fmt: off
+    __slots__ = (
+        "_body", "_chunked", "_complete", "_connection", "_gone", "_held", "_last", "_left", "_request",
+        "_response_done", "_sent", "_start", "_task", "_turn", "_waiter", "started",
+    )
+    # fmt: on
+
+    def __init__(self, connection: HttpProtocol, turn: Turn, request: Request) -> None:
+        self._connection = connection
+        self._turn = turn
+        self._request = request
+        # the request's body
+        self._body: list[bytes] = []
+        self._held = 0  # bytes in it
+        self._complete = False
+        self._gone = False  # the client, or our interest in it
+        self._waiter: asyncio.Future[None] | None = None
+        # the answer
+        self._start: tuple[int, list[Header]] | None = None
+        self.started = False  # its first bytes are written
+        self._response_done = False
+        self._chunked = False
+        self._left: int | None = None  # bytes that its content-length still promises
+        self._sent = 0  # bytes of its body
+        self._last = False  # the connection closes behind it
+        loop = connection.connections.loop or asyncio.get_running_loop()
+        self._task = loop.create_task(self._run())
+
+    # --- what protocol.py calls ---------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self._response_done:
+            return
+        self._body.append(data)
+        self._held += len(data)
+        if self._held > HELD:
+            self._connection.hold(True)
+        self._wake()
+
+    def complete(self) -> None:
+        self._complete = True
+        self._wake()
+
+    def cancel(self, reason: str) -> None:
+        self._gone = True
+        self._body.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- running the application ----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        connection = self._connection
+        try:
+            await connection.app(self._scope(), self.receive, self.send)
+        except OSError:
+            if not self._gone:
+                log.exception("the application raised")
+        except Exception:
+            log.exception("the application raised")
+        else:
+            if not self._response_done and not self._gone:
+                log.error("the application returned before its answer was complete")
+        if self._response_done or self._gone:
+            return
+        if self.started:
+            connection.abort()  # only a connection that breaks off tells the client that this was not all
+        else:
+            self._response_done = True
+            body = b"Internal Server Error"
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+            self._last = True
+            self._start = 500, headers
+            self._emit(self._render(500, headers, body, True), True)
+
+    def _scope(self) -> dict[str, Any]:
+        request, connection = self._request, self._connection
+        shared = connection.connections
+        raw_path, _, query = request.target.partition(b"?")
+        path = request.path
+        return {
+            "type": "http",
+            "asgi": dict(VERSIONS),
+            "http_version": "1.1" if request.minor else "1.0",
+            "method": request.method,
+            "scheme": connection.scheme,
+            "path": shared.root_path + path,
+            "raw_path": shared.root_path.encode() + raw_path,
+            "query_string": query,
+            "root_path": shared.root_path,
+            "headers": list(request.headers),
+            "client": connection.client,
+            "server": connection.server,
+            "state": dict(shared.state),
+        }
+
+    # --- receive ------------------------------------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        connection = self._connection
+        if not self._gone and not self._response_done:
+            connection.invite(self._turn)
+        while not self._gone and not self._response_done:
+            if self._body or self._complete:
+                return self._take_body()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return {"type": "http.disconnect"}
+
+    def _take_body(self) -> Message:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        more = not self._complete
+        if self._held > HELD:
+            self._connection.hold(False)
+        self._held = 0
+        if not more:
+            self._complete = False  # once only: the next receive() waits for the client to leave
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    # --- send -----------------------------------------------------------------------------------------------------
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if self._response_done:
+            raise RuntimeError(f"expected no message after the answer was complete, got {kind!r}")
+        if kind == "http.response.start" and self._start is None:
+            self._begin(message)
+        elif kind == "http.response.body" and self._start is not None:
+            if self._gone:
+                raise ConnectionResetError("the client left")
+            self._send_body(message)
+            await self._flow()
+        else:
+            expected = "http.response.start" if self._start is None else "http.response.body"
+            raise RuntimeError(f"expected the message {expected!r}, got {kind!r}")
+
+    def _begin(self, message: Message) -> None:
+        status = message["status"]
+        if not isinstance(status, int) or not 200 <= status <= 599:
+            raise RuntimeError(f"http.response.start: expected a status from 200 to 599, got {status!r}")
+        headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers") or ()]
+        render_head(status, tuple(headers), b"")  # raises for what must not be sent, while a 500 is still possible
+        self._start = status, headers
+
+    def _send_body(self, message: Message) -> None:
+        body = bytes(message.get("body", b""))
+        more = bool(message.get("more_body", False))
+        if not self.started:
+            assert self._start is not None
+            data = self._render(*self._start, body, not more)
+        else:
+            data = self._frame(body, not more)
+        if not more:
+            self._response_done = True
+            if self._left:
+                log.error("the application sent %d bytes less than its content-length", self._left)
+                self._last = True
+        self._emit(data, not more)
+
+    def _emit(self, data: bytes, end: bool) -> None:
+        self.started = True
+        if data:
+            self._connection.transport.write(data)
+        if end:
+            self._body.clear()
+            self._connection.hold(False)
+            assert self._start is not None
+            self._connection.finish(self._last, self._start[0], self._sent)
+            self._wake()
+
+    def _render(self, status: int, headers: list[Header], body: bytes, end: bool) -> bytes:
+        """The head of the answer and the first piece of its body (RFC 9112 section 6.3: how its end is told)."""
+        request, connection = self._request, self._connection
+        kept: list[Header] = []
+        names = set()
+        for name, value in headers:
+            if name == b"content-length" and value.isdigit():
+                self._left = int(value)
+            elif name == b"connection" and b"close" in value.lower():
+                self._last = True
+            if name not in (b"transfer-encoding", b"connection", b"content-length"):
+                kept.append((name, value))
+                names.add(name)
+        self._last = self._last or connection.must_close(self._turn)
+        bodiless = request.method == "HEAD" or not has_body(status)
+        if not has_body(status):
+            self._left = None
+        elif self._left is None and end and not (bodiless and not body):
+            self._left = len(body)
+        elif self._left is None and request.minor and not bodiless:
+            self._chunked = True
+            kept.append((b"transfer-encoding", b"chunked"))
+        elif self._left is None and not bodiless:
+            self._last = True  # HTTP/1.0: the end of the connection is the end of the body
+        if self._left is not None:
+            kept.append((b"content-length", b"%d" % self._left))
+        head = render_head(status, tuple(kept), connection.own_lines(names, self._last, request.minor)) + b"\r\n"
+        if bodiless:
+            self._left = 0
+            self._chunked = False
+            return head
+        return head + self._frame(body, end)
+
+    def _frame(self, body: bytes, end: bool) -> bytes:
+        self._sent += len(body)
+        if self._chunked:
+            piece = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            return piece + b"0\r\n\r\n" if end else piece
+        if self._left is None:
+            return body
+        if len(body) > self._left:
+            if self._request.method != "HEAD" and self._start is not None and has_body(self._start[0]):
+                log.error("the application sent more than its content-length; the excess is dropped")
+                self._last = True
+            body = body[: self._left]
+        self._left -= len(body)
+        return body
+
+    async def _flow(self) -> None:
+        """Wait while the client does not read."""
+        connection = self._connection
+        if connection.is_stalled and not self._response_done:
+            if connection.writable is None:
+                connection.writable = asyncio.get_running_loop().create_future()
+            await asyncio.shield(connection.writable)
+
+
+class Lifespan:
+    """The lifespan of an ASGI application, for serve() and the worker: startup() and shutdown(), each once."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any]) -> None:
+        self._app = app
+        self._state = state
+        self._task: asyncio.Task[None] | None = None
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._answers: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def startup(self, worker: object = None) -> None:
+        """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        answer = await self._ask("lifespan.startup")
+        if answer is not None and answer["type"] == "lifespan.startup.failed":
+            raise RuntimeError(f"the application did not start: {answer.get('message') or 'it gave no reason'}")
+
+    def drain(self) -> None:
+        """An ASGI application is not told."""
+
+    async def shutdown(self) -> None:
+        if self._task is None or self._task.done():
+            return
+        answer = await self._ask("lifespan.shutdown")
+        if answer is not None and answer["type"] == "lifespan.shutdown.failed":
+            log.error("the application did not shut down cleanly: %s", answer.get("message") or "it gave no reason")
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": dict(VERSIONS), "state": self._state}
+        try:
+            await self._app(scope, self._inbox.get, self._answers.put)
+        except Exception as error:
+            # The specification lets an application that has no lifespan raise here; it is served without.
+            log.debug("the application has no lifespan: %r", error)
+
+    async def _ask(self, kind: str) -> Message | None:
+        assert self._task is not None
+        await self._inbox.put({"type": kind})
+        answer = asyncio.ensure_future(self._answers.get())
+        await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        return None

@@ -1,0 +1,454 @@
+"""When a batch is cut, who runs it, who gets which row.
+
+Rules: the only core file that reads a clock. The loop's thread alone admits, cancels and cuts. Nothing polls: a cut is
+considered when a request is admitted, when company leaves, when a batch comes back, and at one timer's end.
+
+A batch is cut when the executor is free and
+    it is full;
+    or nobody is expected who could join it (see Peer);
+    or its oldest item has waited max_time_on_queue;
+    or the service drains.
+While the executor is busy the ring goes on filling, so the next batch is as large as it can be; only a full one is
+handed to a thread early, one deep, so that the thread need not wait for the loop between two batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
+
+from .errors import HandlerError, ItemError, RequestError
+from .ring import Load, Ring, Span, Ticket
+from .steps import Outcome, Steps, drive, failure_of
+
+log = logging.getLogger("virtex")
+
+RETRY_SOON = ((b"retry-after", b"1"),)
+GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
+
+
+class BatchReport(NamedTuple):
+    """One batch that came back, as the Observer gets it.
+
+    size: items. cut: why it was cut, "full", "no company", "time" or "drain". waits: seconds that each item waited
+    from its admission to the cut. seconds: how long each of the handler's steps took, by its name. ok: whether every
+    request in it was answered with rows.
+    """
+
+    size: int
+    cut: str
+    waits: list[float]
+    seconds: dict[str, float]
+    ok: bool
+
+
+class Observer:
+    """What happens in a service, told at fixed points, on the event loop; override what you want to know.
+
+    It must return at once: the loop waits. What it raises is logged and goes no further.
+    """
+
+    def request_done(self, status: int, items: int, seconds: float) -> None:
+        """A request was answered: its HTTP status, how many items it held, seconds since its headers were read."""
+
+    def batch_done(self, batch: BatchReport) -> None:
+        """A batch came back from the handler."""
+
+    def dropped(self, reason: str, items: int) -> None:
+        """Items left without an answer to send: "the client left", "deadline passed"."""
+
+
+class Peer:
+    """One connection, as the batcher sees it: one that was just answered is likely to send again.
+
+    open: its requests that are arriving, waiting or running. answered: when the last of them was answered, in ns;
+    0 while it is not expected.
+    """
+
+    __slots__ = ("answered", "open")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.answered = 0
+
+
+class Company:
+    """Who may still join the next batch: requests whose body is arriving, and peers answered within the window.
+
+    window: nanoseconds; 0 means that nobody is ever waited for, and nothing is counted.
+    """
+
+    __slots__ = ("_answered", "_arriving", "_expected", "_window")
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._arriving = 0
+        self._expected = 0
+        self._answered: deque[tuple[int, Peer]] = deque()  # oldest first; an entry is stale once its peer came back
+
+    def arrives(self, peer: Peer | None) -> None:
+        """A request begins: its headers are there, its body is not."""
+        self._arriving += 1
+        if peer is not None:
+            peer.open += 1
+            self._forget(peer)
+
+    def arrived(self) -> None:
+        """The body of a request is there, or never will be."""
+        self._arriving -= 1
+
+    def answered(self, peer: Peer | None, now: int) -> None:
+        """A request that arrived was answered, or given up."""
+        if peer is None:
+            return
+        peer.open -= 1
+        if not peer.open and self._window:
+            self._expire(now)
+            peer.answered = now
+            self._expected += 1
+            self._answered.append((now, peer))
+
+    def leaves(self, peer: Peer) -> None:
+        """The connection is gone."""
+        self._forget(peer)
+
+    def until(self, now: int) -> int:
+        """When the last of those expected now stops being expected, in ns; 0 when nobody is."""
+        self._expire(now)
+        if not self._window or not (self._arriving or self._expected):
+            return 0
+        return now + self._window if self._arriving else self._answered[-1][0] + self._window
+
+    def _forget(self, peer: Peer) -> None:
+        if peer.answered:
+            peer.answered = 0
+            self._expected -= 1
+
+    def _expire(self, now: int) -> None:
+        answered = self._answered
+        horizon = now - self._window
+        while answered and answered[0][0] <= horizon:
+            stamp, peer = answered.popleft()
+            if peer.answered == stamp:
+                self._forget(peer)
+
+
+class Batch:
+    """A load of requests on its way through the handler."""
+
+    __slots__ = ("cut", "cut_at", "load", "outcomes", "steps")
+
+    def __init__(self, load: Load, steps: Steps, cut: str, cut_at: int) -> None:
+        self.load = load
+        self.steps = steps
+        self.cut = cut
+        self.cut_at = cut_at
+        self.outcomes: list[Outcome] = []
+
+    def run(self) -> None:
+        """Compute the outcomes here and now; for handlers without async methods."""
+        try:
+            self.outcomes = drive(self.steps.run(self.load.work))
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    async def run_async(self) -> None:
+        """Compute the outcomes as a coroutine."""
+        self.outcomes = await self.steps.run(self.load.work)
+
+    def fail(self, error: BaseException) -> None:
+        """Give every request of the batch the same failure."""
+        self.outcomes = [failure_of(error)] * len(self.load.spans)
+
+    def answers(self) -> list[tuple[Span, Outcome]]:
+        """Each span with its outcome, those of one ticket in the order of its slots."""
+        answers = list(zip(self.load.spans, self.outcomes, strict=True))
+        if self.load.shuffled:
+            answers.sort(key=lambda answer: answer[0][1])
+        self.outcomes = []
+        return answers
+
+
+Done = Callable[[Batch], None]
+
+
+class Executor(Protocol):
+    """Who runs batches. depth: how many it takes at a time; start() runs one and calls done, on the loop's thread."""
+
+    depth: int
+
+    def start(self, batch: Batch, done: Done) -> None: ...
+
+
+class InlineExecutor:
+    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads."""
+
+    depth = 1
+
+    def start(self, batch: Batch, done: Done) -> None:
+        try:
+            batch.run()
+        finally:
+            done(batch)
+
+
+class AsyncExecutor:
+    """Runs a batch of an async handler as a task on the loop, one at a time."""
+
+    depth = 1
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, batch: Batch, done: Done) -> None:
+        def finished(task: asyncio.Task[None]) -> None:
+            self._task = None
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                batch.fail(error)
+            done(batch)
+
+        self._task = self._loop.create_task(batch.run_async())  # a loop holds its tasks weakly: keep it
+        self._task.add_done_callback(finished)
+
+
+class ThreadExecutor:
+    """Runs batches, and whatever else is called, on one thread of its own, in order.
+
+    The thread is a daemon: a model that hangs must not keep the process from ending.
+    """
+
+    depth = 2
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def start(self, batch: Batch, done: Done) -> None:
+        def job() -> None:
+            try:
+                batch.run()
+            except BaseException:
+                log.exception("a batch broke off")
+            self._tell(done, batch)
+
+        self._jobs.put(job)
+
+    def call(self, f: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run f(*args) on the thread; the future has its result or what it raised."""
+        future = self._loop.create_future()
+
+        def job() -> None:
+            try:
+                result = f(*args)
+            except BaseException as error:
+                self._tell(_settle, future, None, error)
+            else:
+                self._tell(_settle, future, result, None)
+
+        self._jobs.put(job)
+        return future
+
+    def stop(self) -> None:
+        """End the thread once its jobs are done; does not wait for it."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _tell(self, f: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(f, *args)
+        except RuntimeError:
+            log.warning("the event loop was closed while the handler ran")
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+        future.set_exception(error)
+    else:
+        future.set_exception(RuntimeError(f"raised {type(error).__name__}: {error}"))
+
+
+class Batcher:
+    """The ring of waiting requests, and the rule by which batches are cut from it.
+
+    max_time_on_queue: seconds. Until run_with() nothing is cut and requests wait. loop: whose call_soon and call_later
+    are used. clock: nanoseconds. RequestError from admit(): 413 for more items than the queue can ever hold, 503 with
+    Retry-After when it has no room now.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        max_batch_size: int,
+        max_time_on_queue: float,
+        max_queue_size: int,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        observer: Observer | None = None,
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._observer = observer
+        self.max_batch_size = max_batch_size
+        self._window = round(max_time_on_queue * 1e9)
+        self._ring = Ring(max_queue_size)
+        self.company = Company(self._window)
+        self._executor: Executor | None = None
+        self._steps: Callable[[], Steps]
+        self._running: list[Batch] = []
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining = False
+
+    def run_with(self, executor: Executor, steps: Callable[[], Steps], ring: Ring | None = None) -> None:
+        """Start cutting. steps: makes the Steps of one batch. ring: takes the place of the one that is there, empty."""
+        self._ring = ring or self._ring
+        self._executor = executor
+        self._steps = steps
+        self.wake()
+
+    @property
+    def waiting(self) -> int:
+        """Items in the ring."""
+        return self._ring.size
+
+    @property
+    def running_since(self) -> int:
+        """When the oldest batch that has not come back was cut, in ns; 0 when none is out."""
+        return self._running[0].cut_at if self._running else 0
+
+    def room_for(self, count: int) -> None:
+        """Raise RequestError as admit() would, without admitting anything."""
+        if count > self._ring.capacity:
+            raise RequestError(413, f"{count} items in one request; the queue holds {self._ring.capacity} at most")
+        if self._ring.size + count > self._ring.capacity:
+            raise RequestError(
+                503, f"no room for {count} items: {self._ring.size} of {self._ring.capacity} wait", RETRY_SOON
+            )
+
+    def admit(self, ticket: Ticket, now: int) -> None:
+        """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""
+        ticket.count = len(ticket.items)
+        ticket.born = now
+        if not self._ring.put(ticket):
+            self.room_for(ticket.count)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._cut)
+
+    def cancel(self, ticket: Ticket, reason: str) -> None:
+        """Take a request out that nobody wants answered any more; what no batch has taken yet costs no inference."""
+        self._ring.cancel(ticket)
+        if self._observer is not None:
+            self.tell(self._observer.dropped, reason, ticket.count - ticket.answered)
+        self.wake()
+
+    def unanswered(self) -> Iterator[Ticket]:
+        """The requests in batches that run, then those that wait; a request that spans both comes twice."""
+        for batch in self._running:
+            for ticket, _, _ in batch.load.spans:
+                yield ticket
+        yield from self._ring
+
+    def drain(self) -> None:
+        """From now on wait for nobody."""
+        self._draining = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Consider a cut soon: something changed that may have been waited for."""
+        if self._ring.size and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._cut)
+
+    def tell(self, f: Callable[..., None], *args: Any) -> None:
+        """Tell the observer; what it raises must not reach the requests."""
+        try:
+            f(*args)
+        except Exception:
+            log.exception("the observer raised")
+
+    def _cut(self, due: bool = False) -> None:
+        self._scheduled = False
+        executor = self._executor
+        if executor is None or not self._ring.size:
+            return
+        now = self._clock()
+        if not self._running:
+            why = self._why(now, due)
+            if why is None:
+                return
+        elif len(self._running) < executor.depth and self._ring.size >= self.max_batch_size:
+            why = "full"
+        else:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch = Batch(self._ring.take(self.max_batch_size), self._steps(), why, now)
+        self._running.append(batch)
+        executor.start(batch, self._done)
+        self.wake()
+
+    def _why(self, now: int, due: bool) -> str | None:
+        """Why a batch is to be cut now; None: it is not, and the timer runs."""
+        if self._ring.size >= self.max_batch_size:
+            return "full"
+        if self._draining:
+            return "drain"
+        expected = self.company.until(now)
+        if not expected:
+            return "no company"
+        at = min(self._ring.oldest.born + self._window, expected)
+        # A timer may come up to one grain early: what is due within it is due, or it would spin on the remainder.
+        if at - now <= (GRAIN if due else 0):
+            return "time"
+        if self._timer is None:
+            self._timer = self._loop.call_later(math.ceil((at - now) / GRAIN) / 1000, self._on_timer)
+        return None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._cut(due=True)
+
+    def _done(self, batch: Batch) -> None:
+        """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
+        self._running.remove(batch)
+        ok = True
+        for (ticket, start, _), outcome in batch.answers():
+            if not isinstance(outcome, (HandlerError, ItemError)):
+                ticket.fill(outcome)
+                continue
+            ok = False
+            if not ticket.resolved:
+                if outcome.index is not None:
+                    outcome.index += start  # from within the span to within the request
+                self._ring.cancel(ticket)
+                ticket.resolve([], outcome)
+        outcome = None  # type: ignore[assignment]  # the last of the references to the batch's rows
+        if self._observer is not None:
+            self.tell(self._observer.batch_done, self._report(batch, ok))
+        batch.load.release()
+        self.wake()
+
+    def _report(self, batch: Batch, ok: bool) -> BatchReport:
+        waits = [
+            (batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.load.spans for _ in range(start, stop)
+        ]
+        return BatchReport(batch.load.size, batch.cut, waits, batch.steps.seconds, ok)

@@ -1,0 +1,178 @@
+"""What the connections of one server share: who they are, their clocks, the date, the heads of replies.
+
+One object belongs to one event loop and is touched by its thread only. There is no timer per request or connection: a
+connection keeps the time at which its present wait began and says, when asked, until when it may wait; `watch` books
+that question into the second in which it is due. A connection that is answered again and again is so asked once per
+keep-alive time, not once per request, and ten thousand idle ones cost nothing but those questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+from .http1 import Header, has_body, render_head
+from .limits import Limits
+from .server import Server
+
+if TYPE_CHECKING:
+    from .protocol import HttpProtocol, Turn
+
+SECOND = 1_000_000_000  # ns
+NEVER = 1 << 62
+TICK_SECONDS = 1.0  # grain of every clock of a connection
+DRAIN_TICK_SECONDS = 0.05
+HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more are rendered each time
+
+KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
+CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
+
+AccessLog = Callable[["HttpProtocol", "Turn", int, int, int], None]
+
+
+class Connections:
+    """The open connections of one server, for one application on one loop.
+
+    limits: by default those of a `Server`. clock: nanoseconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.app = app
+        self.direct = isinstance(app, Server)
+        self.limits: Limits = limits or (app.limits if self.direct else Limits())
+        self.clock = clock
+        self.loop = loop
+        # while serving
+        self.open: set[HttpProtocol] = set()
+        self.requests = 0  # heads taken, for max_requests
+        self.draining = False
+        self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
+        self.drain_since = NEVER
+        self.access: AccessLog | None = None  # status, body bytes, ns; None: nobody reads it
+        self.state: dict[str, Any] = {}  # ASGI lifespan's
+        self.root_path = ""
+        self.changed: asyncio.Event | None = None  # set when the last connection leaves
+        self._full: bytes = b""
+        # clocks
+        self._due: dict[int, set[HttpProtocol]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        # the date and the heads that carry it
+        self._heads: dict[tuple[int, tuple[Header, ...], int], bytes] = {}
+        self._heads_until = 0
+
+    def add(self, connection: HttpProtocol) -> bool:
+        """Count a connection in; False when it is one too many."""
+        self.open.add(connection)
+        if self._timer is None:
+            self._start_timer()
+        return len(self.open) <= self.limits.connections
+
+    def remove(self, connection: HttpProtocol) -> None:
+        self.open.discard(connection)
+        self._forget(connection)  # or a closed connection would be kept until its time has come
+        if not self.open and self.changed is not None:
+            self.changed.set()
+
+    # --- clocks -----------------------------------------------------------------------------------------------
+
+    def watch(self, connection: HttpProtocol, deadline: int) -> None:
+        """Ask `connection` at `deadline`, and no later than the next tick after it, how long it may still wait."""
+        if deadline >= connection.watched_until:
+            return  # it is asked sooner than that anyway, and asked again then
+        self._forget(connection)
+        connection.watched_until = deadline
+        self._due.setdefault(deadline // SECOND, set()).add(connection)
+
+    def _forget(self, connection: HttpProtocol) -> None:
+        booked = self._due.get(connection.watched_until // SECOND)
+        if booked is not None:
+            booked.discard(connection)
+
+    def tick(self) -> None:
+        """Ask every connection whose time has come. Costs the number of those, and of the seconds that are booked."""
+        now = self.clock()
+        for second in [second for second in self._due if second * SECOND <= now]:
+            for connection in self._due.pop(second):
+                connection.watched_until = NEVER
+                connection.check_clock(now)
+
+    def _start_timer(self) -> None:
+        loop = self.loop or asyncio.get_running_loop()
+        delay = DRAIN_TICK_SECONDS if self.draining else TICK_SECONDS
+        self._timer = loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.tick()
+        if self.open:
+            self._start_timer()
+
+    # --- draining ---------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """From now on every reply says `Connection: close`; connections at rest are let go. Idempotent."""
+        if self.draining:
+            return
+        self.draining = self.closing = True
+        self.drain_since = self.clock()
+        self._heads.clear()
+        for connection in list(self.open):
+            connection.drain()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._start_timer()
+
+    async def wait_empty(self, seconds: float) -> bool:
+        """Wait until no connection is open; False when `seconds` were not enough."""
+        if not self.open:
+            return True
+        self.changed = asyncio.Event()
+        try:
+            await asyncio.wait_for(self.changed.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def abort(self, connections: Iterable[HttpProtocol] | None = None) -> None:
+        for connection in list(self.open if connections is None else connections):
+            connection.abort()
+
+    # --- heads of replies ---------------------------------------------------------------------------------------
+
+    def head(self, status: int, headers: tuple[Header, ...], connection: int, now: int) -> bytes:
+        """A reply's head, up to the value of its content-length (or whole, where the status has no body).
+
+        Rendered once per second and kind of reply, so that a request costs one look into a dict.
+        """
+        if now >= self._heads_until:
+            self._turn_second(now)
+        key = (status, headers, connection)
+        head = self._heads.get(key)
+        if head is None:
+            lines = b"date: %b\r\nserver: virtex\r\n%b" % (self._date, CONNECTION[connection])
+            head = render_head(status, headers, lines)
+            head += b"content-length: " if has_body(status) else b"\r\n"
+            if len(self._heads) < HEADS_KEPT:
+                self._heads[key] = head
+        return head
+
+    def date(self, now: int) -> bytes:
+        if now >= self._heads_until:
+            self._turn_second(now)
+        return self._date
+
+    def _turn_second(self, now: int) -> None:
+        wall = time.time()
+        self._date = formatdate(wall, usegmt=True).encode()  # RFC 9110 section 5.6.7, IMF-fixdate
+        self._heads.clear()
+        self._heads_until = now + int((1 - wall % 1) * SECOND)

@@ -1,0 +1,152 @@
+"""What a user writes: a RequestHandler of three methods, or a TensorHandler that declares its inputs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from ._codec import encode_numpy, items_of
+from .errors import HandlerError, ItemError
+from .message import HttpMessage, encode_data
+from .tensor import Inputs, Rows, Tensor, allocate
+
+log = logging.getLogger("virtex")
+
+
+class RequestHandler(ABC):
+    """The computation behind a service: decode a batch, run the model, encode one answer.
+
+    Every method may be `async def`; then batches run as coroutines on the event loop, one at a time.
+    """
+
+    @abstractmethod
+    def process_request(self, data: list[Any]) -> Any:
+        """Turn the JSON values of 1 to max_batch_size items, from any number of requests, into what the model takes.
+
+        Raise ItemError for an item that the service does not take (422 for its request alone; every decode_* of
+        virtex.serial does). When it raises, it is called again with the items of one request at a time, and may be
+        called with single items, to find whose fault it was: it should have no side effects.
+        """
+
+    @abstractmethod
+    def run_inference(self, model_input: Any) -> Iterable[Any]:
+        """Run the model once; give back one row per item, in order.
+
+        Whatever iterates along its zeroth dimension will do: array, tensor, list, DataFrame or Series (by row). A
+        mapping, str, bytes or set is refused, and so is any other number of rows than there were items.
+        """
+
+    @abstractmethod
+    def process_response(self, model_output_item: Any) -> Any:
+        """Turn one row into a JSON value; numpy scalars and arrays may stay as they are."""
+
+    def setup(self, worker: Worker) -> None:  # noqa: B027 (optional, not abstract)
+        """Load the model; called once in each worker process, off the event loop, before the first request."""
+
+    def teardown(self) -> None:  # noqa: B027
+        """Let go of what setup() took; called once, after the last answer."""
+
+    def example(self) -> list[Any]:
+        """Give sample items, as they stand in a request's `data`, for checks and warm-up; empty: none."""
+        return []
+
+    def validate(self, message: HttpMessage, strict: bool = False) -> HttpMessage | None:
+        """Run the three methods over the message's items as the server would.
+
+        Returns the reply, or None with a line in the log when a step failed. strict: raise HandlerError naming the
+        step, with the cause attached, or ItemError, instead.
+        """
+        try:
+            return self._validated(message)
+        except (HandlerError, ItemError) as error:
+            if strict:
+                raise
+            log.error("%s does not take the message: %s", type(self).__name__, error, exc_info=error.__cause__)
+            return None
+
+    def _validated(self, message: HttpMessage) -> HttpMessage:
+        from .steps import Steps, TensorSteps, drive
+
+        items = message.data
+        if not isinstance(items, list):
+            raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
+        items = orjson.loads(encode_data(items, "message"))
+        if not items:
+            return HttpMessage(data=[])
+        steps = TensorSteps(self) if isinstance(self, TensorHandler) else Steps(self)
+        run = steps.run(self._work(items))
+        (outcome,) = asyncio.run(run) if steps.is_async else drive(run)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, Rows):
+            return HttpMessage(**orjson.loads(outcome.json()))
+        return HttpMessage(data=orjson.loads(encode_data(outcome)))
+
+    def _work(self, items: list[Any]) -> Any:
+        """What the Steps run, for one request of these items."""
+        return [items]
+
+
+class TensorHandler(RequestHandler):
+    """A model whose inputs are declared: requests are decoded straight into the rows of the batch that it reads.
+
+    inputs: a Tensor, and run_inference gets one array (n, *shape), C-contiguous, aligned to 64 bytes; or a dict of
+    them, and items are JSON objects of these names and run_inference gets a dict of arrays. An item of another dtype
+    or shape is refused with 422 and never enters a batch. The batch is valid until run_inference has been answered:
+    what the handler keeps of it stays its own.
+    outputs: the same for what run_inference returns, one row per item; declared ones are checked and published.
+    device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
+    results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
+
+    run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a sequence of
+    rows. Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
+    Override process_response to make a JSON value of a row instead.
+    """
+
+    inputs: Inputs
+    outputs: Inputs | None = None
+    device: str | None = None
+
+    def process_request(self, data: list[Any]) -> Any:
+        """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.
+
+        Raises ItemError naming the first item that is not what `inputs` declare.
+        """
+        if isinstance(self.inputs, Tensor):
+            rows = allocate(self.inputs, len(data))
+            items_of(data).into(rows)
+            return rows
+        columns = {name: allocate(tensor, len(data)) for name, tensor in self.inputs.items()}
+        items_of(data, tuple(columns)).into(list(columns.values()))
+        return columns
+
+    def process_response(self, model_output_item: Any) -> Any:
+        """Override to make a JSON value of a row; as it is, the server encodes the rows of a batch together."""
+        return model_output_item
+
+    def example(self) -> list[Any]:
+        """One item of zeros."""
+        if isinstance(self.inputs, Tensor):
+            return [encode_numpy(self.inputs.zeros())]
+        return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
+
+    def _work(self, items: list[Any]) -> Any:
+        return self.process_request(items), [len(items)]
+
+
+class Worker:
+    """The process that setup() runs in: index is a stable slot from 0, count how many workers share the service."""
+
+    __slots__ = ("count", "index")
+
+    def __init__(self, index: int = 0, count: int = 1) -> None:
+        self.index = index
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"Worker(index={self.index}, count={self.count})"

@@ -1,0 +1,156 @@
+"""serve(): an application on a socket, inside a program that has an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl as tls
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .asgi import Lifespan
+from .connections import Connections
+from .limits import Limits
+from .protocol import HttpProtocol
+from .server import Server
+
+
+class Listener:
+    """A started application and its listening sockets; `async with` drains it at the end. Made by serve()."""
+
+    def __init__(self, connections: Connections, lifecycle: Any) -> None:
+        self.connections = connections
+        self._lifecycle = lifecycle
+        self._servers: list[asyncio.Server] = []
+        self._closed = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def sockets(self) -> list[Any]:
+        return [sock for server in self._servers for sock in server.sockets]
+
+    @property
+    def port(self) -> int:
+        """The port of the first socket: the one chosen, where 0 was asked for."""
+        name = self.sockets[0].getsockname()
+        if not isinstance(name, tuple):
+            raise ValueError(f"expected a TCP socket, but this listener is on {name!r}")
+        return int(name[1])
+
+    async def listen(self, sock: socket.socket, backlog: int, ssl: tls.SSLContext | None = None) -> None:
+        """Take connections from one more bound socket, which is the listener's from now on."""
+        loop = asyncio.get_running_loop()
+        connections = self.connections
+        self._servers.append(
+            await loop.create_server(
+                lambda: HttpProtocol(connections.app, connections=connections), sock=sock, backlog=backlog, ssl=ssl
+            )
+        )
+
+    async def drain(self, grace: float = 30.0) -> None:
+        """Stop: be unready at once, answer what was taken, cut what is left after `grace` seconds, shut the app down.
+
+        Calling it again waits for the first call.
+        """
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain(grace))
+        await asyncio.shield(self._draining)
+
+    async def close(self) -> None:
+        """Stop without waiting for answers."""
+        await self.drain(0)
+
+    async def wait_closed(self) -> None:
+        """Returns when drain() or close() is done."""
+        await self._closed.wait()
+
+    async def _drain(self, grace: float) -> None:
+        connections = self.connections
+        deadline = time.monotonic() + grace
+        try:
+            self._lifecycle.drain()
+            await self._stop_listening()
+            connections.drain()
+            if grace:
+                await connections.wait_empty(grace)
+            connections.abort()
+            await connections.wait_empty(1.0)
+            left = max(1.0, deadline - time.monotonic())
+            await asyncio.wait_for(self._lifecycle.shutdown(), left)
+        finally:
+            self._closed.set()
+
+    async def _stop_listening(self) -> None:
+        """Accept what the kernel has accepted already, or it would be reset; one turn of the loop takes all of it."""
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Listener:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.drain()
+
+
+async def serve(
+    app: Any,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    sock: socket.socket | None = None,
+    uds: str | None = None,
+    ssl: tls.SSLContext | None = None,
+    backlog: int = 2048,
+    limits: Limits | None = None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Listener:
+    """Start `app` and serve it on the running event loop; returns when it is ready and listening.
+
+    app: what http_server() made, or any ASGI 3 application. Where: host and port (0: any free one), or `sock`, a bound
+    socket, or `uds`, the path of a unix socket. limits: by default those of the `Server`. Raises what the app's startup
+    raised, or OSError when the address can't be had.
+    """
+    listener = await start(app, limits=limits, clock=clock)
+    try:
+        await listener.listen(sock or _bind(host, port, uds), backlog, ssl)
+    except BaseException:
+        await listener.close()
+        raise
+    return listener
+
+
+async def start(
+    app: Any,
+    worker: Any = None,
+    *,
+    limits: Limits | None = None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Listener:
+    """Start `app` and return its listener, which does not listen yet. worker: for the handler's setup()."""
+    connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
+    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state)
+    await lifecycle.startup(worker)
+    return Listener(connections, lifecycle)
+
+
+def _bind(host: str, port: int, uds: str | None) -> socket.socket:
+    if uds is not None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        address: Any = uds
+    else:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        sock = socket.socket(family, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"can't listen on {address!r}: {error.strerror}") from None
+    sock.setblocking(False)
+    return sock

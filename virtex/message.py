@@ -1,0 +1,169 @@
+"""HttpMessage, {"data": [...], "error": ...}, and its bytes: body -> items, rows -> body.
+
+Rules: imports neither asyncio nor a socket. JSON means what orjson says it means, with two things it lets through made
+errors here: integers beyond 64 bits, which it turns into floats, and NaN or infinity, which it writes as null.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+
+from ._codec import big_int_offset, decode_npy, strings
+from .errors import HandlerError, RequestError
+
+log = logging.getLogger("virtex")
+
+
+class HttpMessage(dict[str, Any]):
+    """What client and server send each other: a list of JSON values in `data`, or words in `error`.
+
+    data: list of items; after decode() any Python objects. error: str or None. Other keywords become members.
+    """
+
+    def __init__(self, data: list[Any] | None = None, error: str | None = None, **members: Any) -> None:
+        super().__init__(**members)
+        self.data = [] if data is None else data
+        self.error = error
+
+    @property
+    def data(self) -> list[Any]:
+        """The items of a request or the answers to them, in order."""
+        return self["data"]  # type: ignore[no-any-return]
+
+    @data.setter
+    def data(self, data: list[Any]) -> None:
+        self["data"] = data
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, in the server's words; None for an answer."""
+        return self["error"]  # type: ignore[no-any-return]
+
+    @error.setter
+    def error(self, error: str | None) -> None:
+        self["error"] = error
+
+    def encode(self, f: Callable[..., Any], **kw: Any) -> None:
+        """Replace each element of `data` by f(element, **kw)."""
+        self.data = [f(item, **kw) for item in self.data]
+
+    def decode(self, f: Callable[..., Any], **kw: Any) -> None:
+        """Replace each element of `data` by f(element, **kw)."""
+        self.data = [f(item, **kw) for item in self.data]
+
+    def validate(self) -> bool:
+        """Whether the message can be sent as JSON; if not, the log says why."""
+        try:
+            return bool(self.json)
+        except TypeError as error:
+            log.info("the message can't be sent as JSON: %s", error)
+            return False
+
+    @property
+    def json(self) -> bytes:
+        """The message as JSON (UTF-8); numpy scalars become numbers, arrays nested lists.
+
+        Raises TypeError for what JSON can't carry: encode() it first.
+        """
+        return _dumps(self)
+
+
+def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
+    """The items of a JSON request, in order; members but `data` are ignored, of duplicates the last wins.
+
+    Raises RequestError (400) for what is not JSON, not an object with a list in `data`, or holds an integer that
+    64 bits can't.
+    """
+    try:
+        message = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise not_json(error) from None
+    if not isinstance(message, dict):
+        raise RequestError(400, f'expected an object {{"data": [...]}}, got {_json_type(message)}')
+    if "data" not in message:
+        raise RequestError(400, 'expected an object {"data": [...]}, got one without "data"')
+    data = message["data"]
+    if not isinstance(data, list):
+        raise RequestError(400, f'expected a list in "data", got {_json_type(data)}')
+    offset = big_int_offset(body)
+    if offset >= 0:
+        raise RequestError(400, f"integer at byte {offset} does not fit 64 bits; send it as a string or a float")
+    return data
+
+
+def not_json(error: orjson.JSONDecodeError) -> RequestError:
+    """The refusal of a body that is no JSON."""
+    return RequestError(400, f"expected JSON: {error}")
+
+
+def decode_items(body: bytes | bytearray, is_npy: bool) -> list[Any]:
+    """The items of a body for a list handler: JSON values, or the arrays of .npy documents."""
+    if is_npy:
+        return decode_npy(body)
+    plain = strings(body)
+    return decode_message(body) if plain is None else plain
+
+
+def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
+    """The JSON list of a reply's rows; numpy scalars become numbers, arrays nested lists.
+
+    Raises HandlerError naming the item that JSON can't carry.
+    """
+    try:
+        return _dumps(rows)
+    except TypeError as error:
+        for i, row in enumerate(rows):
+            try:
+                _dumps(row)
+            except TypeError as cause:
+                raise HandlerError(f"{step} gave a {type(row).__name__} that can't be sent: {cause}", i) from None
+        raise HandlerError(f"{step} gave rows that can't be sent: {error}") from None
+
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
+
+
+def _dumps(value: Any) -> bytes:
+    """JSON. Raises TypeError for other types, and for a float that is not finite (RFC 8259 section 6 has none)."""
+    try:
+        data = orjson.dumps(value, _array_to_list, _OPTIONS)
+    except TypeError:
+        # orjson does not ask about an array that it knows but does not take (big-endian, complex): have it ask.
+        data = orjson.dumps(value, _array_to_list, orjson.OPT_PASSTHROUGH_DATACLASS)
+    # orjson writes null for NaN: only where a null stands can there have been one.
+    if b"null" in data:
+        bad = _non_finite(value)
+        if bad is not None:
+            raise TypeError(f"{bad} is no JSON number")
+    return data
+
+
+def _array_to_list(value: Any) -> Any:
+    """What orjson asks about: arrays and scalars of numpy that it does not take as they are."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _non_finite(value: Any) -> float | None:
+    """The first float in a JSON value that is not finite. Depth is bounded: orjson has written the value before."""
+    if isinstance(value, (float, np.floating)):
+        return None if math.isfinite(value) else float(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist() if value.dtype.kind == "f" and not np.isfinite(value).all() else ()
+    elif isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return None
+    return next((bad for bad in map(_non_finite, value) if bad is not None), None)
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,767 @@
+"""HTTP/1.1 on one connection: bytes in, requests out; answers in, bytes out, in order.
+
+The head of a request is checked by llhttp (httptools), whose strictness is never lowered, and by http1.py for what
+llhttp leaves open. Bodies are delimited here: by counting, or by chunked.py. So every parser is fed exactly the bytes
+that are its own, and the outcome does not depend on how the bytes were cut into segments.
+
+Rules: one decision to refuse is one close; nothing is processed after it. An error is answered behind the answers of
+earlier requests. The client that sends the same head again, as one in a loop does, does not have it parsed again.
+
+Two lanes share all of this. A `Server` is called directly: no scope, no task, one write per answer. Any other
+application is an ASGI 3 one (asgi.py), and serves one request of a connection at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httptools
+
+from .asgi import AsgiExchange
+from .batcher import Peer
+from .chunked import ChunkedBody
+from .connections import CLOSE, CONNECTION, KEEP, KEEP_1_0, NEVER, SECOND, Connections
+from .errors import RequestError
+from .exchange import Exchange, Head, Response, refusal
+from .http1 import CONTINUE, Request, find_overflow, has_body, parse_request
+from .limits import Limits
+
+log = logging.getLogger("virtex")
+
+LARGE = 64 << 10  # bytes; a body with more to come than this is read by the kernel into its final place
+READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, and other connections wait meanwhile
+HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
+JOINED = 64 << 10  # bytes; answers up to this are copied into one write, larger ones are handed over in pieces
+REST_KEPT = 64 << 10  # bytes of pipelined requests held for later; beyond, the connection is not read
+SKIPPED = 64 << 10  # bytes of an unwanted body that are read and dropped; to save the connection, or a reset
+LINGER_SECONDS = 2  # how long a connection that we ended is read, so that no reset overtakes the last answer
+DRAIN_SECONDS = 0.5  # how long a connection at rest is still read while draining: its request may be on the way
+
+FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what the connection waits for
+
+
+class Turn:
+    """A request's place in the order of its connection: it is answered when all before it are."""
+
+    __slots__ = ("answer", "begun", "exchange", "request")
+
+    def __init__(self, request: Request | None, begun: int) -> None:
+        self.request = request  # None: what came was none
+        self.begun = begun
+        self.exchange: Exchange | AsgiExchange | None = None
+        self.answer: Response | asyncio.Future[Response] | None = None  # None: not complete, or streamed by asgi.py
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection; `loop.create_server(lambda: HttpProtocol(app), ...)` serves `app` in your own program.
+
+    app: a `Server`, which starts itself on the first request, or any ASGI 3 application, whose lifespan is then your
+    business (serve() runs both). limits: by default those of the `Server`. clock: nanoseconds, monotonic.
+    connections: what all connections of one server share; by default one object per loop and app.
+    """
+
+    __slots__ = (
+        "_app",
+        "_body",
+        "_clock",
+        "_corked",
+        "_current",
+        "_direct",
+        "_ended",
+        "_flushable",
+        "_full",
+        "_invites",
+        "_keep_alive",
+        "_last",
+        "_left",
+        "_limits",
+        "_memo",
+        "_most",
+        "_open",
+        "_parser",
+        "_partial",
+        "_peer",
+        "_reader",
+        "_reading",
+        "_rest",
+        "_since",
+        "_small",
+        "_stalled",
+        "_turns",
+        "_unsent",
+        "_wait",
+        "connections",
+        "received",
+        "transport",
+        "watched_until",
+        "writable",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        loop: asyncio.AbstractEventLoop | None = None,
+        connections: Connections | None = None,
+    ) -> None:
+        # Server
+        shared = connections or _shared(app, limits, clock, loop)
+        self.connections = shared
+        self._app = app
+        self._direct = shared.direct
+        self._limits = shared.limits
+        self._clock = shared.clock
+        self._keep_alive = int(shared.limits.keep_alive_seconds * SECOND)
+        self._small = min(shared.limits.request_line, shared.limits.header_bytes)  # no head up to this is over a limit
+        self._most = shared.limits.pipelined if shared.direct else 1
+        self._open: Callable[[Head, int], Any] = app.open if shared.direct else self._open_asgi
+        # Connection
+        self.transport: Any = None
+        self.watched_until = NEVER
+        self.writable: asyncio.Future[None] | None = None  # asgi.py awaits it while the client does not read
+        self._peer: Peer | None = Peer() if shared.direct else None
+        self._turns: deque[Turn] = deque()
+        self._full = False
+        self._reader: Callable[[bytes], bytes] = self._read_head
+        self._parser: httptools.HttpRequestParser | None = None
+        self._memo: tuple[bytes, Request, Head] | None = None
+        self._rest = b""  # read, but not yet looked at
+        self._corked = False  # answers are collected, and written when everything at hand has been read
+        self._flushable = False  # there may be something to write
+        self._last: Turn | None = None  # nothing is read after it, and the connection closes behind its answer
+        self._reading = True
+        self._ended = False  # the client sends no more; it may still read
+        self._since = 0  # when what we wait for began to be waited for
+        self._wait = FIRST_BYTE
+        self._stalled = 0  # since when the client has read nothing of what we wrote; 0: it reads
+        self._unsent = 0
+        # Request being read
+        self._current: Turn | None = None
+        self._invites = False  # its client waits for 100 Continue
+        self._partial = b""  # of its head
+        self._body: ChunkedBody | None = None
+        self._left = 0  # bytes of its body, as declared, that are still to come
+        self.received = 0
+
+    # --- asyncio.Protocol -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._since = self._clock()
+        if not self.connections.add(self):
+            most = self._limits.connections
+            self._refuse(RequestError(503, f"no room for more than {most} connections", ((b"retry-after", b"1"),)))
+            self._flush()
+            return
+        self._watch(self._limits.idle_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+            if not self._reading:
+                self._update_reading()
+        self._corked = True
+        try:
+            while data:
+                data = self._reader(data)
+        except RequestError as error:
+            self._refuse(error)
+        except Exception:
+            self._fail()
+        self._corked = False
+        if self._flushable:
+            self._flush()
+        elif self._ended and not self._turns and self._wait != END:
+            self._end()
+
+    def eof_received(self) -> bool:
+        """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close."""
+        self._ended = True
+        unfinished = self._current
+        if unfinished is not None and unfinished.exchange is not None:
+            unfinished.exchange.cancel("the client left")
+            self._turns.remove(unfinished)  # RFC 9112 section 8: half a request is not one
+        # TLS ends both directions at once
+        return bool(self._turns) and self._wait != END and not self.transport.get_extra_info("sslcontext")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.remove(self)
+        self._reader = _ignore
+        self._memo = None  # the two would keep this object in a cycle
+        for turn in self._turns:
+            if turn.exchange is not None and not isinstance(turn.answer, Response):
+                turn.exchange.cancel("the client left")
+        self._turns.clear()
+        if self._peer is not None:
+            self._app.leave(self._peer)
+        self._resume_writer()
+
+    def pause_writing(self) -> None:
+        self._stalled = self._clock()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._watch(self._limits.write_stall_seconds)
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = 0
+        if self._wait == NEXT_HEAD:
+            self._since = self._clock()  # while it read an answer, it was not idle
+            self._watch(self._limits.keep_alive_seconds)
+        self._resume_writer()
+        self._update_reading()
+
+    def _resume_writer(self) -> None:
+        if self.writable is not None and not self.writable.done():
+            self.writable.set_result(None)
+        self.writable = None
+
+    # --- reading: each reader takes bytes and returns those that the next reader is to have ----------------------
+
+    def _read_head(self, data: bytes) -> bytes:
+        if len(self._turns) >= self._most:
+            self._rest = data
+            self._update_reading()
+            return b""
+        memo = self._memo
+        if memo is not None and data.startswith(memo[0]) and not self._partial:
+            raw, request, head = memo
+            at = len(raw)
+        else:
+            taken = self._take_head(data)
+            if taken is None:
+                return b""
+            at, request, head = taken
+        self.connections.requests += 1
+        now = self._clock()
+        self._current = turn = Turn(request, now)
+        self._turns.append(turn)
+        exchange = self._open(head, now)
+        if exchange.__class__ is Response:
+            return self._decline(turn, exchange, data[at:])
+        turn.exchange = exchange
+        length = request.length
+        if length is None or at + length > len(data):
+            return self._begin_body(turn, data[at:], now)
+        end = at + length
+        if length:
+            exchange.write(data[at:end])
+        self._complete(turn)
+        return data[end:] if end < len(data) else b""
+
+    def _take_head(self, data: bytes) -> tuple[int, Request, Head] | None:
+        """Where the head ends in `data`, and what it says; None while it is not whole.
+
+        llhttp sees each byte as it comes, so what can't be HTTP is refused before its end has come.
+        """
+        raw = self._partial + data
+        fed = len(self._partial)
+        if raw[0] in b"\r\n":
+            raw, fed = _skip_empty_lines(raw), 0
+        end = raw.find(b"\r\n\r\n", max(0, fed - 3)) + 4
+        whole = raw[:end] if end > 3 else raw
+        overflow = find_overflow(whole, self._limits) if len(whole) > self._small else None
+        self._feed_head(whole[fed:] if overflow is None else whole[fed : overflow[0]])
+        if overflow is not None:
+            raise overflow[1]
+        if end < 4:
+            self._wait_for_head(raw)
+            return None
+        self._partial = b""
+        self._wait = NEXT_HEAD
+        request = parse_request(whole, self._limits)
+        head = Head(request.method, request.path, request.headers, request.length, self._peer)
+        at = len(data) - len(raw) + end
+        if request.length != 0:
+            self._step_over_body(request, data, at)
+        if len(whole) <= HEAD_KEPT:
+            self._memo = whole, request, head
+        return at, request, head
+
+    def _feed_head(self, piece: bytes) -> None:
+        """Let llhttp check the next bytes of a head. Raises: RequestError."""
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(None)
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            # RFC 9110 section 7.8: we ignore the offer, so the body is a body still; llhttp would take it for another
+            # protocol, or, in a later segment, for a request of its own.
+            self._parser = None
+        except httptools.HttpParserInvalidMethodError:
+            raise RequestError(501, "expected a method of HTTP at the start of the request line") from None
+        except httptools.HttpParserError as error:
+            reason = str(error)
+            raise RequestError(
+                505 if reason == "Invalid HTTP version" else 400, f"expected HTTP/1.1: {reason}"
+            ) from None
+
+    def _wait_for_head(self, raw: bytes) -> None:
+        if self._wait != REST_OF_HEAD and raw not in (b"", b"\r"):
+            self._wait = REST_OF_HEAD
+            self._since = self._clock()
+            self._watch(self._limits.header_seconds)
+        self._partial = raw
+
+    def _step_over_body(self, request: Request, data: bytes, at: int) -> None:
+        """Bring llhttp to the next head: over a short body that is here already, or by a new parser."""
+        length = request.length
+        if self._parser is not None and length is not None and length <= min(LARGE, len(data) - at):
+            self._parser.feed_data(memoryview(data)[at : at + length])
+        else:
+            self._parser = None
+
+    def _begin_body(self, turn: Turn, data: bytes, now: int) -> bytes:
+        request, exchange = turn.request, turn.exchange
+        assert request is not None and exchange is not None
+        self._wait = BODY
+        self._since = now
+        self.received = 0
+        self._watch(self._limits.body_grace_seconds)
+        self._invites = request.expects and not data
+        self._flushable = self._invites and self._direct  # an ASGI application invites by reading
+        if request.length is None:
+            self._body = ChunkedBody(self._limits, exchange.write)
+            self._reader = self._read_chunks
+        elif request.length - len(data) > LARGE and not isinstance(exchange, AsgiExchange):
+            self._fill(turn, exchange.buffer(request.length), data)
+            return b""
+        else:
+            self._left = request.length
+            self._reader = self._read_length
+        return data
+
+    def _read_length(self, data: bytes) -> bytes:
+        piece = data[: self._left]
+        self.received += len(piece)
+        self._left -= len(piece)
+        turn = self._current
+        assert turn is not None and turn.exchange is not None
+        turn.exchange.write(piece)
+        if not self._left:
+            self._complete(turn)
+        return data[len(piece) :]
+
+    def _read_chunks(self, data: bytes) -> bytes:
+        turn, body = self._current, self._body
+        assert turn is not None and body is not None
+        rest = body.feed(data)
+        self.received += len(data) - len(rest)
+        if body.complete:
+            self._body = None
+            self._complete(turn)
+        return rest
+
+    def _fill(self, turn: Turn, view: memoryview, data: bytes) -> None:
+        """Let the transport read the rest of a large body into its final place: no copy is made of it on the way."""
+        view[: len(data)] = data
+        self.received = len(data)
+        self.transport.set_protocol(_Filler(self, turn, view))
+
+    def filled(self, turn: Turn) -> None:
+        self.transport.set_protocol(self)
+        self._corked = True
+        try:
+            self._complete(turn)
+        except Exception:
+            self._fail()
+        self._corked = False
+        self._flush()
+
+    def _skip_body(self, data: bytes) -> bytes:
+        piece = data[: self._left]
+        self.received += len(piece)
+        self._left -= len(piece)
+        if not self._left:
+            self._wait = NEXT_HEAD
+            self._reader = self._read_head
+            self._since = self._clock()
+        return data[len(piece) :]
+
+    def _discard(self, data: bytes) -> bytes:
+        """What comes after the last request is read, so that no reset destroys the answer, but never looked at."""
+        self.received += len(data)
+        if self.received > SKIPPED and self._wait == END:
+            self.transport.close()
+        return b""
+
+    def _complete(self, turn: Turn) -> None:
+        """The request is all there: hand it over, and wait for the next."""
+        request, exchange = turn.request, turn.exchange
+        assert request is not None and exchange is not None
+        turn.answer = answer = exchange.complete()
+        self._current = None
+        if not request.keep_alive:
+            self._stop_at(turn)
+        elif self._wait != NEXT_HEAD:
+            self._wait = NEXT_HEAD
+            self._reader = self._read_head
+        if answer.__class__ is Response:
+            self._flushable = True
+        elif answer is not None:
+            answer.add_done_callback(self._on_answer)  # type: ignore[union-attr]
+
+    # --- refusing ---------------------------------------------------------------------------------------------
+
+    def _decline(self, turn: Turn, response: Response, data: bytes) -> bytes:
+        """The application answers without the body: skip a short one, end the connection instead of reading a long one.
+
+        RFC 9110 section 10.1.1: a client that expects 100 Continue may or may not send its body now; only a close is
+        clear.
+        """
+        request = turn.request
+        assert request is not None
+        self._current = None
+        self._flushable = True
+        turn.answer = response
+        length = request.length
+        missing = length is None or length > len(data)
+        if not request.keep_alive or (missing and (length is None or length > SKIPPED or request.expects)):
+            self._stop_at(turn)
+        elif length:
+            self._wait = BODY
+            self._since = turn.begun
+            self.received = 0
+            self._left = length
+            self._reader = self._skip_body
+            self._watch(self._limits.body_grace_seconds)
+        return data
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer an error in place of the request that is being read, and read no other."""
+        turn = self._current
+        if turn is None:
+            turn = Turn(None, self._clock())
+            self._turns.append(turn)
+        if turn.exchange is not None:
+            turn.exchange.cancel(error.reason)
+            if isinstance(turn.exchange, AsgiExchange) and turn.exchange.started:
+                self.abort()  # half of another answer is out
+                return
+        if self._direct:
+            turn.answer = refusal(error.status, error.reason, error.headers)
+        else:
+            turn.answer = plain(error.status, error.reason, error.headers)
+        self._stop_at(turn)
+
+    def _fail(self) -> None:
+        log.exception("a request could not be read")
+        self._refuse(RequestError(500, "the server failed to read the request"))
+
+    def _stop_at(self, turn: Turn) -> None:
+        self._last = turn
+        self._current = None
+        self._flushable = True
+        self._partial = b""
+        self._body = None
+        self.received = 0
+        self._wait = NEXT_HEAD  # there is none, but while an answer is out nothing is waited for
+        self._reader = self._discard
+
+    # --- answering --------------------------------------------------------------------------------------------
+
+    def _on_answer(self, _: object) -> None:
+        if not self._corked and self._turns:
+            self._flush()
+
+    def finish(self, last: bool, status: int, length: int) -> None:
+        """The answer of the first turn was streamed by asgi.py, to its end."""
+        turn = self._turns.popleft()
+        if self.connections.access is not None:
+            self.connections.access(self, turn, status, length, self._clock() - turn.begun)
+        if turn is self._current and turn.request is not None:
+            self._abandon_body(turn)
+        self._since = self._clock()
+        if last or turn is self._last:
+            self._end()
+        elif self._rest and not self._corked:
+            self.data_received(b"")
+
+    def _flush(self) -> None:
+        """Write every answer whose turn it is, in one go; then look at what was held back until now."""
+        self._flushable = False
+        now = self._clock()
+        out: list[Any] = []
+        last = False
+        turns = self._turns
+        shared = self.connections
+        while turns and not last:
+            turn = turns[0]
+            answer = turn.answer
+            if answer is None:
+                if self._invites and self._direct and turn is self._current:
+                    self._invites = False
+                    out.append(CONTINUE)
+                break
+            if answer.__class__ is not Response:
+                if not answer.done():  # type: ignore[union-attr]
+                    break
+                answer = answer.result()  # type: ignore[union-attr]
+            turns.popleft()
+            last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
+            last = self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
+        if out:
+            self._write(out)
+        if last:
+            self._end()
+        elif not turns and self._wait == NEXT_HEAD:
+            self._since = now
+            if now + self._keep_alive < self.watched_until:
+                shared.watch(self, now + self._keep_alive)
+        if self._rest and not last and len(turns) < self._most:
+            self.data_received(b"")
+
+    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> bool:
+        """Append the bytes of an answer; returns whether it is the connection's last."""
+        request = turn.request
+        says = CLOSE if last else KEEP if request is None or request.minor else KEEP_1_0
+        try:
+            head = self.connections.head(response.status, response.headers, says, now)
+        except ValueError:
+            log.exception("an answer could not be sent")
+            response, last = refusal(500, "the server made an answer that can't be sent"), True
+            head = self.connections.head(500, response.headers, CLOSE, now)
+        length = 0
+        for buffer in response.buffers:
+            length += len(buffer)
+        if has_body(response.status):
+            out.append(b"%b%d\r\n\r\n" % (head, length))
+            if request is None or request.method != "HEAD":
+                out += response.buffers
+        else:
+            out.append(head)
+        if self.connections.access is not None:
+            self.connections.access(self, turn, response.status, length, now - turn.begun)
+        return last
+
+    def _write(self, out: list[Any]) -> None:
+        size = 0
+        for piece in out:
+            size += len(piece)
+        if size <= JOINED:
+            self.transport.write(b"".join(out))
+        else:
+            self.transport.writelines(out)
+
+    # --- ending -----------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Close behind the last answer: end our side, then read until the client has ended its own.
+
+        RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way.
+        """
+        self._reader = self._discard
+        self._rest = b""
+        self._wait = END
+        self._since = self._clock()
+        self._watch(LINGER_SECONDS)
+        if self._ended or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self._update_reading()
+
+    def drain(self) -> None:
+        """The server drains: answer what is here, and what comes at once, then close."""
+        self._watch(DRAIN_SECONDS)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    # --- clocks and flow ----------------------------------------------------------------------------------------
+
+    def _watch(self, seconds: float) -> None:
+        self.connections.watch(self, self._clock() + int(seconds * SECOND))
+
+    def check_clock(self, now: int) -> None:
+        """Called by Connections when a wait may have lasted too long: end it, or say when to ask again."""
+        stalled = self._until_stalled(now)
+        waited = self._until_waited(now)
+        if min(stalled, waited) > now:
+            self.connections.watch(self, min(stalled, waited))
+        elif stalled <= now or self._wait == END:
+            self.transport.abort()
+        elif self._wait in (FIRST_BYTE, NEXT_HEAD):
+            self.transport.close()  # RFC 9112 section 9.5: no answer to what was not asked
+        else:
+            what = "head" if self._wait == REST_OF_HEAD else "body"
+            self.transport.set_protocol(self)
+            self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
+            self._flush()
+
+    def _until_stalled(self, now: int) -> int:
+        if not self._stalled:
+            return NEVER
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._stalled, self._unsent = now, unsent
+        return self._stalled + int(self._limits.write_stall_seconds * SECOND)
+
+    def _until_waited(self, now: int) -> int:
+        wait, limits = self._wait, self._limits
+        if wait == BODY:
+            if not self._reading:
+                return now + SECOND  # it is we who make it wait
+            return self._since + int(max(limits.body_grace_seconds, self.received / limits.body_rate) * SECOND)
+        if wait == REST_OF_HEAD:
+            return self._since + int(limits.header_seconds * SECOND)
+        if wait == END:
+            unsent = self.transport.get_write_buffer_size()
+            return self._since + int((limits.write_stall_seconds if unsent else LINGER_SECONDS) * SECOND)
+        if self._turns or self._stalled:
+            return NEVER
+        if self.connections.draining:
+            return max(self._since, self.connections.drain_since) + int(DRAIN_SECONDS * SECOND)
+        return self._since + (self._keep_alive if wait == NEXT_HEAD else int(limits.idle_seconds * SECOND))
+
+    def hold(self, full: bool) -> None:
+        """asgi.py has as much of the body as it wants to keep, or room again."""
+        self._full = full
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        """Read, unless the client does not read, or we hold as much of what it sent as we want to."""
+        reading = self._wait == END or not (self._stalled or self._full or len(self._rest) > REST_KEPT)
+        if reading != self._reading and not self.transport.is_closing():
+            self._reading = reading
+            if reading:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    # --- the ASGI lane ------------------------------------------------------------------------------------------
+
+    def _open_asgi(self, head: Head, now: int) -> AsgiExchange | Response:
+        turn = self._turns[-1]
+        assert turn.request is not None
+        if head.length is not None and head.length > self._limits.body:
+            return plain(413, f"expected a body of at most {self._limits.body} bytes, got {head.length}")
+        return AsgiExchange(self, turn, turn.request)
+
+    @property
+    def app(self) -> Any:
+        return self._app
+
+    @property
+    def is_stalled(self) -> bool:
+        return self._stalled != 0
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.transport.get_extra_info("sslcontext") else "http"
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        name = self.transport.get_extra_info("peername")
+        return (name[0], name[1]) if isinstance(name, tuple) else None  # None: a unix socket
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        name = self.transport.get_extra_info("sockname")
+        if isinstance(name, tuple):
+            return name[0], name[1]
+        return (name, None) if isinstance(name, str) else None
+
+    def must_close(self, turn: Turn) -> bool:
+        """Whether the connection ends with this answer, as far as can be told when its head is written."""
+        request = turn.request
+        assert request is not None
+        reads_on = turn is not self._current or (self._skips_rest() and not self._invites)
+        ends = self.connections.closing or self._ended
+        return not request.keep_alive or turn is self._last or (ends and not self._rest) or not reads_on
+
+    def own_lines(self, given: set[bytes], last: bool, minor: int) -> bytes:
+        """The lines of an answer's head that are ours, but for those that the application has given."""
+        date = b"" if b"date" in given else b"date: %b\r\n" % self.connections.date(self._clock())
+        server = b"" if b"server" in given else b"server: virtex\r\n"
+        return date + server + CONNECTION[CLOSE if last else KEEP if minor else KEEP_1_0]
+
+    def invite(self, turn: Turn) -> None:
+        """The application reads the body: now is the time for 100 Continue, if the client waits for it."""
+        if self._invites and turn is self._current:
+            self._invites = False
+            self.transport.write(CONTINUE)
+
+    def _skips_rest(self) -> bool:
+        """Whether what is unread of the body is little enough to be read and dropped."""
+        return self._body is None and self._left <= SKIPPED
+
+    def _abandon_body(self, turn: Turn) -> None:
+        """The application answered without waiting for all of the body."""
+        if self._skips_rest() and not self._invites:
+            self._current = None
+            self._reader = self._skip_body
+        else:
+            self._stop_at(turn)
+
+
+class _Filler(asyncio.BufferedProtocol):
+    """Stands in for a connection while the rest of a large body is read."""
+
+    __slots__ = ("_at", "_connection", "_turn", "_view")
+
+    def __init__(self, connection: HttpProtocol, turn: Turn, view: memoryview) -> None:
+        self._connection = connection
+        self._turn = turn
+        self._view = view
+        self._at = connection.received
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view[self._at : self._at + READ_AT_ONCE]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._at += nbytes
+        self._connection.received = self._at
+        if self._at == len(self._view):
+            self._connection.filled(self._turn)
+
+    def eof_received(self) -> bool:
+        return self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+
+def plain(status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
+    return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
+
+
+def _skip_empty_lines(raw: bytes) -> bytes:
+    """RFC 9112 section 2.2: empty lines ahead of a request line are ignored; a lone CR or LF is none."""
+    while raw.startswith(b"\r\n"):
+        raw = raw[2:]
+    if raw[:1] == b"\n" or (raw[:1] == b"\r" and raw != b"\r"):
+        raise RequestError(400, "expected a request line")
+    return raw
+
+
+def _ignore(data: bytes) -> bytes:
+    return b""
+
+
+_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], Connections]] = WeakKeyDictionary()
+
+
+def _shared(
+    app: Any, limits: Limits | None, clock: Callable[[], int], loop: asyncio.AbstractEventLoop | None
+) -> Connections:
+    """The one object of an app on a loop; it keeps the app alive, so the id stays the app's."""
+    of_loop = _SHARED.setdefault(loop or asyncio.get_running_loop(), {})
+    key = id(app), id(limits)
+    if key not in of_loop:
+        of_loop[key] = Connections(app, limits=limits, clock=clock)
+    return of_loop[key]

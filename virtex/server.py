@@ -1,0 +1,627 @@
+"""Routes a request, admits or refuses it, answers it: the core that both shells share, and the ASGI shell.
+
+    Server.open(head, now) -> Response | Exchange    at the end of the headers: refuse, or take what follows
+    Exchange.write(data), Exchange.buffer(n)         the body
+    Exchange.complete() -> Response | Future         the body is all there: admit, or answer
+    Exchange.cancel(reason)                          nobody waits for the answer any more
+
+The other shell is protocol.py, which uses these calls directly. Server is a plain Python class on purpose: a Cython
+coroutine function is taken for ASGI 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from . import __version__
+from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .device import Device
+from .errors import RequestError
+from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
+from .handler import RequestHandler, TensorHandler, Worker
+from .limits import Limits
+from .message import decode_items
+from .steps import Steps, TensorSteps, async_methods
+from .tensor import RowRing, Tensor, allocate, describe, reader
+
+log = logging.getLogger("virtex")
+
+RESERVED = ("/health/", "/metrics/", "/v2/")
+
+# The life of a server, in order; it may go from STARTING to FAILED, and a fork or a new loop starts it anew.
+NEW, STARTING, READY, DRAINING, CLOSED, FAILED = "new", "starting", "ready", "draining", "closed", "failed"
+
+
+class Server:
+    """A service: one handler behind a bare ASGI 3 callable. Made by http_server(), which documents the arguments."""
+
+    def __init__(
+        self,
+        name: str,
+        handler: RequestHandler | Callable[[], RequestHandler],
+        *,
+        max_batch_size: int,
+        max_time_on_queue: float,
+        max_queue_size: int,
+        executor: str,
+        limits: Limits,
+        observer: Observer | None,
+        watchdog: float | None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        # Process: as configured
+        self.name = name
+        self.limits = limits
+        self.observer = observer
+        self.max_batch_size = max_batch_size
+        self.max_time_on_queue = max_time_on_queue
+        self.max_queue_size = max_queue_size
+        self._source = handler
+        self._executor_name = executor
+        self._clock = clock
+        self._watchdog = watchdog
+        self._info = self._describe()
+        # Loop: bound by _bind(), because gunicorn may fork after http_server() was called
+        self.loop: asyncio.AbstractEventLoop
+        self.batcher: Batcher
+        self._state = NEW
+        self._pid = 0
+
+    def _bind(self) -> None:
+        """Begin a life on the running loop."""
+        self.loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._state = NEW
+        self._lazy = False
+        self._why_failed = ""
+        self._handler: RequestHandler | None = None
+        self._thread: ThreadExecutor | None = None
+        self._startup: asyncio.Task[None] | None = None
+        self._unsettled = 0
+        self._settled: asyncio.Future[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._early: list[Exchange] = []  # complete before the handler was there
+        self.read: Callable[[bytes | bytearray, bool], Any] = decode_items
+        self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
+        self._peers_kept = 1024
+        self.batcher = Batcher(
+            self.loop,
+            self.max_batch_size,
+            self.max_time_on_queue,
+            self.max_queue_size,
+            self._clock,
+            self.observer,
+        )
+
+    # ---- life ----
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the handler is not there yet."""
+        return self._state in (NEW, STARTING)
+
+    async def startup(self, worker: Worker | None = None) -> None:
+        """Make the handler and run its setup() off the loop; returns when requests can be answered.
+
+        worker: what setup() gets. Raises what the handler's constructor or setup() raised. Calling it again waits for
+        the first call.
+        """
+        self._begin(worker or Worker(), lazy=False)
+        assert self._startup is not None
+        await asyncio.shield(self._startup)
+
+    def _begin(self, worker: Worker, lazy: bool) -> None:
+        if not self._is_bound():
+            self._bind()
+        if self._state is NEW:
+            self._state = STARTING
+            self._lazy = lazy
+            self._startup = self.loop.create_task(self._start(worker))
+            self._startup.add_done_callback(_retrieve)
+
+    def _is_bound(self) -> bool:
+        """Whether this is the process and the loop that the server's present life began on."""
+        if self._pid != os.getpid():
+            return False
+        if self.loop is asyncio.get_running_loop():
+            return True
+        if self.loop.is_closed():
+            return False
+        raise RuntimeError(f"service {self.name!r} already runs on another event loop; make one app per loop")
+
+    async def _start(self, worker: Worker) -> None:
+        thread = ThreadExecutor(self.loop, f"virtex {self.name}")
+        try:
+            handler = await thread.call(self._make)
+            setup = partial(handler.setup, worker)
+            await (setup() if inspect.iscoroutinefunction(handler.setup) else thread.call(setup))
+            run = self._plan(handler, thread)
+        except BaseException as error:
+            self._fail(error)
+            thread.stop()
+            raise
+        self._handler = handler
+        self._thread = thread if self._executor_name == "thread" else None
+        if self._thread is None:
+            thread.stop()
+        if self._state is STARTING:
+            self._state = READY
+        log.info("service %r is ready in process %d", self.name, self._pid)
+        run()
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.start()
+
+    def _plan(self, handler: RequestHandler, thread: ThreadExecutor) -> Callable[[], None]:
+        """How batches of this handler run; raises for what can't be."""
+        executor = self._choose(handler, thread)
+        if not isinstance(handler, TensorHandler):
+            return partial(self.batcher.run_with, executor, partial(Steps, handler, self._clock))
+        if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
+            raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
+        device = None if handler.device is None else Device(handler.device)
+        if device is not None and device.is_cuda and executor is not thread:
+            raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
+        ring = self._rows_for(handler, device)
+        self.read = partial(reader, handler.inputs)
+        self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
+        return partial(self.batcher.run_with, executor, partial(TensorSteps, handler, self._clock, device), ring)
+
+    def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
+        new = allocate if device is None else device.allocate
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes, new)
+        log.info(
+            "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
+            self.name,
+            ring.slabs,
+            self.max_batch_size,
+            ring.slab_bytes,
+            ring.slabs * ring.slab_bytes,
+        )
+        return ring
+
+    def _make(self) -> RequestHandler:
+        source = self._source
+        handler = source if isinstance(source, RequestHandler) else source()
+        if not isinstance(handler, RequestHandler):
+            raise TypeError(f"handler: expected a RequestHandler, the factory made a {type(handler).__name__}")
+        return handler
+
+    def _choose(self, handler: RequestHandler, thread: ThreadExecutor) -> Executor:
+        awaits = ", ".join(async_methods(handler))
+        if self._executor_name == "thread":
+            if awaits:
+                raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
+            return thread
+        if awaits:
+            return AsyncExecutor(self.loop)
+        if self._watchdog is not None:
+            raise ValueError(
+                'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
+            )
+        return InlineExecutor()
+
+    def _fail(self, error: BaseException) -> None:
+        self._state = FAILED
+        self._why_failed = f"the handler's setup failed: {type(error).__name__}"
+        log.error("service %r did not start", self.name, exc_info=error)
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.resolve([], RequestError(503, self._why_failed))
+
+    def drain(self) -> None:
+        """Be unready from now on and cut batches without waiting; requests are still answered."""
+        if self._state in (STARTING, READY):
+            self._state = DRAINING
+            self.batcher.drain()
+
+    async def shutdown(self) -> None:
+        """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran."""
+        if self._pid != os.getpid() or self._state in (NEW, CLOSED):
+            return
+        self.drain()
+        if self._startup is not None and self._state is not FAILED:
+            await asyncio.wait([self._startup])
+        self._state = CLOSED
+        while self._unsettled:
+            self._settled = self.loop.create_future()
+            await self._settled
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._handler is not None:
+            await self._tear_down(self._handler)
+
+    async def _tear_down(self, handler: RequestHandler) -> None:
+        thread = self._thread or ThreadExecutor(self.loop, f"virtex {self.name}")
+        try:
+            if inspect.iscoroutinefunction(handler.teardown):
+                await handler.teardown()
+            else:
+                await thread.call(handler.teardown)
+        except Exception:
+            log.exception("teardown of %r raised", self.name)
+        finally:
+            thread.stop()
+
+    # ---- the seam ----
+
+    refusal = staticmethod(refusal)
+
+    def open(self, head: Head, now: int) -> Response | Exchange:
+        """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.
+
+        now: the clock, in nanoseconds.
+        """
+        try:
+            if self._state is not READY:
+                self._begin(Worker(), lazy=True)
+            if head.wants is not None:
+                return self._take(head, now)
+            if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
+                response = self._get(head)
+            else:
+                return self._take(head, now)
+        except RequestError as error:
+            response = refusal(error.status, error.reason, error.headers)
+        if self.observer is not None:
+            self.batcher.tell(self.observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
+        return response
+
+    def leave(self, peer: Peer) -> None:
+        """A connection is gone, and its exchanges are cancelled: nobody waits for it any more."""
+        self.batcher.company.leaves(peer)
+        self.batcher.wake()
+
+    def _take(self, head: Head, now: int) -> Exchange:
+        wants = head.wants
+        if wants is None:
+            wants = head.wants = self._negotiated(head)
+        if self._state is not READY:
+            self._refuse_by_state()
+        self.batcher.room_for(1)
+        if len(self._early) >= self.max_queue_size:
+            raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+        self._unsettled += 1
+        self.batcher.company.arrives(head.peer)
+        return Exchange(self, head, wants, now)
+
+    def _negotiated(self, head: Head) -> Wants:
+        content_type = content_encoding = accept = b""
+        for name, value in head.headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"accept":
+                accept = accept + b"," + value if accept else value
+            elif name == b"content-encoding":
+                content_encoding = value
+        if head.length is not None and head.length > self.limits.body:
+            raise self.too_large(head.length)
+        return negotiate(content_type, content_encoding, accept)
+
+    def _refuse_by_state(self) -> None:
+        """503 unless requests are still taken: while draining, and while starting on a request's behalf."""
+        if self._state is FAILED:
+            raise RequestError(503, self._why_failed)
+        if self._state is CLOSED:
+            raise RequestError(503, "the service has shut down", RETRY_SOON)
+        if self._state is STARTING and not self._lazy:
+            raise RequestError(503, "the service is starting", RETRY_SOON)
+
+    def too_large(self, length: int) -> RequestError:
+        """The refusal of a body of so many bytes or more."""
+        return RequestError(413, f"a body of {length} bytes; the limit is {self.limits.body}")
+
+    def wait_for_start(self, exchange: Exchange) -> None:
+        """Keep a complete request until there is a handler."""
+        self._early.append(exchange)
+        self._watch_deadlines()
+
+    def admit(self, exchange: Exchange) -> None:
+        """Queue the items of a request; the sweeper answers for it when its deadline passes."""
+        self.batcher.admit(exchange, self._clock())
+        self._watch_deadlines()
+
+    def _watch_deadlines(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(self.limits.answer_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
+        self._sweeper = None
+        deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
+        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        waiting = [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
+        for exchange in waiting:
+            if exchange.begun <= deadline:
+                exchange.expire()
+        left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
+        if left:
+            self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
+
+    def settled(self, peer: Peer | None) -> int:
+        """A request that was taken is answered or given up; returns the clock."""
+        now = self._clock()
+        self.batcher.company.answered(peer, now)
+        self._unsettled -= 1
+        if not self._unsettled and self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+        return now
+
+    # ---- answers without a body ----
+
+    def _get(self, head: Head) -> Response:
+        path = head.path
+        if path == "/health/live":
+            answer = self._live()
+        elif path == "/health/ready":
+            answer = self._health(self._state is READY, "ready")
+        elif path == "/":
+            answer = Response(200, JSON, [self._info])
+        elif path.startswith(RESERVED) or path == "/metrics":
+            raise RequestError(404, f"nothing at {path}")
+        else:
+            raise RequestError(405, f"{head.method} {path}: messages are POSTed", ((b"allow", b"POST"),))
+        if head.method not in ("GET", "HEAD"):
+            allow = b"GET, HEAD, POST" if path == "/" else b"GET, HEAD"
+            raise RequestError(405, f"{head.method} {path}: expected {allow.decode()}", ((b"allow", allow),))
+        return answer
+
+    def _live(self) -> Response:
+        since = self.batcher.running_since
+        if self._watchdog is not None and since and self._clock() - since > self._watchdog * 1e9:
+            return refusal(503, f"not live: the model has not come back for more than {self._watchdog:g} s")
+        return self._health(self._state is not FAILED, "live")
+
+    def _health(self, well: bool, what: str) -> Response:
+        if well:
+            return Response(200, JSON, [b'{"%b":true}' % what.encode()])
+        return refusal(503, self._why_failed or f"not {what}: the service is {self._state}", RETRY_SOON)
+
+    def _describe(self, **more: Any) -> bytes:
+        return json.dumps(
+            {
+                "name": self.name,
+                "version": __version__,
+                "accepts": ACCEPTS.split(", "),
+                "answers": ACCEPTS.split(", "),
+                "max_batch_size": self.max_batch_size,
+                "max_time_on_queue": self.max_time_on_queue,
+                "max_queue_size": self.max_queue_size,
+                "limits": asdict(self.limits),
+                **more,
+            }
+        ).encode()
+
+    # ---- the ASGI shell ----
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI 3: http and lifespan; anything else is refused by raising."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            raise RuntimeError(f"scope type {scope['type']!r}: Virtex serves http and lifespan")
+
+    async def _http(self, scope: Any, receive: Any, send: Any) -> None:
+        self._begin(Worker(), lazy=True)
+        head = self._head(scope)
+        answer: Response | Exchange | None
+        opened = self.open(head, self._clock())
+        if isinstance(opened, Response):
+            await _send(send, head, opened)
+            return
+        try:
+            answer = await self._received(opened, receive)
+            if isinstance(answer, Exchange):
+                answer = await self._watched(answer, receive)
+        except BaseException:
+            opened.cancel("the server gave the request up")
+            raise
+        if answer is not None:
+            await _send(send, head, answer)
+
+    def _head(self, scope: Any) -> Head:
+        path: str = scope["path"]
+        root = scope.get("root_path", "").rstrip("/")
+        if root and (path == root or path.startswith(root + "/")):
+            path = path[len(root) :] or "/"
+        headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
+        declared = next((value for name, value in headers if name == b"content-length"), b"")
+        length = int(declared) if re.fullmatch(rb"[0-9]{1,18}", declared) else None
+        return Head(scope["method"], path, headers, length, self._peer(scope.get("client")))
+
+    def _peer(self, client: Any) -> Peer | None:
+        """The connection as ASGI lets us know it, by address and port; None behind a unix socket."""
+        if not client or not client[1] or not self.max_time_on_queue:
+            return None
+        key = (client[0], int(client[1]))
+        peer = self._peers.get(key)
+        if peer is None:
+            if len(self._peers) >= self._peers_kept:
+                self._forget_peers()
+            peer = self._peers[key] = Peer()
+        return peer
+
+    def _forget_peers(self) -> None:
+        """ASGI does not say when a connection ends: forget those that nobody expects, once they are many."""
+        self.batcher.company.until(self._clock())
+        self._peers = {key: peer for key, peer in self._peers.items() if peer.open or peer.answered}
+        self._peers_kept = max(1024, 2 * len(self._peers))
+
+    async def _received(self, exchange: Exchange, receive: Any) -> Response | Exchange | None:
+        """Read the body and complete; None when the client left first."""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                exchange.cancel("the client left")
+                return None
+            piece = message.get("body", b"")
+            if piece:
+                try:
+                    exchange.write(piece if type(piece) is bytes else bytes(piece))
+                except RequestError as error:
+                    exchange.cancel(error.reason)
+                    return refusal(error.status, error.reason, error.headers)
+            if not message.get("more_body", False):
+                return exchange.complete()
+
+    async def _watched(self, exchange: Exchange, receive: Any) -> Response | None:
+        """Await the answer; None when the client left first. Whoever is answered quickly is not watched."""
+        waiter: asyncio.Future[bool] = self.loop.create_future()
+        watchers: list[asyncio.Task[None]] = []
+
+        def wake(answered: bool) -> None:
+            if not waiter.done():
+                waiter.set_result(answered)
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            exchange.cancel("the client left")
+            wake(False)
+
+        exchange.add_done_callback(lambda _: wake(True))
+        timer = self.loop.call_later(WATCH_AFTER, lambda: watchers.append(self.loop.create_task(watch())))
+        try:
+            return exchange.result() if await waiter else None
+        finally:
+            timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
+                watcher.add_done_callback(_retrieve)
+
+    async def _lifespan(self, receive: Any, send: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.startup()
+                except Exception as error:
+                    await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+WATCH_AFTER = 0.05  # seconds until an unanswered ASGI request gets a task that watches for its client leaving
+
+
+async def _send(send: Any, head: Head, response: Response) -> None:
+    """One start and one body message; the client may be gone, which an ASGI server may tell by OSError."""
+    body = response.buffers[0] if len(response.buffers) == 1 else b"".join(response.buffers)
+    headers = [*response.headers, (b"content-length", b"%d" % len(body))]
+    try:
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if head.method == "HEAD" else body})
+    except OSError as error:
+        log.debug("the client left while it was answered: %s", error)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Look at a task's exception, which was logged or does not matter, so that asyncio does not complain of it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def http_server(
+    name: str,
+    handler: RequestHandler | Callable[[], RequestHandler],
+    max_batch_size: int = 512,
+    max_time_on_queue: float = 0.005,
+    prom_host: str = "127.0.0.1",
+    prom_port: int = 9090,
+    prom_mode: str = "off",
+    prom_interval: float = 0.01,
+    *,
+    prom_push_interval: float | None = None,
+    max_queue_size: int | None = None,
+    executor: str = "inline",
+    limits: Limits | None = None,
+    observer: Observer | None = None,
+    watchdog: float | None = None,
+) -> Server:
+    """Make a service of a handler: a bare ASGI 3 callable.
+
+    name: of the service. handler: a RequestHandler, its class or a factory; the latter two are called in each worker.
+    max_batch_size: items that run_inference gets at most. max_time_on_queue: seconds that an item waits for company at
+    most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size.
+    executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
+    coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
+    a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
+    prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name
+    of prom_interval.
+
+    Raises ValueError for an argument that is not as said here.
+    """
+    _check(isinstance(name, str) and name != "", "name", name, "a string that is not empty")
+    _check(
+        isinstance(handler, RequestHandler) or callable(handler),
+        "handler",
+        handler,
+        "a RequestHandler, its class or a factory",
+    )
+    _check(_whole(max_batch_size, 1), "max_batch_size", max_batch_size, "a whole number from 1")
+    _check(
+        _number(max_time_on_queue) and 0 <= max_time_on_queue <= 3600,
+        "max_time_on_queue",
+        max_time_on_queue,
+        "seconds from 0 to 3600",
+    )
+    queue = 4 * max_batch_size if max_queue_size is None else max_queue_size
+    _check(_whole(queue, 1), "max_queue_size", queue, "a whole number from 1, or None")
+    _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
+    _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
+    _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
+    _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
+    return Server(
+        name,
+        handler,
+        max_batch_size=max_batch_size,
+        max_time_on_queue=max_time_on_queue,
+        max_queue_size=queue,
+        executor=executor,
+        limits=limits or Limits(),
+        observer=observer,
+        watchdog=watchdog,
+    )
+
+
+def _check_prom(host: object, port: object, mode: object, interval: object) -> None:
+    hostname = host.removeprefix("http://").removeprefix("https://") if isinstance(host, str) else ""
+    _check(
+        hostname != "" and "/" not in hostname.rstrip("/"), "prom_host", host, "a host name, with or without http://"
+    )
+    _check(_whole(port, 1) and int(str(port)) < 65536, "prom_port", port, "a port from 1 to 65535")
+    _check(_number(interval) and float(str(interval)) > 0, "prom_interval", interval, "seconds above 0")
+    _check(mode in ("off", "scrape", "push"), "prom_mode", mode, '"off", "scrape" or "push"')
+    if mode != "off":
+        raise ValueError(f'prom_mode={mode!r}: this version has no metrics yet; expected "off"')
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError, which says what was expected and what came."""
+    if not holds:
+        raise ValueError(f"http_server({name}={value!r}): expected {expected}")

@@ -1,0 +1,94 @@
+"""gunicorn's settings as the worker understands them: each is honoured, or refused by name; none is ignored.
+
+A setting that stands at gunicorn's default says nothing: the Limits of the application hold then.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from typing import Any
+
+from .limits import Limits
+
+UNLIMITED = 1 << 40  # what 0 means in gunicorn's limit_request_* settings
+OTHER_FILES = 64  # that a worker holds open beside its connections: log files, the event loop's, the application's
+
+_AS_LIMITS = {
+    "limit_request_line": "request_line",
+    "limit_request_fields": "header_fields",
+    "worker_connections": "connections",
+    "keepalive": "keep_alive_seconds",
+}
+
+_STRICT = "Virtex takes what RFC 9112 allows and no more"
+_NO_HTTP2 = "Virtex speaks HTTP/1.1; let a proxy in front speak HTTP/2"
+_NO_WEBSOCKET = "Virtex has no websockets"
+_REFUSED = {
+    "asgi_disconnect_grace_period": "it is for gunicorn's own ASGI worker",
+    "casefold_http_method": _STRICT,
+    "forwarder_headers": "it is for WSGI environments",
+    "header_map": "it is for WSGI environments",
+    "http2_cleartext": _NO_HTTP2,
+    "http2_initial_window_size": _NO_HTTP2,
+    "http2_max_concurrent_streams": _NO_HTTP2,
+    "http2_max_frame_size": _NO_HTTP2,
+    "http2_max_header_list_size": _NO_HTTP2,
+    "http_parser": "heads are checked by httptools",
+    "http_protocols": _NO_HTTP2,
+    "permit_obsolete_folding": _STRICT,
+    "permit_unconventional_http_method": _STRICT,
+    "permit_unconventional_http_version": _STRICT,
+    "post_request": "it is for WSGI requests",
+    "pre_request": "it is for WSGI requests",
+    "protocol": "Virtex speaks HTTP only",
+    "proxy_allow_ips": "the PROXY protocol is not spoken",
+    "proxy_protocol": "the PROXY protocol is not spoken; let the proxy send X-Forwarded-For",
+    "sendfile": "Virtex sends no files",
+    "strip_header_spaces": _STRICT,
+    "suppress_ragged_eofs": "it is for blocking sockets",
+    "do_handshake_on_connect": "it is for blocking sockets",
+    "threads": 'Virtex has one thread for sockets; http_server(executor="thread") gives the model its own',
+    "tmp_upload_dir": "bodies are kept in memory",
+    "uwsgi_allow_ips": "Virtex speaks HTTP only",
+    "websocket_max_message_size": _NO_WEBSOCKET,
+}
+
+
+def check(cfg: Any) -> None:
+    """Raises ValueError for the settings that can't be honoured, all at once."""
+    refused = [f"{name}: {why}" for name, why in _REFUSED.items() if name in cfg.settings and is_set(cfg, name)]
+    if cfg.asgi_loop not in ("auto", "uvloop"):
+        refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
+    if refused:
+        raise ValueError("VirtexWorker does not take these settings:\n  " + "\n  ".join(refused))
+
+
+def is_set(cfg: Any, name: str) -> bool:
+    """Whether a setting differs from gunicorn's default; as parsed, for some defaults are written as text."""
+    setting = cfg.settings[name]
+    return bool(setting.get() != type(setting)().get())
+
+
+def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
+    """The application's limits with what gunicorn was told to set, and no more connections than there can be files."""
+    changes: dict[str, Any] = {
+        ours: getattr(cfg, name) or UNLIMITED
+        for name, ours in _AS_LIMITS.items()
+        if is_set(cfg, name) and (getattr(cfg, name) or name != "keepalive")  # keepalive 0: see Connections.keep_alive
+    }
+    if is_set(cfg, "limit_request_field_size"):
+        fields = changes.get("header_fields", limits.header_fields)
+        changes["header_bytes"] = min(UNLIMITED, (cfg.limit_request_field_size or UNLIMITED) * fields)
+    limits = replace(limits, **changes)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    fit = UNLIMITED if files == resource.RLIM_INFINITY else max(1, files - OTHER_FILES)
+    if limits.connections <= fit:
+        return limits
+    if "connections" in changes:
+        log.warning(
+            "worker_connections is %d, but this process may open only %d files (RLIMIT_NOFILE): "
+            "%d connections are taken at most; `ulimit -n` raises it",
+            *(limits.connections, files, fit),
+        )
+    return replace(limits, connections=fit)
