@@ -1,8 +1,8 @@
 """The codec against a memory copy and against other ways to carry arrays, interleaved in one run.
 
-`python bench/codec.py` prints two tables and saves codec.json; `--render README.md` puts the tables of a saved run between
-the marks <!-- codec --> and <!-- /codec -->; `--draw codec.svg` draws it. VIRTEX_SIMD forces an instruction set.
-Every way is first checked to bring the same numbers back. A figure is the median of rounds in which all ways take turns.
+`python -m bench.codec` prints two tables and saves codec-memory.json; `--saved` prints those of a saved run, `--draw`
+makes a picture of them. VIRTEX_SIMD forces an instruction set. Every way is first checked to bring the same numbers
+back. A figure is the median of rounds in which all ways take turns.
 """
 
 import argparse
@@ -21,16 +21,21 @@ import orjson
 import pyarrow
 import pybase64
 import safetensors.numpy
-from conftest import pytest_report_header
 
 from virtex import _codec, codec_info
 from virtex.serial import decode_numpy, encode_numpy
 
+from .conftest import pytest_report_header
+
 IMAGE = 3 * 224 * 224  # float32 values: 602112 bytes
 SIZES = [64, 1024, 65536, 4 * IMAGE, 4 << 20]
 TARGETS = {  # of memcpy, or ns; what the project set out to reach with AVX2
-    "1 image": (0.36, 0.45), "1 image from DRAM": (0.80, 0.80), "8 images in one body": (0.85, 0.90),
-    "64 B into a row": (70, 70), "64 B to a new array": (150, None), "32 x 64 B, each": (25, 25),
+    "1 image": (0.36, 0.45),
+    "1 image from DRAM": (0.80, 0.80),
+    "8 images in one body": (0.85, 0.90),
+    "64 B into a row": (70, 70),
+    "64 B to a new array": (150, None),
+    "32 x 64 B, each": (25, 25),
 }
 
 
@@ -96,8 +101,12 @@ class Small(Case):
 
 def cases():
     return [
-        Case("1 image", 1, IMAGE), Case("1 image from DRAM", 1, IMAGE, pool=160), Case("8 images in one body", 8, IMAGE),
-        Small("64 B into a row", False), Small("64 B to a new array", True), Case("32 x 64 B, each", 32, 16),
+        Case("1 image", 1, IMAGE),
+        Case("1 image from DRAM", 1, IMAGE, pool=160),
+        Case("8 images in one body", 8, IMAGE),
+        Small("64 B into a row", False),
+        Small("64 B to a new array", True),
+        Case("32 x 64 B, each", 32, 16),
         Case("scan and into, 64 B", 1, 16),
     ]
 
@@ -123,23 +132,24 @@ WAYS = {
     "virtex": (lambda a: _codec.encode_rows(a[None]), None),
     "pybase64 + orjson": (
         lambda a: orjson.dumps({"data": [pybase64.b64encode_as_string(a.data)]}),
-        lambda b: np.frombuffer(pybase64.b64decode(orjson.loads(b)["data"][0], validate=True), **FROM_BYTES)),
+        lambda b: np.frombuffer(pybase64.b64decode(orjson.loads(b)["data"][0], validate=True), **FROM_BYTES),
+    ),
     "msgspec": (
         lambda a: MSGSPEC[0].encode({"data": [a.data]}),
-        lambda b: np.frombuffer(MSGSPEC[1].decode(b)["data"][0], **FROM_BYTES)),
+        lambda b: np.frombuffer(MSGSPEC[1].decode(b)["data"][0], **FROM_BYTES),
+    ),
     "stdlib base64 + json": (
         lambda a: json.dumps({"data": [base64.b64encode(a).decode()]}),
-        lambda b: np.frombuffer(base64.b64decode(json.loads(b)["data"][0], validate=True), **FROM_BYTES)),
+        lambda b: np.frombuffer(base64.b64decode(json.loads(b)["data"][0], validate=True), **FROM_BYTES),
+    ),
     "np.save + base64": (npy_encode, lambda b: np.load(io.BytesIO(base64.b64decode(b)))),
-    "pickle + base64": (
-        lambda a: base64.encodebytes(pickle.dumps(a)), lambda b: pickle.loads(base64.decodebytes(b))),
+    "pickle + base64": (lambda a: base64.encodebytes(pickle.dumps(a)), lambda b: pickle.loads(base64.decodebytes(b))),
     "float lists, orjson": (
         lambda a: orjson.dumps({"data": [a]}, option=orjson.OPT_SERIALIZE_NUMPY),
-        lambda b: np.array(orjson.loads(b)["data"][0], "f4")),
-    "safetensors (binary)": (
-        lambda a: safetensors.numpy.save({"a": a}), lambda b: safetensors.numpy.load(b)["a"]),
-    "pyarrow tensor (binary)": (
-        arrow_encode, lambda b: pyarrow.ipc.read_tensor(pyarrow.BufferReader(b)).to_numpy()),
+        lambda b: np.array(orjson.loads(b)["data"][0], "f4"),
+    ),
+    "safetensors (binary)": (lambda a: safetensors.numpy.save({"a": a}), lambda b: safetensors.numpy.load(b)["a"]),
+    "pyarrow tensor (binary)": (arrow_encode, lambda b: pyarrow.ipc.read_tensor(pyarrow.BufferReader(b)).to_numpy()),
     "memcpy": (None, None),
 }
 
@@ -215,7 +225,11 @@ def case_row(name, case):
     cells = [name]
     for kind, goal in zip(("decode", "encode"), target, strict=True):
         if case["bytes"] > 4096:
-            cells += [f"{case[kind] / 1000:.1f} µs", f"{case['memcpy'] / case[kind]:.2f}", f"{goal:.2f}" if goal else ""]
+            cells += [
+                f"{case[kind] / 1000:.1f} µs",
+                f"{case['memcpy'] / case[kind]:.2f}",
+                f"{goal:.2f}" if goal else "",
+            ]
         else:
             each = case["items"]
             cells += [f"{case[kind] / each:.0f} ns", "", f"{goal} ns" if goal else ""]
@@ -223,13 +237,16 @@ def case_row(name, case):
 
 
 def tables(results):
+    """Lines of Markdown: the codec against memcpy, then against other ways."""
     head = ["", "decode", "of memcpy", "aim", "encode", "of memcpy", "aim", "memcpy"]
     yield from table(head, [case_row(name, case) for name, case in results["cases"].items()])
     yield f"An empty Python call: {results['cases']['1 image']['empty call']:.0f} ns."
     yield ""
     for kind in ("decode", "encode"):
-        rows = [[name, *(f"{int(size) / ns[kind][size]:.3g}" for size in map(str, SIZES))]
-                for name, ns in results["ways"].items()]
+        rows = [
+            [name, *(f"{int(size) / ns[kind][size]:.3g}" for size in map(str, SIZES))]
+            for name, ns in results["ways"].items()
+        ]
         yield from table([f"{kind}, GB/s of array", *(f"{size} B" for size in SIZES)], rows)
 
 
@@ -240,30 +257,24 @@ def table(head, rows):
     yield ""
 
 
-def render(path, results):
-    text = path.read_text()
-    before, mark, rest = text.partition("<!-- codec -->")
-    _, end, after = rest.partition("<!-- /codec -->")
-    if not mark or not end:
-        raise SystemExit(f"{path}: expected the marks <!-- codec --> and <!-- /codec -->")
-    lines = [*results["header"], "", *tables(results)]
-    path.write_text(f"{before}{mark}\n\n" + "\n".join(lines) + f"\n{end}{after}")
-
-
 COLOURS = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#000000"]
 
 
 def draw(path, results):
     """GB/s over size, both logarithmic: decoding left, encoding right."""
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="960" height="420" font-family="sans-serif" font-size="11">',
-             '<rect width="960" height="420" fill="white"/>']
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="960" height="420" font-family="sans-serif" font-size="11">',
+        '<rect width="960" height="420" fill="white"/>',
+    ]
     for panel, kind in enumerate(("decode", "encode")):
         left = 50 + panel * 370
         parts += axes(left, kind)
         for (name, ns), colour in zip(results["ways"].items(), COLOURS, strict=True):
             points = " ".join(f"{left + x_of(size):.1f},{y_of(size / ns[kind][str(size)]):.1f}" for size in SIZES)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"><title>{name}'
-                         "</title></polyline>")
+            parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"><title>{name}'
+                "</title></polyline>"
+            )
     for i, (name, colour) in enumerate(zip(results["ways"], COLOURS, strict=True)):
         parts.append(f'<text x="790" y="{60 + 20 * i}" fill="{colour}">{name}</text>')
     parts.append(f'<text x="50" y="410" fill="#555">{results["header"][1]}; {results["isa"]}</text></svg>')
@@ -292,16 +303,15 @@ def axes(left, kind):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, default=Path("codec.json"), help="where to save the figures, or find them")
+    parser.add_argument(
+        "--json", type=Path, default=Path("codec-memory.json"), help="where to save the figures, or find them"
+    )
     parser.add_argument("--saved", action="store_true", help="measure nothing: use the saved figures")
-    parser.add_argument("--render", type=Path, help="a Markdown file with marks")
     parser.add_argument("--draw", type=Path, help="an SVG file")
     args = parser.parse_args()
     results = json.loads(args.json.read_text()) if args.saved else measure(args.rounds)
     args.json.write_text(json.dumps(results, indent=1))
     print(*results["header"], "", *tables(results), sep="\n")
-    if args.render:
-        render(args.render, results)
     if args.draw:
         draw(args.draw, results)
 
