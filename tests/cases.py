@@ -1,7 +1,7 @@
 """Raw requests and what becomes of them: the table that the protocol is held against, with the section of each rule.
 
-outcome: the statuses answered, in order; `close` where the connection ends after the last of them, nothing where it goes
-on. A final "open" means that the server waits for the rest.
+outcome: the statuses answered, in order; `close` where the connection ends after the last of them, nothing where it
+goes on, "open" where the server waits for the rest.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ CASES = [
             (b"5 ", "200"),
             (b"18446744073709551615", "413 close"),
         ]
-    ),  # fmt: skip
+    ),
     Case("two lengths", post(b"ab", b"Content-Length: 1"), "400 close", V + "6.3"),
     Case("two equal lengths", post(b"ab", b"Content-Length: 2"), "400 close", V + "6.3"),
     Case(
@@ -236,7 +236,7 @@ CASES = [
             (b"chunked\x0b", "400 close"),
             (b"chunk", "400 close"),
         ]
-    ),  # fmt: skip
+    ),
     Case("two codings in two lines", chunked(b"0\r\n\r\n", b"Transfer-Encoding: identity"), "400 close", V + "6.1"),
     # --- chunks
     Case("one chunk", chunked(b"3\r\nabc\r\n0\r\n\r\n"), "200", T, [b"abc"]),
@@ -281,7 +281,7 @@ CASES = [
             b"\xb9\r\n",
             b'1;a="\r\n',
         )
-    ),  # fmt: skip
+    ),
     # --- Expect
     Case(
         "expect",

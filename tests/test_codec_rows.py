@@ -247,6 +247,19 @@ def test_what_lies_within_a_text_is_found_when_it_is_decoded():
             assert result == NOT_JSON or result[:2] == (BAD_ITEM, 1)
 
 
+@pytest.mark.parametrize("second", ["5", "[]", '["x"]', '["x", "y"]', '{"a":1}'])
+def test_a_second_list_that_the_walk_jumped_over_is_an_item_error(second):
+    """The first text ends early, and the quote that the walk expects at its end belongs to another one."""
+    text = _codec.encode_numpy(np.zeros(300, "f4"))
+    inside = text[:260] + f'"],"data":{second},"x":["'
+    body = f'{{"data":["{inside.ljust(len(text), "A")}"]}}'.encode()
+    assert "x" in orjson.loads(body)
+    items = _codec.scan(body)
+    with pytest.raises(ItemError) as error:
+        items.into(np.zeros((1, 300), "f4"))
+    assert error.value.index == 0
+
+
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data":', b'{"data":["', b"   ", b'{"data":[]}}',
                                   b'{"data":[],"error":null}'])
 def test_other_bodies_are_left_alone(body):

@@ -613,6 +613,30 @@ def test_a_request_that_started_the_service_is_told_when_that_takes_too_long():
     assert (late.status, late.error) == (503, "still starting after 0.05 s")
 
 
+def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():
+    async def main():
+        gate = Gate()
+        app = http_server("gate", gate, watchdog=0.05)
+        await app.startup()
+        asked = asyncio.ensure_future(ask_direct(app, BODY))
+        await gate.entered.wait()
+        well = await ask_direct(app, method="GET", path="/health/live")
+        await asyncio.sleep(0.06)
+        hung = await ask_direct(app, method="GET", path="/health/live")
+        gate.go.set()
+        await asked
+        again = await ask_direct(app, method="GET", path="/health/live")
+        await app.shutdown()
+        return well.status, hung.status, again.status
+
+    assert asyncio.run(main()) == (200, 503, 200)
+
+
+def test_a_watchdog_over_an_inline_model_is_refused():
+    with pytest.raises(ValueError, match='needs executor="thread"'):
+        run(http_server("echo", Echo(), watchdog=1.0))
+
+
 def test_an_observer_sees_every_request_and_batch(ask):
     watching = Watching()
     app = http_server("echo", Echo(), observer=watching)
@@ -717,6 +741,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         {"max_queue_size": 0},
         {"executor": "process"},
         {"limits": {}},
+        {"watchdog": 0},
         {"prom_host": ""},
         {"prom_host": "http://"},
         {"prom_port": 0},

@@ -19,6 +19,20 @@ from virtex import Limits
 from virtex.board import DRAINING, LOADING, READY, Board
 from virtex.settings import merge_limits
 
+SLOW_LOAD = (
+    ECHO
+    + """
+import time
+
+class Loading(Echo):
+    def setup(self, worker):
+        print("loading", flush=True)
+        time.sleep({seconds})
+
+app = http_server(name="loading", handler=Loading)
+"""
+)
+
 REQUEST = b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":["a"]}'
 ANSWER = b'{"data":["a"],"error":null}'
 
@@ -50,7 +64,7 @@ def post(server, body=b'{"data":["a"]}'):
 @pytest.fixture(scope="module")
 def echo():
     with serving("gunicorn", ECHO, "--workers", "2", "--log-level", "info") as server:
-        server.wait_log("is ready", 2)
+        server.wait_log("of 2 is ready", 2)
         yield server
 
 
@@ -103,7 +117,7 @@ def test_half_closed_client_gets_its_answer(echo):
 
 def test_index_and_count_are_given_to_setup_and_a_respawned_worker_has_its_predecessors(tmp_path):
     with serving("gunicorn", SLOW, "--workers", "3") as server:
-        server.wait_log("is ready", 3)
+        server.wait_log("of 3 is ready", 3)
         assert sorted(re.findall(r"setup (\d) (\d)", server.log)) == [("0", "3"), ("1", "3"), ("2", "3")]
         pid = int(re.search(r"\[(\d+)\] \[INFO\] worker 1 of 3 is ready", server.log)[1])
         server.signal(signal.SIGKILL, pid)
@@ -112,7 +126,7 @@ def test_index_and_count_are_given_to_setup_and_a_respawned_worker_has_its_prede
 
 def test_sigterm_answers_what_was_taken_and_tears_down():
     with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         socks = [server.connect(20) for _ in range(4)]
         for sock in socks:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[0.3]}')
@@ -133,7 +147,7 @@ def test_sigterm_answers_what_was_taken_and_tears_down():
 
 def test_sigint_does_not_wait_for_answers():
     with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         with server.connect() as sock:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[3.0]}')
             begun = time.monotonic()
@@ -144,7 +158,7 @@ def test_sigint_does_not_wait_for_answers():
 
 def test_graceful_timeout_cuts_what_takes_longer():
     with serving("gunicorn", SLOW, "--graceful-timeout", "3") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         with server.connect(30) as sock:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"data":[60]}')
             until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work")
@@ -155,15 +169,12 @@ def test_graceful_timeout_cuts_what_takes_longer():
 
 
 def test_sigterm_during_a_long_load_ends_the_worker():
-    source = (
-        ECHO
-        + "\nimport time\nclass Loading(Echo):\n    def setup(self, worker):\n        print('loading', flush=True)\n        time.sleep(3)\napp = http_server(name='l', handler=Loading)\n"
-    )
+    source = SLOW_LOAD.replace("{seconds}", "3")
     with serving("gunicorn", source) as server:
         server.wait_log("loading")
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
-        assert "is ready" not in server.log.replace("service 'l' is ready", "")
+        assert "of 1 is ready" not in server.log
 
 
 def test_sigterm_during_the_import_ends_the_worker():
@@ -178,7 +189,7 @@ def test_sigterm_during_the_import_ends_the_worker():
 def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
     source = ECHO.replace("return model_input", "import time; time.sleep(60)")
     with serving("gunicorn", source, "--timeout", "2") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         with server.connect(30) as sock:
             sock.sendall(REQUEST)
             assert read_all(sock) == b""
@@ -189,10 +200,7 @@ def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
 
 
 def test_load_may_take_longer_than_the_timeout():
-    source = (
-        ECHO
-        + "\nimport time\nclass Loading(Echo):\n    def setup(self, worker):\n        time.sleep(4)\napp = http_server(name='l', handler=Loading)\n"
-    )
+    source = SLOW_LOAD.replace("{seconds}", "4")
     with serving("gunicorn", source, "--timeout", "2") as server:
         server.wait_log("worker 0 of 1 is ready")
         assert "WORKER TIMEOUT" not in server.log
@@ -200,18 +208,18 @@ def test_load_may_take_longer_than_the_timeout():
 
 def test_workers_leave_when_the_master_is_gone(tmp_path):
     with serving("gunicorn", ECHO, "--workers", "2") as server:
-        server.wait_log("is ready", 2)
+        server.wait_log("of 2 is ready", 2)
         workers = server.workers()
         server.signal(signal.SIGKILL)
         server.wait_exit()
-        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "the workers to leave", server)
+        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "the workers to leave")
         assert not listens(server.port)
 
 
 def test_failing_setup_ends_the_service_with_code_3_and_says_why():
-    source = (
-        ECHO
-        + "\nclass Failing(Echo):\n    def setup(self, worker):\n        raise FileNotFoundError('model.bin')\napp = http_server(name='f', handler=Failing)\n"
+    source = ECHO.replace(
+        "return model_input",
+        "return model_input\n    def setup(self, worker):\n        raise FileNotFoundError('model.bin')",
     )
     with serving("gunicorn", source, wait=False) as server:
         assert server.wait_exit() == 3
@@ -246,7 +254,7 @@ app = http_server(name="o", handler=Once)
 
 def test_max_requests_restarts_the_worker():
     with serving("gunicorn", ECHO, "--max-requests", "5") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         for _ in range(5):
             assert post(server)[0] == 200
         server.wait_log("max_requests reached")
@@ -255,10 +263,7 @@ def test_max_requests_restarts_the_worker():
 
 
 def test_hup_serves_on_while_the_new_workers_load():
-    source = (
-        ECHO
-        + "\nimport time\nclass Loading(Echo):\n    def setup(self, worker):\n        time.sleep(1.5)\napp = http_server(name='l', handler=Loading)\n"
-    )
+    source = SLOW_LOAD.replace("{seconds}", "1.5")
     with serving("gunicorn", source) as server:
         server.wait_log("of 1 is ready")
         server.signal(signal.SIGHUP)
@@ -276,7 +281,7 @@ def test_hup_serves_on_while_the_new_workers_load():
 
 def test_ttin_and_ttou_change_the_number_of_workers():
     with serving("gunicorn", ECHO) as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         server.signal(signal.SIGTTIN)
         server.wait_log("worker 1 of 1 is ready")
         server.signal(signal.SIGTTOU)
@@ -302,7 +307,7 @@ def _open_files(pid):
 def test_unix_socket(tmp_path):
     path = tmp_path / "socket"
     with serving("gunicorn", ECHO, "--bind", f"unix:{path}", wait=False) as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             sock.sendall(REQUEST)
@@ -314,7 +319,7 @@ def test_several_binds():
     with serving(
         "gunicorn", ECHO, "--bind", f"127.0.0.1:{first}", "--bind", f"127.0.0.1:{second}", wait=False
     ) as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         for port in first, second:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             connection.request("POST", "/", b'{"data":["a"]}')
@@ -331,7 +336,7 @@ def test_option_is_honoured(option):
 
 def test_reload_restarts_on_a_changed_file():
     with serving("gunicorn", ECHO, "--reload", "--reload-engine", "poll") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         (server.folder / "service.py").write_text(ECHO.replace('"echo"', '"other"'))
         server.wait_log("worker 0 of 1 is ready", 2)
         until(lambda: b'"other"' in server.request("GET", "/")[1], "the new service", server)
@@ -339,7 +344,7 @@ def test_reload_restarts_on_a_changed_file():
 
 def test_backlog_is_passed_on():
     with serving("gunicorn", ECHO, "--backlog", "321") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         assert _backlog(server.port) == 321
 
 
@@ -361,7 +366,7 @@ def test_log_level_rules_our_loggers():
 
 def test_more_worker_connections_than_files_start_with_a_warning():
     with serving("gunicorn", ECHO, "--worker-connections", "100000000") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         assert "RLIMIT_NOFILE" in server.log and post(server)[0] == 200
 
 
@@ -378,7 +383,7 @@ def test_setting_that_can_not_be_honoured_is_refused_by_name(options):
 
 def test_access_log_is_written_when_asked_for():
     with serving("gunicorn", ECHO, "--access-logfile", "-") as server:
-        server.wait_log("is ready")
+        server.wait_log("of 1 is ready")
         post(server)
         server.request("GET", "/%0a%22x")
         server.wait_log('"POST / HTTP/1.1" 200 27')

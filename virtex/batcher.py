@@ -328,6 +328,11 @@ class Batcher:
         """Items in the ring."""
         return self._ring.size
 
+    @property
+    def running_since(self) -> int:
+        """When the oldest batch that has not come back was cut, in ns; 0 when none is out."""
+        return self._running[0].cut_at if self._running else 0
+
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
         if count > self._ring.capacity:

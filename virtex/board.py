@@ -59,8 +59,9 @@ class Board:
         return Entry(*_SLOT.unpack_from(self._memory, _HEADER.size + index * _SLOT.size))
 
     def living(self) -> list[Entry]:
+        """Every worker there is, or, without a pid, will be in a moment."""
         entries = [self.entry(index) for index in range(SLOTS)]
-        return [entry for entry in entries if entry.state != FREE and entry.pid and _is_alive(entry.pid)]
+        return [entry for entry in entries if entry.state != FREE and (not entry.pid or _is_alive(entry.pid))]
 
     def has_served(self) -> bool:
         """Whether any worker of this master was ever ready."""

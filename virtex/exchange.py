@@ -265,7 +265,7 @@ class Exchange(Ticket):
             document = rows.npy() if self._wants.takes_npy else None
             if document is not None:
                 return Response(200, NPY, [document])
-            return Response(200, JSON, [b'{"data":', rows.json(), b',"error":null}'])
+            return Response(200, JSON, [rows.json()])
         if self._wants.takes_npy and rows:
             stacked = _stacked(rows)
             if stacked is not None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from ._codec import encode_numpy
+from ._codec import encode_numpy, items_of
 from .errors import HandlerError, ItemError
 from .message import HttpMessage, encode_data
-from .tensor import Inputs, ListSource, Rows, Tensor, allocate
+from .tensor import Inputs, Rows, Tensor, allocate
 
 log = logging.getLogger("virtex")
 
@@ -83,7 +83,9 @@ class RequestHandler(ABC):
         (outcome,) = asyncio.run(run) if steps.is_async else drive(run)
         if isinstance(outcome, Exception):
             raise outcome
-        return HttpMessage(data=orjson.loads(outcome.json() if isinstance(outcome, Rows) else encode_data(outcome)))
+        if isinstance(outcome, Rows):
+            return HttpMessage(**orjson.loads(outcome.json()))
+        return HttpMessage(data=orjson.loads(encode_data(outcome)))
 
     def _work(self, items: list[Any]) -> Any:
         """What the Steps run, for one request of these items."""
@@ -98,6 +100,8 @@ class TensorHandler(RequestHandler):
     or shape is refused with 422 and never enters a batch. The batch is valid until run_inference has been answered:
     what the handler keeps of it stays its own.
     outputs: the same for what run_inference returns, one row per item; declared ones are checked and published.
+    device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
+    results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
 
     run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a sequence of
     rows. Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
@@ -106,19 +110,20 @@ class TensorHandler(RequestHandler):
 
     inputs: Inputs
     outputs: Inputs | None = None
+    device: str | None = None
 
     def process_request(self, data: list[Any]) -> Any:
         """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.
 
         Raises ItemError naming the first item that is not what `inputs` declare.
         """
-        source = ListSource(data, self.inputs)
         if isinstance(self.inputs, Tensor):
-            rows: Any = allocate(self.inputs, len(data))
-        else:
-            rows = {name: allocate(tensor, len(data)) for name, tensor in self.inputs.items()}
-        source.into(rows, 0, len(data))
-        return rows
+            rows = allocate(self.inputs, len(data))
+            items_of(data).into(rows)
+            return rows
+        columns = {name: allocate(tensor, len(data)) for name, tensor in self.inputs.items()}
+        items_of(data, tuple(columns)).into(list(columns.values()))
+        return columns
 
     def process_response(self, model_output_item: Any) -> Any:
         """Override to make a JSON value of a row; as it is, the server encodes the rows of a batch together."""

@@ -49,15 +49,13 @@ FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what the connection
 class Turn:
     """A request's place in the order of its connection: it is answered when all before it are."""
 
-    __slots__ = ("answer", "begun", "exchange", "invite", "last", "request")
+    __slots__ = ("answer", "begun", "exchange", "request")
 
     def __init__(self, request: Request | None, begun: int) -> None:
         self.request = request  # None: what came was none
         self.begun = begun
         self.exchange: Exchange | AsgiExchange | None = None
         self.answer: Response | asyncio.Future[Response] | None = None  # None: not complete, or streamed by asgi.py
-        self.last = False  # nothing is read after it, and the connection closes behind its answer
-        self.invite = False  # a client waits for 100 Continue
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -69,9 +67,39 @@ class HttpProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_app", "_body", "_clock", "_corked", "_current", "_direct", "_ended", "_full", "_keep_alive", "_left",
-        "_limits", "_memo", "_most", "_open", "_parser", "_partial", "_peer", "_reader", "_reading", "_rest",
-        "_since", "_stalled", "_turns", "_unsent", "_wait", "connections", "received", "transport", "watched_until",
+        "_app",
+        "_body",
+        "_clock",
+        "_corked",
+        "_current",
+        "_direct",
+        "_ended",
+        "_flushable",
+        "_full",
+        "_invites",
+        "_keep_alive",
+        "_last",
+        "_left",
+        "_limits",
+        "_memo",
+        "_most",
+        "_open",
+        "_parser",
+        "_partial",
+        "_peer",
+        "_reader",
+        "_reading",
+        "_rest",
+        "_since",
+        "_small",
+        "_stalled",
+        "_turns",
+        "_unsent",
+        "_wait",
+        "connections",
+        "received",
+        "transport",
+        "watched_until",
         "writable",
     )  # fmt: skip
 
@@ -92,6 +120,7 @@ class HttpProtocol(asyncio.Protocol):
         self._limits = shared.limits
         self._clock = shared.clock
         self._keep_alive = int(shared.limits.keep_alive_seconds * SECOND)
+        self._small = min(shared.limits.request_line, shared.limits.header_bytes)  # no head up to this is over a limit
         self._most = shared.limits.pipelined if shared.direct else 1
         self._open: Callable[[Head, int], Any] = app.open if shared.direct else self._open_asgi
         # Connection
@@ -106,6 +135,8 @@ class HttpProtocol(asyncio.Protocol):
         self._memo: tuple[bytes, Request, Head] | None = None
         self._rest = b""  # read, but not yet looked at
         self._corked = False  # answers are collected, and written when everything at hand has been read
+        self._flushable = False  # there may be something to write
+        self._last: Turn | None = None  # nothing is read after it, and the connection closes behind its answer
         self._reading = True
         self._ended = False  # the client sends no more; it may still read
         self._since = 0  # when what we wait for began to be waited for
@@ -114,6 +145,7 @@ class HttpProtocol(asyncio.Protocol):
         self._unsent = 0
         # Request being read
         self._current: Turn | None = None
+        self._invites = False  # its client waits for 100 Continue
         self._partial = b""  # of its head
         self._body: ChunkedBody | None = None
         self._left = 0  # bytes of its body, as declared, that are still to come
@@ -146,9 +178,9 @@ class HttpProtocol(asyncio.Protocol):
         except Exception:
             self._fail()
         self._corked = False
-        if self._turns:
+        if self._flushable:
             self._flush()
-        elif self._ended and self._wait != END:
+        elif self._ended and not self._turns and self._wait != END:
             self._end()
 
     def eof_received(self) -> bool:
@@ -223,7 +255,7 @@ class HttpProtocol(asyncio.Protocol):
         if length:
             exchange.write(data[at:end])
         self._complete(turn)
-        return data[end:]
+        return data[end:] if end < len(data) else b""
 
     def _take_head(self, data: bytes) -> tuple[int, Request, Head] | None:
         """Where the head ends in `data`, and what it says; None while it is not whole.
@@ -236,7 +268,7 @@ class HttpProtocol(asyncio.Protocol):
             raw, fed = _skip_empty_lines(raw), 0
         end = raw.find(b"\r\n\r\n", max(0, fed - 3)) + 4
         whole = raw[:end] if end > 3 else raw
-        overflow = find_overflow(whole, self._limits)
+        overflow = find_overflow(whole, self._limits) if len(whole) > self._small else None
         self._feed_head(whole[fed:] if overflow is None else whole[fed : overflow[0]])
         if overflow is not None:
             raise overflow[1]
@@ -294,7 +326,8 @@ class HttpProtocol(asyncio.Protocol):
         self._since = now
         self.received = 0
         self._watch(self._limits.body_grace_seconds)
-        turn.invite = request.expects and not data
+        self._invites = request.expects and not data
+        self._flushable = self._invites and self._direct  # an ASGI application invites by reading
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._reader = self._read_chunks
@@ -366,12 +399,14 @@ class HttpProtocol(asyncio.Protocol):
         assert request is not None and exchange is not None
         turn.answer = answer = exchange.complete()
         self._current = None
-        self._wait = NEXT_HEAD
-        if request.keep_alive:
-            self._reader = self._read_head
-        else:
+        if not request.keep_alive:
             self._stop_at(turn)
-        if answer is not None and answer.__class__ is not Response:
+        elif self._wait != NEXT_HEAD:
+            self._wait = NEXT_HEAD
+            self._reader = self._read_head
+        if answer.__class__ is Response:
+            self._flushable = True
+        elif answer is not None:
             answer.add_done_callback(self._on_answer)  # type: ignore[union-attr]
 
     # --- refusing ---------------------------------------------------------------------------------------------
@@ -385,6 +420,7 @@ class HttpProtocol(asyncio.Protocol):
         request = turn.request
         assert request is not None
         self._current = None
+        self._flushable = True
         turn.answer = response
         length = request.length
         missing = length is None or length > len(data)
@@ -421,8 +457,9 @@ class HttpProtocol(asyncio.Protocol):
         self._refuse(RequestError(500, "the server failed to read the request"))
 
     def _stop_at(self, turn: Turn) -> None:
-        turn.last = True
+        self._last = turn
         self._current = None
+        self._flushable = True
         self._partial = b""
         self._body = None
         self.received = 0
@@ -443,23 +480,25 @@ class HttpProtocol(asyncio.Protocol):
         if turn is self._current and turn.request is not None:
             self._abandon_body(turn)
         self._since = self._clock()
-        if last or turn.last:
+        if last or turn is self._last:
             self._end()
         elif self._rest and not self._corked:
             self.data_received(b"")
 
     def _flush(self) -> None:
         """Write every answer whose turn it is, in one go; then look at what was held back until now."""
+        self._flushable = False
         now = self._clock()
         out: list[Any] = []
         last = False
         turns = self._turns
+        shared = self.connections
         while turns and not last:
             turn = turns[0]
             answer = turn.answer
             if answer is None:
-                if turn.invite:
-                    turn.invite = False
+                if self._invites and self._direct and turn is self._current:
+                    self._invites = False
                     out.append(CONTINUE)
                 break
             if answer.__class__ is not Response:
@@ -467,15 +506,16 @@ class HttpProtocol(asyncio.Protocol):
                     break
                 answer = answer.result()  # type: ignore[union-attr]
             turns.popleft()
-            last = turn.last or ((self.connections.closing or self._ended) and not (turns or self._rest))
+            last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
             last = self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
-        self._write(out)
+        if out:
+            self._write(out)
         if last:
             self._end()
         elif not turns and self._wait == NEXT_HEAD:
             self._since = now
             if now + self._keep_alive < self.watched_until:
-                self.connections.watch(self, now + self._keep_alive)
+                shared.watch(self, now + self._keep_alive)
         if self._rest and not last and len(turns) < self._most:
             self.data_received(b"")
 
@@ -503,8 +543,6 @@ class HttpProtocol(asyncio.Protocol):
         return last
 
     def _write(self, out: list[Any]) -> None:
-        if not out:
-            return
         size = 0
         for piece in out:
             size += len(piece)
@@ -636,9 +674,9 @@ class HttpProtocol(asyncio.Protocol):
         """Whether the connection ends with this answer, as far as can be told when its head is written."""
         request = turn.request
         assert request is not None
-        reads_on = turn is not self._current or (self._skips_rest() and not turn.invite)
+        reads_on = turn is not self._current or (self._skips_rest() and not self._invites)
         ends = self.connections.closing or self._ended
-        return not request.keep_alive or turn.last or (ends and not self._rest) or not reads_on
+        return not request.keep_alive or turn is self._last or (ends and not self._rest) or not reads_on
 
     def own_lines(self, given: set[bytes], last: bool, minor: int) -> bytes:
         """The lines of an answer's head that are ours, but for those that the application has given."""
@@ -648,8 +686,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def invite(self, turn: Turn) -> None:
         """The application reads the body: now is the time for 100 Continue, if the client waits for it."""
-        if turn.invite:
-            turn.invite = False
+        if self._invites and turn is self._current:
+            self._invites = False
             self.transport.write(CONTINUE)
 
     def _skips_rest(self) -> bool:
@@ -658,7 +696,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _abandon_body(self, turn: Turn) -> None:
         """The application answered without waiting for all of the body."""
-        if self._skips_rest() and not turn.invite:
+        if self._skips_rest() and not self._invites:
             self._current = None
             self._reader = self._skip_body
         else:

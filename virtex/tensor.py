@@ -16,16 +16,17 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from orjson import JSONDecodeError
 
-from ._codec import decode_npy, decode_numpy, encode_npy, encode_numpy
-from .errors import HandlerError, ItemError, RequestError
-from .message import decode_message, encode_data
+from ._codec import encode_npy, encode_numpy, encode_rows, items_of, scan, scan_npy
+from .errors import HandlerError, RequestError
+from .message import decode_message, encode_data, not_json
 from .ring import Load, Ring, Span, Ticket
 
 Array = npt.NDArray[Any]
@@ -56,6 +57,10 @@ class Tensor:
         """Bytes of one item."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
+    def describe(self) -> dict[str, Any]:
+        """For GET /."""
+        return {"dtype": str(self.dtype), "shape": list(self.shape)}
+
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
@@ -76,6 +81,16 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     return found
 
 
+def allocate(tensor: Tensor, rows: int) -> Array:
+    """An array of rows, on a page of its own, that takes memory when it is first written."""
+    size = max(rows * tensor.nbytes, 1)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.ndarray((rows, *tensor.shape), tensor.dtype, memory)
+
+
 class Source(Protocol):
     """The items of one request, not decoded yet; into() raises ItemError."""
 
@@ -85,6 +100,13 @@ class Source(Protocol):
 
 
 Inputs = Tensor | Mapping[str, Tensor]
+
+
+def describe(tensors: Inputs | None) -> Any:
+    """Declared inputs or outputs for GET /."""
+    if tensors is None or isinstance(tensors, Tensor):
+        return tensors and tensors.describe()
+    return {name: tensor.describe() for name, tensor in tensors.items()}
 
 
 class Slab:
@@ -98,10 +120,8 @@ class Slab:
         self.live = 0
         self.spans: list[tuple[Ticket, int, int, int]] = []  # ticket, start, stop, first row
 
-    def rows(self, start: int, stop: int, single: bool) -> Array | dict[str, Array]:
-        """Views of the rows; of the only input itself, or by name."""
-        if single:
-            return self.arrays[""][start:stop]
+    def views(self, start: int, stop: int) -> dict[str, Array]:
+        """The rows [start, stop) of each input."""
         return {name: array[start:stop] for name, array in self.arrays.items()}
 
     def add(self, ticket: Ticket, start: int, stop: int) -> None:
@@ -143,7 +163,8 @@ class RowLoad(Load):
 
     def __init__(self, ring: RowRing, slab: Slab) -> None:
         spans = slab.close()
-        batch = slab.rows(0, slab.live, ring.is_single)
+        views = slab.views(0, slab.live)
+        batch = views if ring.names else views[""]
         counts = [stop - start for _, start, stop in spans]
         super().__init__(spans, (batch, counts), slab.live, slab.live < slab.filled)
         self._ring = ring
@@ -159,14 +180,22 @@ class RowRing(Ring):
     """A ring whose slots are rows of buffers; put() decodes.
 
     capacity: rows waiting at most. limit: bytes of all slabs together; MemoryError names the size of batch that would
-    fit. A cancelled request gives back its rows when they are cut, so that nobody can have more of them than capacity.
+    fit. allocate: makes an array of rows. A cancelled request gives back its rows when they are cut, so that nobody can
+    have more of them than capacity.
     """
 
-    __slots__ = ("_inputs", "_made", "_pool", "_slabs", "is_single", "max_batch_size", "slab_bytes", "slabs")
+    __slots__ = ("_inputs", "_new", "_pool", "_slabs", "max_batch_size", "names", "slab_bytes", "slabs")
 
-    def __init__(self, inputs: Inputs, max_batch_size: int, capacity: int, limit: int) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        max_batch_size: int,
+        capacity: int,
+        limit: int,
+        allocate: Callable[[Tensor, int], Array] = allocate,
+    ) -> None:
         super().__init__(capacity)
-        self.is_single = isinstance(inputs, Tensor)
+        self.names = () if isinstance(inputs, Tensor) else tuple(inputs)
         self._inputs: dict[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
         self.max_batch_size = max_batch_size
         row = sum(max(tensor.nbytes, 1) for tensor in self._inputs.values())
@@ -180,6 +209,7 @@ class RowRing(Ring):
                 f"bytes; limits.max_bytes is {limit}: "
                 + (f"max_batch_size={fits} would fit" if fits else "not even batches of one would fit")
             )
+        self._new = allocate
         self._slabs: deque[Slab] = deque()  # the front one is the next batch, the last one fills
         self._pool: list[dict[str, Array]] = []
 
@@ -194,12 +224,17 @@ class RowRing(Ring):
                 slab = self._open()
                 at = slab.filled
                 stop = min(ticket.count, start + self.max_batch_size - at)
-                source.into(slab.rows(at, at + stop - start, self.is_single), start, stop)
+                views = list(slab.views(at, at + stop - start).values())
+                source.into(views if self.names else views[0], start, stop)
                 slab.add(ticket, start, stop)
                 self.size += stop - start
                 start = stop
-        except BaseException:
+        except BaseException as error:
             self._drop(ticket)
+            if isinstance(
+                error, JSONDecodeError
+            ):  # the walk believed the body to be JSON; its characters prove otherwise
+                raise not_json(error) from None
             raise
         ticket.items = []  # the rows are all that is needed; the body may go
         self._tickets.append(ticket)
@@ -243,7 +278,7 @@ class RowRing(Ring):
         return self._slabs[-1]
 
     def _allocate(self) -> dict[str, Array]:
-        return {name: allocate(tensor, self.max_batch_size) for name, tensor in self._inputs.items()}
+        return {name: self._new(tensor, self.max_batch_size) for name, tensor in self._inputs.items()}
 
     def give_back(self, slab: Slab) -> None:
         """Pool the slab's arrays if nobody else refers to them or to views of them."""
@@ -251,16 +286,6 @@ class RowRing(Ring):
         slab.arrays = {}
         if all(is_alone(arrays, name) for name in arrays):
             self._pool.append(arrays)
-
-
-def allocate(tensor: Tensor, rows: int) -> Array:
-    """An array of rows, on a page of its own, that takes memory when it is first written."""
-    size = max(rows * tensor.nbytes, 1)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.ndarray((rows, *tensor.shape), tensor.dtype, memory)
 
 
 def is_alone(arrays: dict[str, Array], name: str) -> bool:
@@ -271,118 +296,15 @@ def is_alone(arrays: dict[str, Array], name: str) -> bool:
 _ALONE = (lambda arrays: sys.getrefcount(arrays["a"]))({"a": np.empty(1)})
 
 
-# ---- in: what a body holds, into rows
-
-
-class ListSource:
-    """Items as orjson parsed them: base64 of .npy, nested lists of numbers, or objects of one of these per name."""
-
-    def __init__(self, items: list[Any], inputs: Inputs) -> None:
-        self._items = items
-        self._inputs = inputs
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def into(self, rows: Any, start: int, stop: int) -> None:
-        """Decode items [start, stop) into the rows. Raises ItemError with the item's index."""
-        for i in range(start, stop):
-            try:
-                self._put(self._items[i], rows, i - start)
-            except ItemError as error:
-                raise ItemError(error.reason, i, error.offset) from None
-
-    def _put(self, item: Any, rows: Any, row: int) -> None:
-        if isinstance(self._inputs, Tensor):
-            rows[row] = array_of(item, self._inputs)
-            return
-        if not isinstance(item, dict) or item.keys() != self._inputs.keys():
-            came = sorted(item) if isinstance(item, dict) else type(item).__name__
-            raise ItemError(f"expected an object of {sorted(self._inputs)}, got {came}")
-        for name, tensor in self._inputs.items():
-            try:
-                rows[name][row] = array_of(item[name], tensor)
-            except ItemError as error:
-                raise ItemError(f"{name}: {error.reason}", offset=error.offset) from None
-
-
-def array_of(item: Any, tensor: Tensor) -> Array:
-    """An item's array, of exactly the declared dtype and shape. Raises ItemError: nothing is cast silently."""
-    array = decode_numpy(item) if isinstance(item, str) else _array_of_numbers(item, tensor)
-    check(array, tensor)
-    return array
-
-
-def check(array: Array, tensor: Tensor) -> None:
-    """Raise ItemError unless the array is what was declared."""
-    if array.dtype != tensor.dtype or array.shape != tensor.shape:
-        raise ItemError(f"expected {tensor}, got {array.dtype} {array.shape}")
-
-
-_NUMBERS: dict[str, set[type]] = {
-    "b": {bool},
-    "i": {int},
-    "u": {int},
-    "f": {int, float},
-    "V": {int, float},
-}  # V: bfloat16, float8
-
-
-def _array_of_numbers(item: Any, tensor: Tensor) -> Array:
-    """Nested lists of JSON numbers or booleans as an array of the declared dtype, each in its range."""
-    allowed = _NUMBERS.get(tensor.dtype.kind, set()) if tensor.dtype.names is None else set()
-    try:
-        flat = np.array(item, dtype=object)
-    except ValueError:
-        raise ItemError(f"expected {tensor}, got lists of different lengths") from None
-    others = set(map(type, flat.reshape(-1).tolist())) - allowed
-    if list in others:
-        raise ItemError(f"expected {tensor}, got lists of different lengths")
-    if others or not isinstance(item, (list, int, float)):
-        came = ", ".join(sorted(kind.__name__ for kind in others)) or type(item).__name__
-        raise ItemError(f"expected {tensor} as base64 of .npy or lists of numbers, got {came}")
-    if flat.shape != tensor.shape and flat.size:
-        raise ItemError(f"expected {tensor}, got lists of shape {flat.shape}")
-    try:
-        with np.errstate(over="ignore"):
-            array = flat.astype(tensor.dtype)
-    except OverflowError:
-        raise ItemError(f"expected {tensor}, got a number out of its range") from None
-    if tensor.dtype.kind in "fV" and not np.isfinite(array).all():
-        raise ItemError(f"expected {tensor}, got a number out of its range")
-    return array
-
-
-class NpySource:
-    """Items as .npy documents: one each, or many as one document with one more leading dimension."""
-
-    def __init__(self, arrays: list[Array], tensor: Tensor) -> None:
-        self._items: list[Array] = []
-        for i, array in enumerate(arrays):
-            stacked = array.ndim == len(tensor.shape) + 1
-            try:
-                if array.dtype != tensor.dtype or array.shape[stacked:] != tensor.shape:
-                    raise ItemError(f"expected {tensor}, or rows of it, got {array.dtype} {array.shape}")
-            except ItemError as error:
-                raise ItemError(error.reason, i) from None
-            self._items += list(array) if stacked else [array]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def into(self, rows: Any, start: int, stop: int) -> None:
-        """Copy items [start, stop) into the rows."""
-        for row, array in enumerate(self._items[start:stop]):
-            rows[row] = array
-
-
 def reader(inputs: Inputs, body: bytes | bytearray, is_npy: bool) -> Source:
-    """The items of a body for declared inputs. Raises RequestError (400, 415) or ItemError."""
-    if not is_npy:
-        return ListSource(decode_message(body), inputs)
-    if not isinstance(inputs, Tensor):
-        raise RequestError(415, f"application/x-npy has one array an item; send JSON objects of {sorted(inputs)}")
-    return NpySource(decode_npy(body), inputs)
+    """The items of a body for declared inputs, not decoded yet. Raises RequestError (400, 415) or ItemError."""
+    names = None if isinstance(inputs, Tensor) else tuple(inputs)
+    if is_npy:
+        if not isinstance(inputs, Tensor):
+            raise RequestError(415, f"application/x-npy has one array an item; send JSON objects of {list(inputs)}")
+        return scan_npy(body, len(inputs.shape))
+    items = scan(body, names)
+    return items_of(decode_message(body), names) if items is None else items
 
 
 # ---- out: what a model gave, into replies
@@ -446,12 +368,15 @@ class Rows:
         return Rows({name: np.concatenate([part._arrays[name] for part in parts]) for name in names})
 
     def json(self) -> bytes:
-        """The JSON list of the rows. Raises HandlerError for a float that is not finite."""
+        """The body of the reply. Raises HandlerError for a float that is not finite."""
+        single = self._arrays.get("")
+        if single is not None and single.ndim > 1:
+            return encode_rows(single)
         columns = {name: _values(array) for name, array in self._arrays.items()}
-        if "" in columns:
-            return encode_data(columns[""], "run_inference")
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return encode_data(rows, "run_inference")
+        rows = columns.get("")
+        if rows is None:
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return b'{"data":%b,"error":null}' % encode_data(rows, "run_inference")
 
     def npy(self) -> bytes | None:
         """The rows as one .npy document; None when they have names."""

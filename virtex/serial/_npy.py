@@ -50,7 +50,8 @@ def _named_dtype(name: str) -> np.dtype[Any]:
         raise ValueError("neither NumPy nor ml_dtypes has it")
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
 def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]:
@@ -135,6 +136,8 @@ def numbers(value: Any, dtype: np.dtype[Any], shape: Shape) -> NDArray[Any]:
     kind = "f" if dtype.name in _NAMED and dtype.kind == "V" else dtype.kind
     if found.size and found.dtype.kind not in _TAKES.get(kind, ""):
         raise ItemError(f"expected numbers that {dtype} holds, got {_word(found)}")
+    if kind != "b" and found.size and bool in set(map(type, np.array(value, dtype=object).reshape(-1).tolist())):
+        raise ItemError(f"expected numbers that {dtype} holds, got booleans among them")  # NumPy takes them for 0 and 1
     return _cast(found, dtype)
 
 
