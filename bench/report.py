@@ -66,7 +66,7 @@ def serve_table(saved: dict[str, Any]) -> str:
     for result in saved["results"]:
         for row in result["rows"]:
             lines.append(
-                f"| {result['server']} | {row['connections']} | {row['per_cpu_second']:,} | {row['of_bare']:.2f} "
+                f"| {result['server']} | {row['connections']} | {row['per_cpu_second']:,} | {row.get('of_bare', '-')} "
                 f"| {row['per_second']:,} | {row['p50_ms']:.3f} | {row['p99_ms']:.3f} |"
             )
     idle = saved["idle_percent"].get("virtex")

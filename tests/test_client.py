@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import threading
 from typing import Any
@@ -157,7 +159,7 @@ def test_a_refused_connection_becomes_an_error_with_its_url(face: Face) -> None:
     with HttpClient(url) as client:
         answer = face(client, "post", message(1))
         assert answer.data == []
-        assert answer.error == f"{url}: [Errno 111] Connection refused"
+        assert answer.error == f"{url}: [Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
 
 
 # Bundles
