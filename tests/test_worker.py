@@ -483,7 +483,7 @@ def test_no_limit_in_gunicorn_is_none_here():
     assert limits.request_line > 1 << 30 and limits.header_bytes > 1 << 30
 
 
-# --- nothing is lost ----------------------------------------------------------------------------------------------------
+# --- nothing is lost ---------------------------------------------------------------------------------------------
 
 BATCHING = """
 import time
