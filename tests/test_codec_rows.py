@@ -166,6 +166,13 @@ def test_named_members_go_into_an_array_each(isa):
         assert (b == masks).all()
 
 
+def test_a_member_twice_is_left_to_the_parser():
+    body = f'{{"data":[{{"image":"{A}","image":"{B}"}}]}}'.encode()
+    assert check_walk(body, NAMES) is False
+    body = f'{{"data":[{{"image":"{A}","mask":"{B}","image":"{B}"}}]}}'.encode()
+    assert check_walk(body, NAMES) is False
+
+
 def test_many_columns_and_rows_find_room():
     names = [f"n{i}" for i in range(16)]
     data = rng.random((50, 16, 2))
@@ -236,6 +243,7 @@ SURPRISES = {
     "form feed between": f'{{"data":\f["{A}"]}}',
     "vertical tab after": f'{{"data":["{A}"]}}\v',
     "a no-break space": f'{{"data":[\xa0"{A}"]}}',
+    "no quote at the end": f'{{"data":["{A}x]}}',
     "an open string": f'{{"data":["{A}',
     "an open list": f'{{"data":["{A}"',
     "an open object": f'{{"data":["{A}"]',
@@ -508,6 +516,21 @@ def test_numbers_that_do_not_fit_are_item_errors(value, dtype, shape, reason):
 # -- raw documents
 
 
+@pytest.mark.parametrize("size", [1, 2047, 2048, 2049, 4096, 70_000, 600_000])
+def test_documents_are_copied_whole_at_any_distance(size):
+    data = rng.integers(0, 255, size, "u1")
+    doc = npy(data)
+    for ahead in (0, 1, 5, 31, 32, 100):
+        body = b"".join((b" " * ahead, doc))
+        assert _codec.decode_npy(memoryview(body)[ahead:])[0].tobytes() == data.tobytes()
+        rows = np.zeros(size + 8192, "u1")
+        at = (np.frombuffer(body, "u1").ctypes.data + ahead + len(doc) - size + 17 - rows.ctypes.data) % 4096
+        _codec.scan_npy(memoryview(body)[ahead:]).into(rows[at : at + size].reshape(1, size))
+        assert rows[at : at + size].tobytes() == data.tobytes()
+        assert not rows[:at].any()
+        assert not rows[at + size :].any()
+
+
 def test_documents_go_into_rows(rows):
     docs = [_codec.encode_npy(row) if row.ndim else npy(row) for row in rows]
     for body in (b"".join(docs), memoryview(b"".join(docs))):
@@ -602,6 +625,13 @@ PLAIN = {"a short text", "an empty text", "mixed signatures", "no header", "a qu
 @pytest.mark.parametrize("name", sorted(SURPRISES.keys() - PLAIN))
 def test_surprises_among_strings_are_left_to_the_parser(isa, name):
     assert _codec.strings(SURPRISES[name].encode("utf-8", "surrogateescape")) is None
+
+
+@pytest.mark.parametrize("end", [b"\\", b"\n", b"\0", b"\x1f", b"\x80", b"\xff", b"\xc3\xa9", b""])
+def test_a_string_ends_with_a_quote_only(isa, end):
+    for rest in (b"]}", b',"b"]}', b" ]}"):
+        assert _codec.strings(b'{"data":["a' + end + rest) is None
+        assert _codec.strings(b'{"data":["' + b"a" * 64 + end + rest) is None
 
 
 def test_every_truncated_list_is_left_alone(isa):

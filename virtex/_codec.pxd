@@ -44,6 +44,7 @@ cdef extern from "npy.h" nogil:
     int vx_times(int64_t *, int64_t)
 
 cdef extern from "item.h" nogil:
+    void vx_copy(uint8_t *, const uint8_t *, size_t)
     size_t vx_claimed(const uint8_t *, size_t)
     size_t vx_decode_after(const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t)
     size_t vx_decode_header(const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t)

@@ -376,7 +376,7 @@ def decode_numpy(text):
 cdef _decode_npy(const uint8_t *doc, _Signature signature):
     cdef uint8_t *data
     array = _new_array(signature, &data)
-    memcpy(data, doc + signature.header, signature.nbytes)
+    vx_copy(data, doc + signature.header, signature.nbytes)
     _check_bools(signature, data)
     _remember(signature)
     return array
@@ -538,7 +538,7 @@ cdef class _Spans(Items):
         cdef bint bools = signature.bools
         if self.raw:
             for i in range(count):
-                memcpy(to + i * size, body + starts[i * step], size)
+                vx_copy(to + i * size, body + starts[i * step], size)
                 if bools and not vx_are_bools(to + i * size, size):
                     return i
             return count
