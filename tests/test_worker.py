@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -429,7 +430,20 @@ def test_embedded_in_a_program(kind):
         assert server.wait_exit() == 0, server.log
 
 
-# --- what needs no process --------------------------------------------------------------------------------------------
+def test_connections_opened_at_once_spread_over_the_workers():
+    source = ECHO.replace("return item", "import os; return os.getpid()")
+    with serving("gunicorn", source, "--workers", "2") as server:
+        server.wait_log("of 2 is ready", 2)
+        socks = [server.connect() for _ in range(64)]
+        shares = Counter()
+        for sock in socks:
+            with sock:
+                sock.sendall(REQUEST)
+                shares[json.loads(read_response(sock)[2])["data"][0]] += 1
+        assert max(shares.values()) <= 48, shares
+
+
+# --- what needs no process -----------------------------------------------------------------------------------
 
 
 def test_board_gives_the_lowest_free_slot_and_takes_back_a_dead_workers():
@@ -483,7 +497,7 @@ def test_no_limit_in_gunicorn_is_none_here():
     assert limits.request_line > 1 << 30 and limits.header_bytes > 1 << 30
 
 
-# --- nothing is lost ----------------------------------------------------------------------------------------------------
+# --- nothing is lost -------------------------------------------------------------------------------------------
 
 BATCHING = """
 import time

@@ -167,14 +167,20 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         context = ssl_context(self.cfg) if self.cfg.is_ssl else None
         for sock in self.sockets:  # read here, not in __init__: reuse_port replaces them after the fork
             sock.setblocking(False)
-            # The backlog is passed because listen() is called again, and the default of 100 would shrink it.
-            await listener.listen(sock.sock, self.cfg.backlog, context)
+            # The backlog is passed because listen() is called again, and a default would shrink it.
+            await listener.listen(sock.sock, self.cfg.backlog, context, self._has_more)
+
+    def _has_more(self, connections: int) -> bool:
+        self.board.publish(self.index, connections)
+        fewest = self.board.fewest(self.index)
+        return fewest is not None and connections > fewest
 
     async def _beat(self, listener: Listener) -> None:
         """Tell the master that the loop turns; look whether it is time to go."""
         pause = min(HEARTBEAT_SECONDS, self.timeout / 2) if self.timeout else HEARTBEAT_SECONDS
         while True:
             self.notify()
+            self.board.publish(self.index, len(listener.connections.open))
             if os.getppid() != self.ppid:
                 self._say_once("the master is gone: stopping")
             elif listener.connections.requests >= self.max_requests:
