@@ -69,6 +69,13 @@ def test_path_that_is_no_utf_8_is_replaced_not_refused(wire, server):
     assert server.opened[0].head.path == "/\ufffd"
 
 
+def test_root_path_is_stripped_from_the_path(wire, server):
+    wire.connections.root_path = "/api"
+    for target in (b"/api/x", b"/x", b"/apix", b"/api"):
+        wire.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert [exchange.head.path for exchange in server.opened] == ["/x", "/x", "/apix", "/"]
+
+
 def test_chunked_request_has_no_length(wire, server):
     wire.send(chunked(b"0\r\n\r\n"))
     assert server.opened[0].head.length is None

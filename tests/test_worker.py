@@ -19,7 +19,7 @@ from servers import ECHO, free_port, listens, read_all, read_response, serving, 
 
 from virtex import Limits
 from virtex.board import DRAINING, LOADING, READY, Board
-from virtex.settings import merge_limits
+from virtex.settings import merge_limits, trust
 
 SLOW_LOAD = (
     ECHO
@@ -489,6 +489,27 @@ def test_settings_become_limits():
     limits = merge_limits(Limits(connections=100), cfg, LOG)
     assert (limits.keep_alive_seconds, limits.request_line, limits.header_fields) == (7, 500, 10)
     assert limits.header_bytes == 1000
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "https"),
+    [
+        (("127.0.0.1", 1), [(b"x-forwarded-proto", b"https")], True),
+        (("127.0.0.1", 1), [(b"x-forwarded-proto", b"http")], False),
+        (("127.0.0.1", 1), [], False),
+        (("10.1.2.3", 1), [(b"x-forwarded-proto", b"HTTPS")], True),
+        (("10.2.2.3", 1), [(b"x-forwarded-proto", b"https")], False),
+        (("127.0.0.1", 1), [(b"x-forwarded-proto", b"https"), (b"x-forwarded-ssl", b"off")], False),
+        ("", [(b"x-forwarded-ssl", b"on")], True),
+    ],
+)
+def test_scheme_is_believed_from_trusted_proxies_only(peer, headers, https):
+    says_https = trust(settings_of(forwarded_allow_ips="127.0.0.1,10.1.0.0/16"))
+    assert says_https(peer, headers) is https
+
+
+def test_any_proxy_may_be_trusted():
+    assert trust(settings_of(forwarded_allow_ips="*"))(("8.8.8.8", 1), [(b"x-forwarded-proto", b"https")])
 
 
 def test_no_limit_in_gunicorn_is_none_here():

@@ -60,7 +60,8 @@ class Connections:
         self.drain_since = NEVER
         self.access: AccessLog | None = None  # status, body bytes, ns; None: nobody reads it
         self.state: dict[str, Any] = {}  # ASGI lifespan's
-        self.root_path = ""
+        self.root_path = ""  # a prefix of paths that is not the application's business
+        self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
         self.changed: asyncio.Event | None = None  # set when the last connection leaves
         self._full: bytes = b""
         # clocks

@@ -226,10 +226,11 @@ async def start(
     *,
     limits: Limits | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
+    lifespan: str = "auto",
 ) -> Listener:
     """Start `app` and return its listener, which does not listen yet. worker: for the handler's setup()."""
     connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
-    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state)
+    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state, lifespan)
     await lifecycle.startup(worker)
     return Listener(connections, lifecycle)
 

@@ -278,7 +278,11 @@ class HttpProtocol(asyncio.Protocol):
         self._partial = b""
         self._wait = NEXT_HEAD
         request = parse_request(whole, self._limits)
-        head = Head(request.method, request.path, request.headers, request.length, self._peer)
+        path = request.path
+        root = self.connections.root_path
+        if root and (path == root or path.startswith(root + "/")):
+            path = path[len(root) :] or "/"
+        head = Head(request.method, path, request.headers, request.length, self._peer)
         at = len(data) - len(raw) + end
         if request.length != 0:
             self._step_over_body(request, data, at)
@@ -654,9 +658,12 @@ class HttpProtocol(asyncio.Protocol):
     def is_stalled(self) -> bool:
         return self._stalled != 0
 
-    @property
-    def scheme(self) -> str:
-        return "https" if self.transport.get_extra_info("sslcontext") else "http"
+    def is_secure(self, request: Request) -> bool:
+        """Whether the client speaks TLS, with us or with a proxy that is trusted to say so."""
+        if self.transport.get_extra_info("sslcontext"):
+            return True
+        says = self.connections.secure
+        return says is not None and says(self.transport.get_extra_info("peername"), request.headers)
 
     @property
     def client(self) -> tuple[str, int] | None:

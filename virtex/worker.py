@@ -31,6 +31,7 @@ from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from . import settings
 from .board import DRAINING, LOADING, READY, Board
+from .connections import Connections
 from .limits import Limits
 from .listener import Listener, start
 from .protocol import HttpProtocol, Turn
@@ -132,8 +133,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             return self._stop.is_set()
         heart = asyncio.get_running_loop().create_task(self._beat(listener))
         if not self._stop.is_set():
-            listener.connections.closing = self.cfg.keepalive == 0
-            listener.connections.access = AccessLog(self.log) if self.log.access_log_enabled else None
+            self._configure(listener.connections)
             await self._listen(listener)
             self.board.set_state(self.index, READY)
             self.log.info("worker %d of %d is ready", self.index, self.count)
@@ -144,7 +144,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         return True
 
     async def _start(self) -> Listener | None:
-        starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits()))
+        starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits(), lifespan=self.cfg.asgi_lifespan))
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -162,6 +162,13 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def _limits(self) -> Limits:
         of_app = self.wsgi.limits if isinstance(self.wsgi, Server) else Limits()
         return settings.merge_limits(of_app, self.cfg, self.log)
+
+    def _configure(self, connections: Connections) -> None:
+        connections.closing = self.cfg.keepalive == 0
+        connections.root_path = self.cfg.root_path.rstrip("/")
+        connections.secure = settings.trust(self.cfg)
+        if self.log.access_log_enabled:
+            connections.access = AccessLog(self.log)
 
     async def _listen(self, listener: Listener) -> None:
         context = ssl_context(self.cfg) if self.cfg.is_ssl else None
