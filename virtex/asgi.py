@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from .http1 import Header, Request, has_body, render_head
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol, Turn
+    from .protocol import HttpProtocol
+    from .writer import Turn
 
 log = logging.getLogger("virtex")
 

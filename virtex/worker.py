@@ -34,8 +34,8 @@ from .board import DRAINING, LOADING, READY, Board
 from .connections import Connections
 from .limits import Limits
 from .listener import Listener, start
-from .protocol import HttpProtocol, Turn
 from .server import Server
+from .writer import Turn, Writer
 
 HEARTBEAT_SECONDS = 1.0
 QUICK_SECONDS = 0.5  # for SIGINT and SIGQUIT
@@ -276,7 +276,7 @@ class AccessLog:
     def __init__(self, log: Any) -> None:
         self._log = log
 
-    def __call__(self, connection: HttpProtocol, turn: Turn, status: int, length: int, ns: int) -> None:
+    def __call__(self, connection: Writer, turn: Turn, status: int, length: int, ns: int) -> None:
         request = turn.request
         if request is None:
             return
