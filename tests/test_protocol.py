@@ -41,6 +41,8 @@ def test_case_whatever_the_segments(case, event_loop):
     assert whole[:2] == (statuses, "close" in words), case.section
     if case.seen is not None:
         assert whole[2] == case.seen
+    behind = outcome_of([GET + case.raw], event_loop)
+    assert behind == ([200, *statuses], whole[1], [b"", *whole[2]])
     raw = case.raw
     if "100" in words:
         return  # whether a client is invited depends on whether it has begun, and so on the segments

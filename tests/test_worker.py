@@ -190,20 +190,20 @@ def test_sigterm_during_the_import_ends_the_worker():
 
 def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
     source = ECHO.replace("return model_input", "import time; time.sleep(60)")
-    with serving("gunicorn", source, "--timeout", "2") as server:
+    with serving("gunicorn", source, "--timeout", "1") as server:
         server.wait_log("of 1 is ready")
         with server.connect(30) as sock:
             sock.sendall(REQUEST)
             assert read_all(sock) == b""
-        server.wait_log("no heartbeat for 2 s")
+        server.wait_log("no heartbeat for 1 s")
         assert "in run_inference" in server.log
         server.wait_log("worker 0 of 1 is ready", 2)
         assert server.request("GET", "/health/ready")[0] == 200
 
 
 def test_load_may_take_longer_than_the_timeout():
-    source = SLOW_LOAD.replace("{seconds}", "4")
-    with serving("gunicorn", source, "--timeout", "2") as server:
+    source = SLOW_LOAD.replace("{seconds}", "3")
+    with serving("gunicorn", source, "--timeout", "1") as server:
         server.wait_log("worker 0 of 1 is ready")
         assert "WORKER TIMEOUT" not in server.log
 
@@ -249,9 +249,8 @@ app = http_server(name="o", handler=Once)
         server.signal(signal.SIGKILL, pid)
         server.wait_log("worker 1 did not start; another try in 2 s")
         assert post(server)[0] == 200
-        server.wait_log("worker 1 did not start; another try in 4 s")
         mark.unlink()
-        assert server.process.poll() is None
+        server.wait_log("worker 1 of 2 is ready", 2)
 
 
 def test_max_requests_restarts_the_worker():

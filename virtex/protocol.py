@@ -233,7 +233,8 @@ class HttpProtocol(Writer):
         self.received = 0
         self._watch(self._limits.body_grace_seconds)
         self._invites = request.expects and not data
-        self._flushable = self._invites and self._direct  # an ASGI application invites by reading
+        if self._invites and self._direct:  # an ASGI application invites by reading
+            self._flushable = True
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._reader = self._read_chunks
