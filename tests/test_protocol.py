@@ -41,6 +41,8 @@ def test_case_whatever_the_segments(case, event_loop):
     assert whole[:2] == (statuses, "close" in words), case.section
     if case.seen is not None:
         assert whole[2] == case.seen
+    behind = outcome_of([GET + case.raw], event_loop)
+    assert behind == ([200, *statuses], whole[1], [b"", *whole[2]])
     raw = case.raw
     if "100" in words:
         return  # whether a client is invited depends on whether it has begun, and so on the segments
@@ -67,6 +69,13 @@ def test_head_has_method_decoded_path_and_lower_case_names(wire, server):
 def test_path_that_is_no_utf_8_is_replaced_not_refused(wire, server):
     wire.send(b"GET /%ff HTTP/1.1\r\nHost: a\r\n\r\n")
     assert server.opened[0].head.path == "/\ufffd"
+
+
+def test_root_path_is_stripped_from_the_path(wire, server):
+    wire.connections.root_path = "/api"
+    for target in (b"/api/x", b"/x", b"/apix", b"/api"):
+        wire.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert [exchange.head.path for exchange in server.opened] == ["/x", "/x", "/apix", "/"]
 
 
 def test_chunked_request_has_no_length(wire, server):

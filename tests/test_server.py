@@ -7,9 +7,11 @@ import orjson
 import pytest
 from asks import ask_asgi, ask_direct
 
+import virtex.exchange
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.errors import ItemError
+from virtex.exchange import Head
 from virtex.handler import Worker
 
 
@@ -630,6 +632,53 @@ def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():
         return well.status, hung.status, again.status
 
     assert asyncio.run(main()) == (200, 503, 200)
+
+
+def test_a_model_that_never_comes_back_does_not_keep_the_service_from_ending(caplog):
+    class Hangs(Life):
+        def run_inference(self, model_input):
+            self.go.wait(10)
+            return model_input
+
+    async def main():
+        handler = Hangs()
+        app = http_server("hangs", handler, executor="thread", limits=Limits(answer_seconds=0.05))
+        await app.startup()
+        handler.go.clear()
+        late = await ask_direct(app, BODY)
+        await asyncio.wait_for(app.shutdown(), 5)
+        handler.go.set()
+        return late.status, "teardown" in handler.threads
+
+    assert asyncio.run(main()) == (504, False)
+    assert "has not come back" in caplog.text
+
+
+def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_nothing(monkeypatch, caplog):
+    real = virtex.exchange.encode_data
+
+    def encode(rows):
+        if rows == ["nasty"]:
+            raise RecursionError
+        return real(rows)
+
+    monkeypatch.setattr(virtex.exchange, "encode_data", encode)
+
+    async def main():
+        app = http_server("echo", Echo())
+        await app.startup()
+        opened = [app.open(Head("POST", "/", [], None, None), 0) for _ in range(3)]
+        for exchange, item in zip(opened, ("nasty", "raises", "fine"), strict=True):
+            exchange.write(b'{"data":["%b"]}' % item.encode())
+            exchange.complete()
+        opened[1].add_done_callback(lambda _: 1 / 0)
+        fine = await asyncio.wait_for(opened[2], 5)
+        await app.shutdown()
+        return opened[0].result().status, fine.status
+
+    assert asyncio.run(main()) == (500, 200)
+    assert "the answer could not be written: RecursionError" in caplog.text
+    assert "failed to take its answer" in caplog.text
 
 
 def test_a_watchdog_over_an_inline_model_is_refused():

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from .http1 import Header, Request, has_body, render_head
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol, Turn
+    from .protocol import HttpProtocol
+    from .writer import Turn
 
 log = logging.getLogger("virtex")
 
@@ -117,7 +118,7 @@ class AsgiExchange:
             "asgi": dict(VERSIONS),
             "http_version": "1.1" if request.minor else "1.0",
             "method": request.method,
-            "scheme": connection.scheme,
+            "scheme": "https" if connection.is_secure(request) else "http",
             "path": shared.root_path + path,
             "raw_path": shared.root_path.encode() + raw_path,
             "query_string": query,
@@ -263,17 +264,23 @@ class AsgiExchange:
 class Lifespan:
     """The lifespan of an ASGI application, for serve() and the worker: startup() and shutdown(), each once."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any]) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any], mode: str = "auto") -> None:
         self._app = app
         self._state = state
+        self._mode = mode  # "auto", "on": an application without lifespan is an error, "off": it is not asked
         self._task: asyncio.Task[None] | None = None
+        self._raised: Exception | None = None
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
 
     async def startup(self, worker: object = None) -> None:
         """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
+        if self._mode == "off":
+            return
         self._task = asyncio.get_running_loop().create_task(self._run())
         answer = await self._ask("lifespan.startup")
+        if answer is None and self._mode == "on":
+            raise RuntimeError(f"expected the application to have a lifespan, but it raised {self._raised!r}")
         if answer is not None and answer["type"] == "lifespan.startup.failed":
             raise RuntimeError(f"the application did not start: {answer.get('message') or 'it gave no reason'}")
 
@@ -295,6 +302,7 @@ class Lifespan:
             await self._app(scope, self._inbox.get, self._answers.put)
         except Exception as error:
             # The specification lets an application that has no lifespan raise here; it is served without.
+            self._raised = error
             log.debug("the application has no lifespan: %r", error)
 
     async def _ask(self, kind: str) -> Message | None:

@@ -254,11 +254,14 @@ class Exchange(Ticket):
     def deliver(self, rows: list[Any] | Rows, error: Exception | None) -> None:
         try:
             response = self._reply(rows) if error is None else self._error(error)
-        except HandlerError as unsendable:
+        except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self._error(unsendable)
         self._finish(response)
         if self._callback is not None:
-            self._callback(self)
+            try:
+                self._callback(self)
+            except Exception:
+                log.exception("a connection failed to take its answer")
 
     def _reply(self, rows: list[Any] | Rows) -> Response:
         if isinstance(rows, Rows):
@@ -277,6 +280,9 @@ class Exchange(Ticket):
             return refusal(error.status, error.reason, error.headers)
         if isinstance(error, ItemError):
             return refusal(error.status, str(error))
+        if not isinstance(error, HandlerError):
+            cause, error = error, HandlerError(f"the answer could not be written: {type(error).__name__}")
+            error.__cause__ = cause
         return self._failure(error)
 
     def _failure(self, error: Exception) -> Response:

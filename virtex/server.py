@@ -239,7 +239,11 @@ class Server:
             await self._settled
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._handler is not None:
+        if self._handler is None:
+            return
+        if self.batcher.running_since:
+            log.warning("service %r: the model has not come back; its teardown is left out", self.name)
+        else:
             await self._tear_down(self._handler)
 
     async def _tear_down(self, handler: RequestHandler) -> None:
