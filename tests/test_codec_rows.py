@@ -119,6 +119,17 @@ def test_a_part_of_the_items_goes_into_a_part_of_the_rows():
     assert (rows == expected).all()
 
 
+def test_the_error_member_of_a_message_is_no_surprise(isa):
+    data = rng.random((2, 4))
+    for style in ({}, {"separators": (",", ":")}, {"indent": 2}):
+        body = json.dumps({"data": texts(data), "error": None}, **style).encode()
+        assert rows_of(_codec.scan(body), data).tolist() == data.tolist()
+        assert _codec.strings(body) == texts(data)
+        assert all(_codec.scan(body[:n]) is None for n in range(len(body)))
+    assert rows_of(_codec.scan(_codec.encode_rows(data)), data).tolist() == data.tolist()
+    assert len(_codec.scan(b'{"data":[],"error":null}')) == 0
+
+
 def test_no_items_are_items():
     for body in (b'{"data":[]}', b' {\n"data"\t: [\r ] } '):
         items = _codec.scan(body)
@@ -164,9 +175,19 @@ def test_many_columns_and_rows_find_room():
     assert (np.stack(columns, 1) == data).all()
 
 
-@pytest.mark.parametrize("item", [
-    {"image": 0}, {"image": 0, "mask": 1, "x": 2}, {"image": 0, "masks": 1}, [0, 1], "text", None, {}, {"mask": 1},
-])
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"image": 0},
+        {"image": 0, "mask": 1, "x": 2},
+        {"image": 0, "masks": 1},
+        [0, 1],
+        "text",
+        None,
+        {},
+        {"mask": 1},
+    ],
+)
 def test_objects_of_other_members_are_item_errors(item):
     good = dict(zip(NAMES, texts([np.zeros(3, "f4")] * 2), strict=True))
     body = message([good, item])
@@ -241,7 +262,7 @@ def test_what_lies_within_a_text_is_found_when_it_is_decoded():
     big = _codec.encode_numpy(np.zeros(3000, "f4"))
     for inside in ('"', "\\", "\\u0041", "\n", "\0", "é", "\\/", '\\"', " ", "=", "-", '","', '"]}'):
         for at in (300, 1000, len(big) - 20):
-            body = f'{{"data":["{big}","{big[:at]}{inside}{big[at + len(inside.encode()):]}"]}}'.encode()
+            body = f'{{"data":["{big}","{big[:at]}{inside}{big[at + len(inside.encode()) :]}"]}}'.encode()
             assert check_walk(body, None, "f4", (3000,)) is True
             result = fast(body, None, "f4", (3000,))
             assert result == NOT_JSON or result[:2] == (BAD_ITEM, 1)
@@ -260,8 +281,23 @@ def test_a_second_list_that_the_walk_jumped_over_is_an_item_error(second):
     assert error.value.index == 0
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data":', b'{"data":["', b"   ", b'{"data":[]}}',
-                                  b'{"data":[],"error":null}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b'{"data":',
+        b'{"data":["',
+        b"   ",
+        b'{"data":[]}}',
+        b'{"data":[],"error":1}',
+        b'{"data":[],"error":null,"x":1}',
+        b'{"data":[],}',
+        b'{"error":null,"data":[]}',
+        b'{"data":[],"error":nul}',
+        b'{"data":[],"Error":null}',
+    ],
+)
 def test_other_bodies_are_left_alone(body):
     assert _codec.scan(body) is None
     assert _codec.strings(body) is None
@@ -274,9 +310,35 @@ def test_every_truncation_is_left_alone():
     assert _codec.scan(body) is not None
 
 
-PIECES = [b'"', b"\\", b",", b"]", b"[", b"}", b"{", b":", b" ", b"\n", b"data", b"A", b"=", b"/", b"\x00", b"\xc3\xa9",
-          b"\\u0041", b"null", b"1", A.encode(), f'"{A}"'.encode(), f',"{B}"'.encode(), b'"data"', b'"image"',
-          b'"mask":']
+PIECES = [
+    b'"',
+    b"\\",
+    b",",
+    b"]",
+    b"[",
+    b"}",
+    b"{",
+    b":",
+    b" ",
+    b"\n",
+    b"data",
+    b"A",
+    b"=",
+    b"/",
+    b"\x00",
+    b"\xc3\xa9",
+    b"\\u0041",
+    b"null",
+    b"1",
+    A.encode(),
+    f'"{A}"'.encode(),
+    f',"{B}"'.encode(),
+    b'"data"',
+    b'"image"',
+    b'"mask":',
+    b',"error":null',
+    b'"error"',
+]
 
 
 @settings(max_examples=400, deadline=None)
@@ -287,7 +349,7 @@ def test_fast_and_slow_never_disagree(data, names):
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, len(body)))
         cut = data.draw(st.sampled_from([0, 0, 1, 2, len(A)]))
-        body = body[:at] + data.draw(st.sampled_from(PIECES)) + body[at + cut:]
+        body = body[:at] + data.draw(st.sampled_from(PIECES)) + body[at + cut :]
     check_walk(body, names)
 
 
@@ -296,13 +358,14 @@ def test_fast_and_slow_never_disagree(data, names):
 def test_a_damaged_text_is_what_numpy_makes_of_it_or_refused(damage, at, descr):
     text = _codec.encode_numpy(np.zeros(5, descr)).encode()
     at %= len(text)
-    check_text((text[:at] + damage + text[at + len(damage):]).decode("latin-1"))
+    check_text((text[:at] + damage + text[at + len(damage) :]).decode("latin-1"))
     doc = npy(np.zeros(5, descr))
     at %= len(doc)
-    check_text(b64(doc[:at] + damage + doc[at + len(damage):]))
+    check_text(b64(doc[:at] + damage + doc[at + len(damage) :]))
 
 
 # -- what fits the rows
+
 
 def test_another_dtype_or_shape_is_an_item_error_with_both():
     for make in (_codec.scan, lambda body: _codec.items_of(orjson.loads(body)["data"])):
@@ -323,10 +386,16 @@ def test_mixed_signatures_name_the_first_that_does_not_fit():
     items.into(np.zeros((2, 3), "f4"), 0, 2)
 
 
-@pytest.mark.parametrize("array", [
-    np.arange(6, dtype=">f4").reshape(1, 2, 3), np.asfortranarray(np.arange(6, dtype="f4").reshape(2, 3))[None],
-    np.array([["ab"]], ">U2"), np.asfortranarray(np.arange(12, dtype=">i4").reshape(3, 4))[None],
-], ids=["big-endian", "Fortran", "big-endian text", "both"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=">f4").reshape(1, 2, 3),
+        np.asfortranarray(np.arange(6, dtype="f4").reshape(2, 3))[None],
+        np.array([["ab"]], ">U2"),
+        np.asfortranarray(np.arange(12, dtype=">i4").reshape(3, 4))[None],
+    ],
+    ids=["big-endian", "Fortran", "big-endian text", "both"],
+)
 def test_other_layouts_are_brought_into_order(array):
     texts_ = [_codec.encode_numpy(array[0])] * 3
     for items in (_codec.scan(message(texts_)), _codec.items_of(texts_), _codec.scan_npy(npy(array[0]) * 3)):
@@ -351,11 +420,17 @@ def test_bools_that_are_neither_are_refused(isa):
         assert error.value.index == 1
 
 
-@pytest.mark.parametrize(("rows", "error"), [
-    ([[0.0] * 3], TypeError), (np.zeros((3, 3), "f4"), ValueError), (np.zeros((2, 3), "f4").T, ValueError),
-    (np.zeros((2, 6), "f4")[:, ::2], ValueError), (np.array(1.0), ValueError),
-    (np.broadcast_to(np.float32(1), (2, 3)), ValueError),
-])
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([[0.0] * 3], TypeError),
+        (np.zeros((3, 3), "f4"), ValueError),
+        (np.zeros((2, 3), "f4").T, ValueError),
+        (np.zeros((2, 6), "f4")[:, ::2], ValueError),
+        (np.array(1.0), ValueError),
+        (np.broadcast_to(np.float32(1), (2, 3)), ValueError),
+    ],
+)
 def test_rows_that_are_none_are_the_callers_error(rows, error):
     for items in (_codec.scan(message([A, B])), _codec.items_of([A, B])):
         with pytest.raises(error, match="expected") as caught:
@@ -371,12 +446,24 @@ def test_a_range_that_is_none_is_a_value_error(start, stop):
 
 # -- nested lists of numbers
 
-@pytest.mark.parametrize(("value", "dtype", "shape"), [
-    ([1, 2.5, -3], "f4", (3,)), (7, "i8", ()), ([[1, 2], [3, 4]], "u1", (2, 2)), ([True, False], "?", (2,)),
-    ([], "f4", (0,)),
-    ([1e300], "f8", (1,)), ([2**63], "u8", (1,)), ([-(2**63)], "i8", (1,)), ([1.5], "c8", (1,)), ([1.5, 2], "f2", (2,)),
-    ([0.5, 3], ml_dtypes.bfloat16, (2,)), ([1, 2], ">i2", (2,)),
-])
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "shape"),
+    [
+        ([1, 2.5, -3], "f4", (3,)),
+        (7, "i8", ()),
+        ([[1, 2], [3, 4]], "u1", (2, 2)),
+        ([True, False], "?", (2,)),
+        ([], "f4", (0,)),
+        ([1e300], "f8", (1,)),
+        ([2**63], "u8", (1,)),
+        ([-(2**63)], "i8", (1,)),
+        ([1.5], "c8", (1,)),
+        ([1.5, 2], "f2", (2,)),
+        ([0.5, 3], ml_dtypes.bfloat16, (2,)),
+        ([1, 2], ">i2", (2,)),
+    ],
+)
 def test_numbers_go_into_rows(value, dtype, shape):
     items = _codec.items_of(orjson.loads(orjson.dumps([value, value])))
     rows = np.zeros((2, *shape), dtype)
@@ -385,17 +472,32 @@ def test_numbers_go_into_rows(value, dtype, shape):
     assert (rows == expected).all()
 
 
-@pytest.mark.parametrize(("value", "dtype", "shape", "reason"), [
-    ([256], "u1", (1,), "from 0 to 255.*got 256"), ([-1], "u1", (1,), "got -1"), ([2**31], "i4", (1,), "2147483648"),
-    ([2**63], "i8", (1,), "9223372036854775808"), ([1e39], "f4", (1,), r"float32 holds, got 1e\+39"),
-    ([70000], "f2", (1,), "float16 holds, got 70000"), ([1.5], "i4", (1,), "fractions"),
-    ([1.0], "i4", (1,), "fractions"),
-    ([True], "f4", (1,), "booleans"), ([1], "?", (1,), "integers"), (["1"], "f4", (1,), "text"),
-    ([None], "f4", (1,), "other"), ([1, 2], "f4", (3,), r"shape \(2,\)"),
-    ([[1], [2, 3]], "f4", (2, 2), "differing lengths"), (5, "f4", (1,), r"shape \(\)"),
-    ([{}], "f4", (1,), "other"), ([1], "M8[s]", (1,), "datetime64"), ([1], "U3", (1,), "<U3"), ({}, "f4", (), "dict"),
-    (None, "f4", (), "NoneType"), ([2**53, -(2**63) - 1.0], "i8", (2,), "fractions or integers beyond 64 bits"),
-])
+@pytest.mark.parametrize(
+    ("value", "dtype", "shape", "reason"),
+    [
+        ([256], "u1", (1,), "from 0 to 255.*got 256"),
+        ([-1], "u1", (1,), "got -1"),
+        ([2**31], "i4", (1,), "2147483648"),
+        ([2**63], "i8", (1,), "9223372036854775808"),
+        ([1e39], "f4", (1,), r"float32 holds, got 1e\+39"),
+        ([70000], "f2", (1,), "float16 holds, got 70000"),
+        ([1.5], "i4", (1,), "fractions"),
+        ([1.0], "i4", (1,), "fractions"),
+        ([True], "f4", (1,), "booleans"),
+        ([1], "?", (1,), "integers"),
+        (["1"], "f4", (1,), "text"),
+        ([None], "f4", (1,), "other"),
+        ([1, 2], "f4", (3,), r"shape \(2,\)"),
+        ([[1], [2, 3]], "f4", (2, 2), "differing lengths"),
+        (5, "f4", (1,), r"shape \(\)"),
+        ([{}], "f4", (1,), "other"),
+        ([1], "M8[s]", (1,), "datetime64"),
+        ([1], "U3", (1,), "<U3"),
+        ({}, "f4", (), "dict"),
+        (None, "f4", (), "NoneType"),
+        ([2**53, -(2**63) - 1.0], "i8", (2,), "fractions or integers beyond 64 bits"),
+    ],
+)
 def test_numbers_that_do_not_fit_are_item_errors(value, dtype, shape, reason):
     items = _codec.items_of([np.zeros(shape, dtype), value])
     with pytest.raises(ItemError, match=reason) as error:
@@ -404,6 +506,7 @@ def test_numbers_that_do_not_fit_are_item_errors(value, dtype, shape, reason):
 
 
 # -- raw documents
+
 
 def test_documents_go_into_rows(rows):
     docs = [_codec.encode_npy(row) if row.ndim else npy(row) for row in rows]
@@ -452,6 +555,7 @@ def test_a_header_may_not_claim_rows_of_nothing():
 
 # -- signatures
 
+
 def test_headers_alone_drive_no_signature_out():
     """Only items that were decoded whole are remembered: observable by time alone, so counted here by what is kept."""
     _codec.decode_numpy(A)
@@ -472,8 +576,11 @@ def test_headers_alone_drive_no_signature_out():
 
 # -- lists of strings
 
-@pytest.mark.parametrize("values", [[], [""], ["a"], ["", "b", "c d"], ["x" * n for n in range(200)],
-                                    ["{}[]:,'", "\x7f"], ["y" * 100_000] * 3])
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [""], ["a"], ["", "b", "c d"], ["x" * n for n in range(200)], ["{}[]:,'", "\x7f"], ["y" * 100_000] * 3],
+)
 @pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}], ids=["json", "compact", "indented"])
 def test_plain_strings_are_taken(isa, values, style):
     body = message(values, ensure_ascii=False, **style)
@@ -512,6 +619,7 @@ def test_strings_are_what_parsers_find(parts):
 
 # -- rows into a body
 
+
 def test_a_reply_holds_every_row(isa, rows):
     body = _codec.encode_rows(rows)
     assert body == orjson.dumps({"data": texts(rows), "error": None})
@@ -536,6 +644,7 @@ def test_rows_that_cannot_be_encoded_are_refused():
 
 
 # -- lifetime and threads
+
 
 def test_items_hold_the_body():
     data = rng.random((3, 1000))

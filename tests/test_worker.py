@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -480,3 +481,96 @@ def test_no_limit_in_gunicorn_is_none_here():
     cfg = settings_of(limit_request_line=0, limit_request_field_size=0)
     limits = merge_limits(Limits(connections=100), cfg, LOG)
     assert limits.request_line > 1 << 30 and limits.header_bytes > 1 << 30
+
+
+# --- nothing is lost ----------------------------------------------------------------------------------------------------
+
+BATCHING = """
+import time
+from virtex import RequestHandler, http_server
+
+class Slow(RequestHandler):
+    def process_request(self, data):
+        return data
+    def run_inference(self, model_input):
+        time.sleep(0.02)
+        return model_input
+    def process_response(self, item):
+        return item
+
+app = http_server(name="slow", handler=Slow, executor="thread", max_batch_size=64, max_queue_size=4096)
+"""
+
+
+def request_of(number):
+    body = b'{"data":[%d]}' % number
+    return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def test_sigterm_with_a_thousand_requests_in_flight_loses_none():
+    with serving("gunicorn", BATCHING, "--workers", "2", "--graceful-timeout", "30") as server:
+        server.wait_log("of 2 is ready", 2)
+        socks = [server.connect(30) for _ in range(200)]
+        for i, sock in enumerate(socks):
+            sock.sendall(b"".join(request_of(5 * i + k) for k in range(5)))
+        # The kernel has the bytes; an answer on the last connection says that the workers have read them.
+        first = read_response(socks[-1])
+        server.signal(signal.SIGTERM)
+        answers = [json.loads(first[2])["data"][0]]
+        for sock in socks:
+            with sock:
+                text = read_all(sock)
+            assert text.count(b"HTTP/1.1 200 OK") == text.count(b"HTTP/1.1")
+            answers += [int(n) for n in re.findall(rb'\{"data":\[(\d+)\]', text)]
+        assert sorted(answers) == list(range(1000))
+        assert server.wait_exit() == 0
+
+
+class Load:
+    """Clients in a loop, each on a connection until that says close, then on a new one, until told to stop."""
+
+    def __init__(self, server, clients):
+        self.server = server
+        self.stopping = threading.Event()
+        self.answered = 0
+        self.failures = []
+        self.threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, number):
+        while not self.stopping.is_set():
+            try:
+                with self.server.connect(20) as sock:
+                    self._converse(sock, number)
+            except (OSError, AssertionError) as error:
+                self.failures.append(repr(error))
+
+    def _converse(self, sock, number):
+        while not self.stopping.is_set():
+            sock.sendall(request_of(number))
+            status, headers, body = read_response(sock)
+            if (status, json.loads(body)["data"]) != (200, [number]):
+                self.failures.append((status, body))
+            self.answered += 1
+            if headers.get("connection") == "close":
+                return
+
+    def stop(self):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(20)
+
+
+def test_hup_under_load_loses_nothing():
+    with serving("gunicorn", BATCHING, "--workers", "2", "--graceful-timeout", "20") as server:
+        server.wait_log("of 2 is ready", 2)
+        load = Load(server, 8)
+        until(lambda: load.answered > 50, "answers", server)
+        server.signal(signal.SIGHUP)
+        server.wait_log("of 2 is ready", 4)
+        server.wait_log("Worker exiting", 2)
+        before = load.answered
+        until(lambda: load.answered > before + 50, "answers of the new workers", server)
+        load.stop()
+        assert load.failures == []

@@ -50,7 +50,7 @@ cdef extern from "item.h" nogil:
     size_t vx_decode_rows(
         const vx_kernel *, uint8_t *, const uint8_t *, const size_t *, size_t, size_t, size_t, size_t, int)
     uint8_t *vx_encode_rows(
-        const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *, size_t, size_t, size_t)
+        const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *, size_t)
     int vx_are_bools(const uint8_t *, size_t)
 
 cdef extern from "walk.h" nogil:

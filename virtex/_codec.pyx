@@ -905,10 +905,10 @@ def encode_rows(values):
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(header)
     memcpy(to, _PREFIX, 9)
     if count * size < RELEASE_GIL:
-        to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start, 0, 0)
+        to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)
     else:
         with nogil:
-            to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start, 0, 0)
+            to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)
     memcpy(to, _SUFFIX, 15)
     return body
 

@@ -507,7 +507,7 @@ class HttpProtocol(asyncio.Protocol):
                 answer = answer.result()  # type: ignore[union-attr]
             turns.popleft()
             last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
-            last = self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
+            last = self._render(turn, answer, last, now, out)
         if out:
             self._write(out)
         if last:

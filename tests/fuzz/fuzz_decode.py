@@ -32,7 +32,7 @@ def edited(fdp, data):
         at = fdp.ConsumeIntInRange(0, len(data))
         cut = fdp.ConsumeIntInRange(0, 3)
         piece = fdp.PickValueInList(WORDS) if fdp.ConsumeBool() else fdp.ConsumeBytes(fdp.ConsumeIntInRange(0, 4))
-        data = data[:at] + piece + data[at + cut:]
+        data = data[:at] + piece + data[at + cut :]
     return data
 
 
@@ -44,7 +44,8 @@ def body_of(fdp, names):
     items = [b'"' + text + b'"' for text in texts]
     if names:
         items = [b'{"a":' + space + item + b"," + space + b'"bc":' + item + b"}" for item in items]
-    return b'{"data":' + space + b"[" + (b"," + space).join(items) + b"]" + space + b"}"
+    error = b',"error":' + space + b"null" if fdp.ConsumeBool() else b""
+    return b'{"data":' + space + b"[" + (b"," + space).join(items) + b"]" + space + error + space + b"}"
 
 
 def check_document(doc):

@@ -71,6 +71,8 @@ static long plain_count(const uint8_t *body, size_t n, const vx_key *keys, int o
                 return -1;
             count++;
         } while (next_is(&r, ",") || (next_is(&r, "]") ? 0 : (count = -1, 0)));
+    if (next_is(&r, ",") && !(next_is(&r, "\"error\"") && next_is(&r, ":") && next_is(&r, "null")))
+        return -1;
     if (count < 0 || !next_is(&r, "}"))
         return -1;
     skip(&r);

@@ -9,16 +9,52 @@ import numpy as np
 from virtex import _codec
 
 ARRAYS = [
-    np.arange(3, dtype="f4"), np.zeros((2, 3), ">i2"), np.array(True), np.zeros((0, 2)), np.array(["ab"]),
-    np.array(["2020"], "M8[25s]"), np.asfortranarray(np.ones((2, 2))), np.zeros(2, "V3"),
+    np.arange(3, dtype="f4"),
+    np.zeros((2, 3), ">i2"),
+    np.array(True),
+    np.zeros((0, 2)),
+    np.array(["ab"]),
+    np.array(["2020"], "M8[25s]"),
+    np.asfortranarray(np.ones((2, 2))),
+    np.zeros(2, "V3"),
     np.zeros(1, [("a", "<f4"), (("t", "b"), "i1", (2, 2)), ("c", [("x", "<U3")])]),
     np.zeros(1, [("é", "i1"), ("λ", "i1")]),
     np.zeros(1, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
 ]
-NPY_WORDS = ["'descr': ", "'fortran_order': ", "'shape': ", "True", "False", "'<f4'", "'|O'", "'bfloat16'", "(3,)",
-             "()", "[('a', '<f4')]", "('a', '<i1', (2,))", "[25us]", "9223372036854775807", "\\x93NUMPY", "'<M8[ns]'",
-             ", ", "}"]
-WALK_WORDS = ['{\\"data\\":[', "]}", '\\"a\\":', '\\"bc\\":', '\\"AB', '\\"', ",", "{", "}", "\\\\", '\\"ABCD\\"']
+NPY_WORDS = [
+    "'descr': ",
+    "'fortran_order': ",
+    "'shape': ",
+    "True",
+    "False",
+    "'<f4'",
+    "'|O'",
+    "'bfloat16'",
+    "(3,)",
+    "()",
+    "[('a', '<f4')]",
+    "('a', '<i1', (2,))",
+    "[25us]",
+    "9223372036854775807",
+    "\\x93NUMPY",
+    "'<M8[ns]'",
+    ", ",
+    "}",
+]
+WALK_WORDS = [
+    '{\\"data\\":[',
+    "]}",
+    '\\"a\\":',
+    '\\"bc\\":',
+    '\\"AB',
+    '\\"',
+    ",",
+    "{",
+    "}",
+    "\\\\",
+    ',\\"error\\":null',
+    '\\"ABCD\\"',
+]
 
 
 def documents():
@@ -35,10 +71,15 @@ def documents():
 
 def bodies():
     for flags in (b"\0\2", b"\1\2", b"\0\1", b"\1\0"):
-        for items in (b"", b'"ABCD"', b' "ABCDABCDABCD" , "AB" ',
-                      b'{"a":"ABCD","bc":"ABCD"},{"bc":"ABCD", "a" : "ABCD"}'):
+        for items in (
+            b"",
+            b'"ABCD"',
+            b' "ABCDABCDABCD" , "AB" ',
+            b'{"a":"ABCD","bc":"ABCD"},{"bc":"ABCD", "a" : "ABCD"}',
+        ):
             yield flags + b'{"data":[' + items + b"]}"
             yield flags + b' {\n"data" : [ ' + items + b" ]\r\t}"
+            yield flags + b'{"data":[' + items + b'] , "error" : null }'
 
 
 def write(directory, name, seeds, words=()):

@@ -79,17 +79,14 @@ static inline size_t vx_decode_rows(const vx_kernel *kernel, uint8_t *rows, cons
     return count;
 }
 
-/* Rows of `size` bytes each, one after another, as the strings of a JSON list: "header text","header text",... with `begin`
- * spaces before the first string and `between` before each later one. Returns what follows the last quote. */
+/* Rows of `size` bytes each, one after another, as the strings of a JSON list: "header text","header text",... Returns what
+ * follows the last quote. */
 static inline uint8_t *vx_encode_rows(const vx_kernel *kernel, uint8_t *dst, const uint8_t *rows, size_t count, size_t size,
-                                      const uint8_t *header, size_t header_chars, size_t begin, size_t between)
+                                      const uint8_t *header, size_t header_chars)
 {
     for (size_t i = 0; i < count; i++, rows += size) {
-        size_t spaces = i ? between : begin;
         if (i)
             *dst++ = ',';
-        memset(dst, ' ', spaces);
-        dst += spaces;
         *dst++ = '"';
         memcpy(dst, header, header_chars);
         kernel->encode(dst + header_chars, rows, size);
