@@ -243,7 +243,7 @@ def machine(serving: set[int], loading: set[int]) -> dict[str, Any]:
     from virtex import __version__, codec_info
 
     names = ("uvloop", "httptools", "orjson", "numpy", "gunicorn", "uvicorn", "granian")
-    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.split("\n")[0].split(" Copyright")[0]
+    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.split()[1]
     return {
         "cpu": _cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
