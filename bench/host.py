@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,6 +142,43 @@ def _family(pid: int) -> list[int]:
     return found
 
 
+# Load
+
+
+class Load(NamedTuple):
+    """One run of wrk against one server."""
+
+    requests: int
+    seconds: float
+    cpu_seconds: float  # of the server, user and system
+    p50: float  # milliseconds
+    p99: float
+
+
+def load(server: Running, connections: int, seconds: int, cpus: set[int], *script: str) -> Load:
+    """Run wrk once. Exits with its words where anything but 200 came back: a failed run is an error, never a figure.
+
+    script: what post.lua takes.
+    """
+    url = f"http://127.0.0.1:{server.port}/"
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "post.lua"), url, "--", *script]
+    before = cpu_seconds(server.pid)
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+    )
+    spent = cpu_seconds(server.pid) - before
+    if ended.returncode:
+        raise SystemExit(f"wrk: exit status {ended.returncode}: {ended.stderr or ended.stdout}")
+    said = json.loads(ended.stdout.splitlines()[-1])
+    if said["refused"] or said["broken"] or not said["requests"]:
+        raise SystemExit(f"{server.name} at {connections} connections did not answer all requests with 200: {said}")
+    return Load(said["requests"], said["microseconds"] / 1e6, spent, said["p50"] / 1e3, said["p99"] / 1e3)
+
+
 # The machine
 
 
@@ -189,6 +227,11 @@ def _version(name: str) -> str:
 def need_proc(what: str) -> None:
     if not Path("/proc/self/stat").exists():
         raise SystemExit(f"{what} reads CPU time from /proc: it needs Linux")
+
+
+def need_wrk(what: str) -> None:
+    if shutil.which("wrk") is None:
+        raise SystemExit(f"{what} sends its load with wrk, which is not installed: apt install wrk")
 
 
 def keep_installed(arguments: argparse.Namespace, needs: Mapping[str, str]) -> None:

@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from .host import (
     GUNICORN,
     HERE,
     PYTHON,
     UVICORN,
+    Load,
     Running,
     conclude,
-    cpu_seconds,
     cpus_apart,
     fine_cpu_seconds,
     keep_installed,
+    load,
     machine,
     need_proc,
+    need_wrk,
     post,
     running,
     wrk_version,
@@ -56,16 +55,6 @@ SERVERS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
 }
 
 
-class Load(NamedTuple):
-    """One run of wrk against one server."""
-
-    requests: int
-    seconds: float
-    cpu_seconds: float  # of the server, user and system
-    p50: float  # milliseconds
-    p99: float
-
-
 # Servers
 
 
@@ -86,27 +75,6 @@ def idle(server: Running, seconds: float) -> float:
 # Load
 
 
-def load(server: Running, connections: int, seconds: int, cpus: set[int]) -> Load:
-    """Run wrk once. Exits with its words where anything but 200 came back: a failed run is an error, never a figure."""
-    url = f"http://127.0.0.1:{server.port}/"
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "post.lua"), url, "--", BODY]
-    before = cpu_seconds(server.pid)
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=seconds + 60,
-        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-    )
-    spent = cpu_seconds(server.pid) - before
-    if ended.returncode:
-        raise SystemExit(f"wrk: exit status {ended.returncode}: {ended.stderr or ended.stdout}")
-    said = json.loads(ended.stdout.splitlines()[-1])
-    if said["refused"] or said["broken"] or not said["requests"]:
-        raise SystemExit(f"{server.name} at {connections} connections did not answer all requests with 200: {said}")
-    return Load(said["requests"], said["microseconds"] / 1e6, spent, said["p50"] / 1e3, said["p99"] / 1e3)
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All servers at all connection counts, interleaved."""
     serving, loading = cpus_apart()
@@ -114,11 +82,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         servers = [stack.enter_context(running(name, SERVERS[name][1], check, serving)) for name in arguments.servers]
         for server in servers:
-            load(server, 16, 1, loading)  # caches, branch predictors, the interpreter's inline caches
+            load(server, 16, 1, loading, BODY)  # caches, branch predictors, the interpreter's inline caches
         for connections in arguments.connections:
             for _ in range(arguments.runs):
                 for server in servers:
-                    loads[server.name][connections].append(load(server, connections, arguments.seconds, loading))
+                    loads[server.name][connections].append(load(server, connections, arguments.seconds, loading, BODY))
                     print(".", end="", flush=True, file=sys.stderr)
         print(file=sys.stderr)
         idles = {server.name: idle(server, arguments.idle) for server in servers}
@@ -205,8 +173,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     need_proc("bench/serve.py")
-    if shutil.which("wrk") is None:
-        raise SystemExit("bench/serve.py sends its load with wrk, which is not installed: apt install wrk")
+    need_wrk("bench/serve.py")
     keep_installed(arguments, {name: module for name, (module, _) in SERVERS.items()})
     saved = measure(arguments)
     conclude(saved, arguments.json, report(saved))
