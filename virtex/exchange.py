@@ -220,7 +220,7 @@ class Exchange(Ticket):
             if not len(self.items):
                 return self._finish(self._reply([]))
             server.admit(self)
-        except (RequestError, ItemError) as error:
+        except Exception as error:  # whatever it is, the request is over and must be counted so
             return self._finish(self._error(error))
         return None
 
@@ -264,6 +264,8 @@ class Exchange(Ticket):
                 log.exception("a connection failed to take its answer")
 
     def _reply(self, rows: list[Any] | Rows) -> Response:
+        if rows.__class__ is list and not self._wants.takes_npy:
+            return Response(200, JSON, [b'{"data":%b,"error":null}' % encode_data(rows)])
         if isinstance(rows, Rows):
             document = rows.npy() if self._wants.takes_npy else None
             if document is not None:
@@ -281,7 +283,7 @@ class Exchange(Ticket):
         if isinstance(error, ItemError):
             return refusal(error.status, str(error))
         if not isinstance(error, HandlerError):
-            cause, error = error, HandlerError(f"the answer could not be written: {type(error).__name__}")
+            cause, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
             error.__cause__ = cause
         return self._failure(error)
 
