@@ -128,7 +128,11 @@ class Exchange(Ticket):
     __slots__ = ("_arriving", "_body", "_callback", "_head", "_response", "_server", "_view", "_wants", "begun")
 
     def __init__(self, server: Server, head: Head, wants: Wants, begun: int) -> None:
-        super().__init__()
+        # The ticket's; without a call to its __init__, which would cost a tenth of all that the core does for a request
+        self.items = self.rows = []
+        self.count = self.taken = self.answered = self.born = 0
+        self.resolved = False
+        # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
         self._server = server
         self._head = head
