@@ -12,7 +12,7 @@ setup(
             Extension(
                 "virtex._codec",
                 ["virtex/_codec.pyx"],
-                depends=glob("virtex/csrc/*.h"),
+                depends=["virtex/_codec.pxd", *glob("virtex/csrc/*.h")],
                 include_dirs=["virtex/csrc", numpy.get_include()],
                 define_macros=[
                     ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),

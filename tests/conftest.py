@@ -76,13 +76,13 @@ class ScriptedExecutor:
 
     def __init__(self, depth: int = 1) -> None:
         self.depth = depth
-        self.batches: list[Batch] = []
+        self.works: list[Any] = []
         self.sizes: list[int] = []
         self._running: list[tuple[Batch, Callable[[Batch], None]]] = []
 
     def start(self, batch: Batch, done: Callable[[Batch], None]) -> None:
-        self.batches.append(batch)
-        self.sizes.append(batch.size)
+        self.works.append(batch.load.work)
+        self.sizes.append(batch.load.size)
         self._running.append((batch, done))
 
     @property
@@ -91,7 +91,13 @@ class ScriptedExecutor:
 
     def finish(self, answer: Callable[[list[Any]], Any] = lambda items: [("row of", item) for item in items]) -> None:
         batch, done = self._running.pop(0)
-        batch.outcomes = [answer(items) for items in batch.requests]
+        batch.outcomes = [answer(items) for items in batch.load.work]
+        done(batch)
+
+    def run(self) -> None:
+        """Give the oldest batch back as its own steps compute it."""
+        batch, done = self._running.pop(0)
+        batch.run()
         done(batch)
 
     def fail(self, error: BaseException) -> None:

@@ -10,7 +10,8 @@ from test_ring import Recorder
 
 from virtex.batcher import AsyncExecutor, Batcher, Observer, Peer, ThreadExecutor
 from virtex.errors import ItemError, RequestError
-from virtex.handler import RequestHandler, Steps
+from virtex.handler import RequestHandler
+from virtex.steps import Steps
 
 WINDOW = 0.005
 
@@ -372,8 +373,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(ticket=consumes(tickets))
     def leave(self, ticket):
-        if ticket is not None and not ticket.done:
-            ticket.done = True
+        if ticket is not None and not ticket.resolved:
+            ticket.resolved = True
             self.rig.batcher.cancel(ticket, "left")
             self.cancelled.add(ticket)
 
@@ -415,7 +416,7 @@ class Life(RuleBasedStateMachine):
 
     def _answer(self):
         for ticket in self.sent:
-            if ticket.done and ticket.peer is not None:
+            if ticket.resolved and ticket.peer is not None:
                 self.rig.answered(ticket.peer)
                 ticket.peer = None
 
@@ -430,7 +431,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def batches_keep_to_their_maximum_and_the_order_of_arrival(self):
         assert all(size <= 4 for size in self.rig.executor.sizes)
-        taken = [item for batch in self.rig.executor.batches for items in batch.requests for item in items]
+        taken = [item for work in self.rig.executor.works for items in work for item in items]
         assert taken == sorted(taken)
 
     @invariant()

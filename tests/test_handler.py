@@ -6,7 +6,8 @@ import pytest
 
 from virtex import HttpMessage, ItemError, RequestHandler
 from virtex.errors import HandlerError
-from virtex.handler import Steps, Worker, async_methods, drive, rows_of
+from virtex.handler import Worker
+from virtex.steps import Steps, async_methods, drive, rows_of
 
 
 class Doubler(RequestHandler):

@@ -20,6 +20,7 @@ PARTS = {
     "listener": "protocol",
     "writer": "protocol",
     "settings": "worker",
+    "steps": "handler",
 }
 
 

@@ -15,7 +15,10 @@ class Recorder(Ticket):
 
 
 def spans(ring, limit):
-    return [(span.ticket.items[span.start : span.stop]) for span in ring.take(limit)]
+    load = ring.take(limit)
+    assert load.work == [ticket.items[start:stop] for ticket, start, stop in load.spans]
+    assert load.size == sum(map(len, load.work))
+    return load.work
 
 
 def test_slots_come_out_in_the_order_they_went_in():

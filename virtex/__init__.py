@@ -23,6 +23,8 @@ _HOME = {
     "Observer": "batcher",
     "RequestHandler": "handler",
     "Server": "server",
+    "Tensor": "tensor",
+    "TensorHandler": "handler",
     "VirtexWorker": "worker",
     "codec_info": "_codec",
     "http_server": "server",
@@ -36,6 +38,8 @@ __all__ = [  # noqa: RUF022 (in the order of the README)
     "RequestHandler",
     "VirtexWorker",
     "Server",
+    "TensorHandler",
+    "Tensor",
     "Limits",
     "ItemError",
     "Observer",
@@ -49,12 +53,13 @@ if TYPE_CHECKING:
     from .batcher import Observer
     from .client import HttpClient
     from .errors import ItemError
-    from .handler import RequestHandler
+    from .handler import RequestHandler, TensorHandler
     from .limits import Limits
     from .listener import serve
     from .message import HttpMessage
     from .protocol import HttpProtocol
     from .server import Server, http_server
+    from .tensor import Tensor
     from .worker import VirtexWorker
 
 

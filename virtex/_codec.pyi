@@ -7,6 +7,7 @@ before the sizes were checked against the bytes that are there. Format: numpy.li
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _Buffer = bytes | bytearray | memoryview
@@ -26,6 +27,7 @@ def codec_info() -> CodecInfo:
     """
 
 def _use_isa(name: str) -> None: ...
+def _remembered() -> list[tuple[np.dtype[Any], tuple[int, ...]]]: ...
 def encode_numpy(value: ArrayLike) -> str:
     """The base64 of an array's .npy document.
 
@@ -55,6 +57,61 @@ def decode_npy(body: _Buffer) -> list[NDArray[Any]]:
     """The arrays of .npy documents that lie one after another, at least one; arrays as decode_numpy returns them.
 
     Raises: ItemError (422) with the index of the document that is wrong, and the offset in bytes within it.
+    """
+
+class Items:
+    """The items of one request, not yet decoded. Holds the body: it must not change until the last into().
+
+    names: the members of each item, or None where an item is one array.
+    """
+
+    names: tuple[str, ...] | None
+    def __len__(self) -> int: ...
+    def into(self, rows: NDArray[Any] | Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
+        """Decodes items [start, stop) into rows[0], rows[1], and so on.
+
+        rows: an array of shape (stop - start, *shape of an item), C-contiguous and writable; with names, one array for
+        each. An item has exactly that dtype and shape; big-endian and Fortran-ordered ones are brought into order.
+        Raises: ItemError (422) with the index of the lowest item that is wrong: not strict base64 of a .npy document,
+        another dtype or shape; then all of `rows` is rubbish. orjson.JSONDecodeError: a body of scan() turns out not to
+        be JSON. ValueError, TypeError: rows that are no such arrays.
+        """
+
+def scan(body: _Buffer, names: Sequence[str] | None = None) -> Items | None:
+    """The items of {"data": [...]}, found without a JSON parser and without looking at most of the body.
+
+    Each item is the base64 of a .npy document, all with one header; or, with names, an object of exactly these members,
+    each of them such a text. JSON whitespace may stand between tokens, and "error": null, which HttpMessage writes,
+    after the data. Whether a text is base64, only into() tells.
+    Returns: None for any other body: parse it, and give its "data" to items_of(), which means the same to the letter.
+    """
+
+def items_of(values: Sequence[Any], names: Sequence[str] | None = None) -> Items:
+    """The items of a "data" list that a JSON parser made.
+
+    values: for each item the base64 of a .npy document, or nested lists of numbers (into() refuses those that the rows'
+    dtype can't hold: integers beyond it, fractions for integers, booleans for numbers), or an array; with names, an
+    object of exactly these members, each of them such a value.
+    """
+
+def scan_npy(body: _Buffer, ndim: int | None = None) -> Items:
+    """The items of .npy documents that lie one after another: each is one.
+
+    ndim: dimensions of an item. Then a body of one document that has one more holds as many items as its first says.
+    Raises: ItemError (422) with the index of the document that is wrong.
+    """
+
+def strings(body: _Buffer) -> list[str] | None:
+    """The list of {"data": ["...", ...]} if its strings are ASCII without escapes, else None: parse the body.
+
+    JSON whitespace may stand between tokens, and "error": null after the data. What it returns, a JSON parser would.
+    """
+
+def encode_rows(values: NDArray[Any]) -> bytes:
+    """The reply body {"data":["...",...],"error":null} whose strings are encode_numpy of each row of an array.
+
+    values: shape (n, ...), n >= 0; copied first if it is not C-contiguous.
+    Raises: TypeError as encode_numpy; ValueError for an array without dimensions.
     """
 
 def encode_bytes(data: _Buffer) -> str:

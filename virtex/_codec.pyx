@@ -1,85 +1,35 @@
 # cython: language_level=3
-"""The codec: base64 of .npy documents to arrays and back. What users read about it is in _codec.pyi.
+"""The codec: base64 of .npy documents to arrays, into rows of arrays, and back. What users read is in _codec.pyi.
 
 Rules: nothing here knows HTTP, batches or clocks. Sizes are checked before memory is taken, so that no header makes us
 allocate more than the body it came in; np.load and pickle are never used. What a client got wrong is an ItemError.
 """
 
 import os
-import re
 
 import numpy as np
 
 from .errors import ItemError
+from .serial._npy import build_header, dtype_of, numbers
 
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 
-cdef extern from "Python.h":
-    object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
-    void *PyUnicode_DATA(object text)
-    bint PyUnicode_IS_ASCII(object text)
-    Py_ssize_t PyUnicode_GET_LENGTH(object text)
-
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(
-        type cls, cnp.dtype dtype, int ndim, cnp.npy_intp *dims, cnp.npy_intp *strides, void *data, int flags,
-        object like)
-
-cdef extern from "cpu.h" nogil:
-    ctypedef struct vx_base64:
-        const char *name
-        size_t (*decode)(uint8_t *, const uint8_t *, size_t) noexcept nogil
-        void (*encode)(uint8_t *, const uint8_t *, size_t) noexcept nogil
-    const vx_base64 *vx_active
-    const vx_base64 *vx_kernels
-    const size_t VX_KERNELS
-    int vx_allowed(const vx_base64 *)
-    int vx_choose(const char *)
-    size_t VX_CHARS(size_t)
-
-cdef extern from "npy.h" nogil:
-    enum:
-        VX_NPY_MAX_HEADER
-        VX_NPY_PREFIX
-        VX_NPY_MAX_DIMS
-    ctypedef struct vx_npy:
-        uint32_t size, descr, descr_end
-        uint8_t major, fortran, named, fields
-        int64_t itemsize, count, reach
-        int ndim
-        int64_t shape[32]
-    size_t vx_npy_size(const uint8_t *, size_t, const char **, size_t *)
-    int vx_npy_parse(const uint8_t *, size_t, vx_npy *, const char **, size_t *)
-    int vx_times(int64_t *, int64_t)
-
-cdef extern from "item.h" nogil:
-    size_t vx_claimed(const uint8_t *, size_t)
-    size_t vx_decode_after(const vx_base64 *, uint8_t *, const uint8_t *, size_t, size_t)
-    int vx_are_bools(const uint8_t *, size_t)
-
-cdef extern from "big_int.h" nogil:
-    Py_ssize_t vx_big_int(const char *, size_t)
-
+cnp.import_array()
 
 cdef enum:
-    HEADER_BYTES = 192        # written: a multiple of 3 (data begins on a base64 quantum) and of 64 (NumPy's rule)
     ALIGNMENT = 64            # a cache line, and the widest register
-    RELEASE_GIL = 1 << 20     # bytes: 30 us of work and more; another thread may keep the GIL for 5 ms
-    HEADER_SLOTS = 64         # headers kept ready, of arrays lately encoded
-
-# The dtypes that ml_dtypes adds. np.save loses them ('<V2'); by name they come back.
-cdef frozenset _NAMED = frozenset((
-    "bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
-    "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int4", "uint4", "int2",
-    "uint2",
-))
+    RELEASE_GIL = 1 << 20     # bytes: 20 us of work and more; whoever takes the GIL meanwhile may keep it for 5 ms
+    SIGNATURES = 32           # that are remembered: a service has few, and finding one takes up to as many comparisons
+    HEADERS = 64              # that are kept ready, of arrays lately encoded
+    HEADER_DIMS = 8           # of those
+    FEW = 16                  # texts in a body whose offsets need no malloc
 
 
 # -- instruction sets
@@ -115,6 +65,7 @@ _choose_isa()
 # -- text and bytes in
 
 @cython.final
+@cython.freelist(16)
 cdef class _Input:
     """The bytes of a str or buffer, held until this goes."""
 
@@ -128,30 +79,40 @@ cdef class _Input:
             PyBuffer_Release(&self.view)
 
 
-cdef _Input _open_text(object text):
+cdef _Input _open_bytes(object data):
     cdef _Input source = _Input.__new__(_Input)
-    if isinstance(text, str):
-        source.text = text
-        if not PyUnicode_IS_ASCII(text):
-            offset = next(i for i, c in enumerate(text) if c > "\x7f")
-            raise ItemError(f"expected base64 (A-Z a-z 0-9 + / =), got {text[offset]!r}", offset=offset)
-        source.data = <const uint8_t *>PyUnicode_DATA(text)
-        source.size = PyUnicode_GET_LENGTH(text)
+    if type(data) is bytes:
+        source.text = data
+        source.data = <const uint8_t *>PyBytes_AS_STRING(data)
+        source.size = PyBytes_GET_SIZE(data)
         return source
-    try:
-        PyObject_GetBuffer(text, &source.view, PyBUF_SIMPLE)
-    except (TypeError, BufferError):
-        raise ItemError(f"expected a base64 string, got {type(text).__name__}") from None
+    PyObject_GetBuffer(data, &source.view, PyBUF_SIMPLE)
     source.data = <const uint8_t *>source.view.buf
     source.size = source.view.len
     return source
 
 
-cdef _Input _open_bytes(object data):
+cdef _Input _open_text(object text):
+    if not isinstance(text, str):
+        try:
+            return _open_bytes(text)
+        except (TypeError, BufferError):
+            raise ItemError(f"expected a base64 string, got {type(text).__name__}") from None
+    if not PyUnicode_IS_ASCII(text):
+        offset = next(i for i, c in enumerate(text) if c > "\x7f")
+        raise ItemError(f"expected base64 (A-Z a-z 0-9 + / =), got {text[offset]!r}", offset=offset)
     cdef _Input source = _Input.__new__(_Input)
-    PyObject_GetBuffer(data, &source.view, PyBUF_SIMPLE)
-    source.data = <const uint8_t *>source.view.buf
-    source.size = source.view.len
+    source.text = text
+    source.data = <const uint8_t *>PyUnicode_DATA(text)
+    source.size = PyUnicode_GET_LENGTH(text)
+    return source
+
+
+cdef _Input _part(_Input whole, const uint8_t *at, size_t size):
+    cdef _Input source = _Input.__new__(_Input)
+    source.text = whole  # which holds the bytes
+    source.data = at
+    source.size = size
     return source
 
 
@@ -162,13 +123,24 @@ cdef _bad_base64(const uint8_t *text, size_t size, size_t at):
     return ItemError(f"expected base64 (A-Z a-z 0-9 + /), got {char}", offset=at)
 
 
-cdef size_t _decode(uint8_t *data, const uint8_t *text, size_t skip, size_t size) noexcept:
+cdef size_t _claimed(_Input source) except? 0:
+    """How many bytes the length and the padding of a text promise."""
+    if source.size % 4:
+        raise ItemError(f"expected padded base64, a multiple of 4 characters; got {source.size}", offset=source.size)
+    return vx_claimed(source.data, source.size)
+
+
+cdef int _decode(uint8_t *data, _Input source, size_t skip, size_t size) except -1:
+    """The bytes of a text but the first `skip`."""
     cdef size_t good
     if size < RELEASE_GIL:
-        return vx_decode_after(vx_active, data, text, skip, size)
-    with nogil:
-        good = vx_decode_after(vx_active, data, text, skip, size)
-    return good
+        good = vx_decode_after(vx_active, data, source.data, skip, size)
+    else:
+        with nogil:
+            good = vx_decode_after(vx_active, data, source.data, skip, size)
+    if good != <size_t>source.size:
+        raise _bad_base64(source.data, source.size, good)
+    return 0
 
 
 cdef void _encode(uint8_t *text, const uint8_t *data, size_t size) noexcept:
@@ -179,19 +151,11 @@ cdef void _encode(uint8_t *text, const uint8_t *data, size_t size) noexcept:
         vx_active.encode(text, data, size)
 
 
-cdef size_t _claimed(_Input source) except? 0:
-    if source.size % 4:
-        raise ItemError(f"expected padded base64, a multiple of 4 characters; got {source.size}", offset=source.size)
-    return vx_claimed(source.data, source.size)
-
-
 def decode_bytes(text):
     cdef _Input source = _open_text(text)
     cdef size_t size = _claimed(source)
     cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
-    cdef size_t good = _decode(<uint8_t *>PyBytes_AS_STRING(data), source.data, 0, size)
-    if good != <size_t>source.size:
-        raise _bad_base64(source.data, source.size, good)
+    _decode(<uint8_t *>PyBytes_AS_STRING(data), source, 0, size)
     return data
 
 
@@ -207,6 +171,158 @@ def big_int_offset(body):
     return vx_big_int(<const char *>source.data, source.size)
 
 
+# -- signatures: what a .npy header says
+
+@cython.final
+cdef class _Signature:
+    cdef cnp.dtype dtype
+    cdef size_t header        # bytes before the data
+    cdef size_t nbytes        # bytes of data
+    cdef int ndim
+    cdef bint fortran
+    cdef bint bools
+    cdef bint remembered
+    cdef cnp.npy_intp dims[32]
+    cdef bytes head           # the header
+    cdef bytes text           # and its base64, to which key points
+    cdef vx_key key
+
+    cdef shape(self):
+        return tuple([self.dims[i] for i in range(self.ndim)])
+
+    cdef void make_key(self):
+        """The header's base64, but for the bits that the header's last quantum leaves to the data."""
+        cdef size_t more = self.header % 3
+        self.text = encode_bytes(self.head).encode()
+        self.key.text = <const uint8_t *>PyBytes_AS_STRING(self.text)
+        self.key.size = self.header // 3 * 4 + more
+        self.key.chars = VX_CHARS(self.header + self.nbytes)
+        self.key.mask = 0 if more == 0 else 0xb0 if more == 1 else 0xbc  # with the bit that no value has
+        self.key.bits = 0
+        if more == 1:
+            self.key.bits = (self.head[self.header - 1] & 3) << 4
+        elif more == 2:
+            self.key.bits = (self.head[self.header - 1] & 15) << 2
+
+
+# Last used first. An entry comes in only after a whole item of it was decoded, so that headers alone drive out nothing.
+cdef list _signatures = []
+
+
+cdef void _remember(_Signature signature):
+    if signature.remembered:
+        return
+    signature.remembered = True
+    _signatures.insert(0, signature)
+    if len(_signatures) > SIGNATURES:
+        (<_Signature>_signatures.pop()).remembered = False
+
+
+cdef _Signature _recall(size_t i):
+    signature = _signatures[i]
+    if i:
+        _signatures.insert(0, _signatures.pop(i))
+    return signature
+
+
+def _remembered():
+    """For tests: dtype and shape of each, last used first."""
+    return [((<_Signature>s).dtype, (<_Signature>s).shape()) for s in _signatures]
+
+
+cdef _bad_header(const char *expected, const uint8_t *head, size_t size, size_t at):
+    came = repr(head[at:min(at + 16, size)]) if at < size else "its end"
+    return ItemError(f"expected {expected.decode()} in the .npy header, got {came}", offset=at)
+
+
+cdef _Signature _parse_header(const uint8_t *head, size_t size):
+    cdef vx_npy npy
+    cdef const char *expected = NULL
+    cdef size_t at
+    cdef int64_t nbytes
+    cdef _Signature signature = _Signature.__new__(_Signature)
+    if not vx_npy_parse(head, size, &npy, &expected, &at):
+        raise _bad_header(expected, head, size, at)
+    signature.dtype = dtype_of(head[npy.descr:npy.descr_end], npy.major == 3, npy.named, npy.fields)
+    nbytes = signature.dtype.itemsize
+    if not vx_times(&nbytes, npy.reach):
+        raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {signature.dtype}")
+    signature.nbytes = signature.dtype.itemsize * npy.count
+    signature.header = size
+    signature.head = head[:size]
+    signature.ndim = npy.ndim
+    signature.fortran = npy.fortran and npy.ndim > 1
+    signature.bools = signature.dtype.type_num == cnp.NPY_BOOL
+    for i in range(npy.ndim):
+        signature.dims[i] = npy.shape[i]
+    signature.make_key()
+    return signature
+
+
+cdef _Signature _parse_text_header(const uint8_t *text, size_t chars, size_t bytes_):
+    """The signature at the start of a text, of which so many characters, bytes, are at hand."""
+    cdef uint8_t head[VX_NPY_MAX_HEADER + 3]
+    cdef const char *expected = NULL
+    cdef size_t at, size, bad, prefix = min(bytes_, <size_t>VX_NPY_PREFIX)
+    bad = vx_decode_header(vx_active, head, text, chars, prefix)
+    if bad:
+        raise _bad_base64(text, chars, bad - 1)
+    size = vx_npy_size(head, prefix, &expected, &at)
+    if size > bytes_:
+        raise ItemError(f"expected a .npy header of {size} bytes, got {bytes_}", offset=chars)
+    bad = vx_decode_header(vx_active, head, text, chars, size)
+    if bad:
+        raise _bad_base64(text, chars, bad - 1)
+    try:
+        if not size:
+            raise _bad_header(expected, head, prefix, at)
+        return _parse_header(head, size)
+    except ItemError as error:
+        if error.offset is not None:
+            error.offset = error.offset // 3 * 4  # of the quantum, in characters
+        raise
+
+
+cdef _Signature _text_signature(const uint8_t *text, size_t chars, size_t bytes_):
+    for i in range(len(_signatures)):
+        if vx_has_key(&(<_Signature>_signatures[i]).key, text, chars):
+            return _recall(i)
+    return _parse_text_header(text, chars, bytes_)
+
+
+cdef _Signature _raw_signature(const uint8_t *doc, size_t left):
+    """The signature of a document whose data are there too."""
+    cdef const char *expected = NULL
+    cdef size_t at, size
+    cdef _Signature signature = None
+    for i in range(len(_signatures)):
+        signature = _signatures[i]
+        if signature.header <= left and memcmp(PyBytes_AS_STRING(signature.head), doc, signature.header) == 0:
+            signature = _recall(i)
+            break
+    else:
+        size = vx_npy_size(doc, left, &expected, &at)
+        if not size:
+            raise _bad_header(expected, doc, left, at)
+        if size > left:
+            raise ItemError(f"expected a .npy header of {size} bytes, got {left}", offset=left)
+        signature = _parse_header(doc, size)
+    if signature.nbytes > left - signature.header:
+        raise _wrong_size(signature, left - signature.header, left)
+    return signature
+
+
+cdef _wrong_size(_Signature signature, size_t got, size_t offset):
+    what = f"{signature.dtype} {signature.shape()}"
+    return ItemError(f"expected {signature.nbytes} bytes of data for {what}, got {got}", offset=offset)
+
+
+cdef int _check_bools(_Signature signature, const uint8_t *data) except -1:
+    if signature.bools and not vx_are_bools(data, signature.nbytes):
+        raise ItemError("expected the bytes of bools to be 0 or 1, got others")
+    return 0
+
+
 # -- arrays in
 
 @cython.final
@@ -220,26 +336,9 @@ cdef class _Memory:
         PyMem_RawFree(self.block)
 
 
-@cython.final
-cdef class _Signature:
-    """What a .npy header says."""
-
-    cdef cnp.dtype dtype
-    cdef size_t header        # bytes before the data
-    cdef size_t nbytes        # bytes of data
-    cdef int ndim
-    cdef bint fortran
-    cdef bint bools
-    cdef cnp.npy_intp dims[32]
-
-    cdef shape(self):
-        return tuple([self.dims[i] for i in range(self.ndim)])
-
-
 cdef _new_array(_Signature signature, uint8_t **data):
     cdef _Memory memory = _Memory.__new__(_Memory)
     cdef int flags = cnp.NPY_ARRAY_FARRAY if signature.fortran else cnp.NPY_ARRAY_CARRAY
-    cdef cnp.ndarray array
     memory.block = PyMem_RawMalloc(signature.nbytes + ALIGNMENT)
     if memory.block == NULL:
         raise MemoryError(f"no {signature.nbytes} bytes for an array")
@@ -251,203 +350,457 @@ cdef _new_array(_Signature signature, uint8_t **data):
     return array
 
 
-# A field list that the grammar has accepted holds these tokens alone.
-_TOKEN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+|[()\[\]]")
+cdef int _check_size(_Signature signature, _Input source, size_t claimed) except -1:
+    if claimed != signature.header + signature.nbytes:
+        raise _wrong_size(signature, claimed - signature.header, source.size)
+    return 0
 
 
-cdef _parse_fields(str text):
-    """The value of an accepted field list: ast.literal_eval would cost ten times as much."""
-    stack = [[]]
-    for token in _TOKEN.findall(text):
-        if token in "([":
-            stack.append([])
-        elif token in ")]":
-            inner = stack.pop()
-            stack[-1].append(inner if token == "]" else tuple(inner))
-        else:
-            stack[-1].append(int(token) if token.isdigit() else token[1:-1])
-    return stack[0][0]
-
-
-cdef _named_dtype(str name):
-    if name not in _NAMED:
-        raise ValueError(f"expected a dtype of NumPy or ml_dtypes, got {name!r}")
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, name))
-
-
-cdef cnp.dtype _dtype_of(const uint8_t *head, vx_npy *npy):
-    cdef bytes raw = head[npy.descr:npy.descr_end]
-    try:
-        descr = raw.decode("utf-8" if npy.major == 3 else "latin-1")
-        if npy.named:
-            return _named_dtype(descr)
-        dtype = np.lib.format.descr_to_dtype(_parse_fields(descr)) if npy.fields else np.dtype(descr)
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ItemError(f"expected a dtype that NumPy here knows, got {raw.decode('latin-1')!r}: {error}") from None
-    if dtype.itemsize == 0:
-        raise ItemError(f"expected a dtype of at least one byte, got {descr}")
-    return dtype
-
-
-cdef _Signature _parse_header(const uint8_t *head, size_t size):
-    cdef vx_npy npy
-    cdef const char *expected = NULL
-    cdef size_t at
-    cdef int64_t nbytes
-    cdef _Signature signature = _Signature.__new__(_Signature)
-    if not vx_npy_parse(head, size, &npy, &expected, &at):
-        raise _bad_header(expected, head, size, at)
-    signature.dtype = _dtype_of(head, &npy)
-    nbytes = signature.dtype.itemsize
-    if not vx_times(&nbytes, npy.reach):
-        raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {signature.dtype}")
-    signature.nbytes = signature.dtype.itemsize * npy.count
-    signature.header = size
-    signature.ndim = npy.ndim
-    signature.fortran = npy.fortran and npy.ndim > 1
-    signature.bools = signature.dtype.type_num == cnp.NPY_BOOL
-    for i in range(npy.ndim):
-        signature.dims[i] = npy.shape[i]
-    return signature
-
-
-cdef _bad_header(const char *expected, const uint8_t *head, size_t size, size_t at):
-    came = repr(head[at:min(at + 16, size)]) if at < size else "its end"
-    return ItemError(f"expected {expected.decode()} in the .npy header, got {came}", offset=at)
-
-
-cdef _Signature _text_signature(_Input source, size_t claimed):
-    """Decodes and parses the header at the start of `source`."""
-    cdef uint8_t head[VX_NPY_MAX_HEADER + 3]
-    cdef const char *expected = NULL
-    cdef size_t at, size, good, prefix = min(claimed, <size_t>VX_NPY_PREFIX)
-    good = vx_active.decode(head, source.data, prefix)
-    if good != VX_CHARS(prefix):
-        raise _bad_base64(source.data, source.size, good)
-    size = vx_npy_size(head, prefix, &expected, &at)
-    if size and size > claimed:
-        raise ItemError(f"expected a .npy header of {size} bytes, got {claimed}", offset=source.size)
-    if size:
-        prefix = min(claimed, (size + 2) // 3 * 3)
-        good = vx_active.decode(head, source.data, prefix)
-        if good != VX_CHARS(prefix):
-            raise _bad_base64(source.data, source.size, good)
-    try:
-        if not size:
-            raise _bad_header(expected, head, prefix, at)
-        return _parse_header(head, size)
-    except ItemError as error:
-        if error.offset is not None:
-            error.offset = error.offset // 3 * 4  # of the quantum, in characters
-        raise
-
-
-cdef _wrong_size(_Signature signature, size_t got, size_t offset):
-    what = f"{signature.dtype} {signature.shape()}"
-    return ItemError(f"expected {signature.nbytes} bytes of data for {what}, got {got}", offset=offset)
-
-
-cdef _check_bools(_Signature signature, const uint8_t *data):
-    if signature.bools and not vx_are_bools(data, signature.nbytes):
-        raise ItemError("expected the bytes of bools to be 0 or 1, got others")
+cdef _decode_numpy(_Input source, _Signature signature):
+    cdef uint8_t *data
+    array = _new_array(signature, &data)
+    _decode(data, source, signature.header, signature.nbytes)
+    _check_bools(signature, data)
+    _remember(signature)
+    return array
 
 
 def decode_numpy(text):
     cdef _Input source = _open_text(text)
-    cdef size_t good, claimed = _claimed(source)
+    cdef size_t claimed = _claimed(source)
+    cdef _Signature signature = _text_signature(source.data, source.size, claimed)
+    _check_size(signature, source, claimed)
+    return _decode_numpy(source, signature)
+
+
+cdef _decode_npy(const uint8_t *doc, _Signature signature):
     cdef uint8_t *data
-    cdef _Signature signature = _text_signature(source, claimed)
-    if claimed != signature.header + signature.nbytes:
-        raise _wrong_size(signature, claimed - signature.header, source.size)
     array = _new_array(signature, &data)
-    good = _decode(data, source.data, signature.header, signature.nbytes)
-    if good != <size_t>source.size:
-        raise _bad_base64(source.data, source.size, good)
+    vx_copy(data, doc + signature.header, signature.nbytes)
     _check_bools(signature, data)
+    _remember(signature)
     return array
-
-
-cdef _Signature _raw_signature(const uint8_t *doc, size_t left):
-    cdef const char *expected = NULL
-    cdef size_t at, size = vx_npy_size(doc, left, &expected, &at)
-    if not size:
-        raise _bad_header(expected, doc, left, at)
-    if size > left:
-        raise ItemError(f"expected a .npy header of {size} bytes, got {left}", offset=left)
-    cdef _Signature signature = _parse_header(doc, size)
-    if signature.nbytes > left - size:
-        raise _wrong_size(signature, left - size, left)
-    return signature
 
 
 def decode_npy(body):
     cdef _Input source = _open_bytes(body)
     cdef size_t at = 0, size = source.size
-    cdef uint8_t *data
     cdef _Signature signature
     arrays = []
     try:
         while at < size or not arrays:
             signature = _raw_signature(source.data + at, size - at)
-            array = _new_array(signature, &data)
-            memcpy(data, source.data + at + signature.header, signature.nbytes)
-            _check_bools(signature, data)
+            arrays.append(_decode_npy(source.data + at, signature))
             at += signature.header + signature.nbytes
-            arrays.append(array)
     except ItemError as error:
         error.index = len(arrays)
         raise
     return arrays
 
 
-# -- arrays out
+# -- into rows
 
-cdef int _LAST_BUILTIN = np.dtype("e").num  # the numbers above are those of dtypes that other packages register
-
-
-cdef _descr(object dtype):
-    """What to write for a dtype: '<f4', a name, or a list of fields."""
-    if dtype.hasobject:
-        raise TypeError(
-            f"an array of {dtype} holds Python objects, which only pickle can carry, and Virtex never unpickles: "
-            "convert it to a dtype of numbers or fixed-length strings")
-    if dtype.names is not None:
-        return _field_descr(dtype)
-    if dtype.name in _NAMED and dtype.type.__module__ == "ml_dtypes":
-        return dtype.name
-    if dtype.kind not in "biufcmMSUV" or dtype.num > _LAST_BUILTIN:
-        raise TypeError(f"a .npy document can't carry {dtype}: convert it to numbers or fixed-length strings")
-    return dtype.str
+cdef enum:
+    _MISFIT
+    _PLAIN                # the bytes of such an item lie in a row as they come
+    _OTHERWISE_LAID_OUT   # the values do, but column by column, or with their bytes swapped
 
 
-cdef _field_descr(object dtype):
-    for name in dtype.names:
-        descr = _descr(dtype[name].base)
-        if isinstance(descr, str) and descr in _NAMED:
-            raise TypeError(
-                f"a .npy document can't carry a field of {dtype[name]}: NumPy reads such dtypes by name, and alone")
+cdef int _fit(_Signature signature, cnp.ndarray rows) except -1:
+    cdef bint same = signature.ndim == cnp.PyArray_NDIM(rows) - 1
+    if same:
+        same = memcmp(signature.dims, cnp.PyArray_DIMS(rows) + 1, signature.ndim * sizeof(cnp.npy_intp)) == 0
+    if same and (<void *>signature.dtype == <void *>cnp.PyArray_DESCR(rows) or signature.dtype == rows.dtype):
+        return _OTHERWISE_LAID_OUT if signature.fortran else _PLAIN
+    if same and signature.dtype.newbyteorder("=") == rows.dtype.newbyteorder("="):
+        return _OTHERWISE_LAID_OUT
+    return _MISFIT
+
+
+cdef _misfit(_Signature signature, cnp.ndarray rows, object index):
+    shape = (<object>rows).shape[1:]
+    return ItemError(f"expected {rows.dtype} {shape}, got {signature.dtype} {signature.shape()}", index)
+
+
+cdef cnp.ndarray _check_rows(object rows, Py_ssize_t count):
+    if not isinstance(rows, cnp.ndarray):
+        raise TypeError(f"expected an array for the rows, got {type(rows).__name__}")
+    cdef cnp.ndarray array = rows
+    if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError("expected C-contiguous, writable rows")
+    if cnp.PyArray_NDIM(array) < 1 or cnp.PyArray_DIMS(array)[0] != count:
+        raise ValueError(f"expected {count} rows, got an array of shape {rows.shape}")
+    return array
+
+
+cdef class Items:
+    cdef Py_ssize_t count
+    cdef readonly object names
+
+    def __len__(self):
+        return self.count
+
+    def into(self, rows, Py_ssize_t start=0, stop=None):
+        cdef Py_ssize_t end = self.count if stop is None else stop
+        if not 0 <= start <= end <= self.count:
+            raise ValueError(f"expected 0 <= start <= stop <= {self.count}, got {start} and {end}")
+        if self.names is None:
+            self.decode(0, _check_rows(rows, end - start), start, end)
+        else:
+            self._columns_into(rows, start, end)
+
+    cdef _columns_into(self, rows, Py_ssize_t start, Py_ssize_t stop):
+        """Of several items that are wrong, the lowest is named, whichever its column."""
+        if len(rows) != len(self.names):
+            raise ValueError(f"expected one array for each of {len(self.names)} names, got {len(rows)}")
+        arrays = [_check_rows(column, stop - start) for column in rows]
+        lowest = None
+        for column, array in enumerate(arrays):
+            try:
+                self.decode(column, array[:stop - start], start, stop)
+            except ItemError as error:
+                lowest, stop = error, error.index
+        if lowest is not None:
+            raise lowest
+
+    cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        """Items [start, stop) of one column into as many rows; ItemError with the item's index."""
+        raise NotImplementedError
+
+    cdef wrong(self, int column, Py_ssize_t i, error):
+        """The error of a value, with where it stands."""
+        error.index = i
+        if self.names is not None:
+            error.reason = f"{self.names[column]}: {error.reason}"
+        return error
+
+
+@cython.final
+cdef class _Spans(Items):
+    """Items that lie in one body, all of a column with the same signature: texts in JSON, or documents as they are."""
+
+    cdef _Input source
+    cdef _Signature signature  # of column 0; None if there are no items
+    cdef list signatures       # of all columns, if there are several
+    cdef int columns
+    cdef bint raw
+    cdef size_t *starts        # offset of each text (or of raw data) in the body, items x columns
+    cdef size_t few[FEW]
+
+    def __cinit__(self):
+        self.starts = self.few
+
+    def __dealloc__(self):
+        if self.starts != self.few:
+            PyMem_RawFree(self.starts)
+
+    cdef int make_room(self, size_t texts) except -1:
+        """Room for so many texts; keeps none that were there but the few."""
+        if texts <= FEW:
+            return 0
+        cdef size_t *starts = <size_t *>PyMem_RawMalloc(texts * sizeof(size_t))
+        if starts == NULL:
+            raise MemoryError(f"no room for {texts} offsets")
+        memcpy(starts, self.few, FEW * sizeof(size_t))
+        self.starts = starts
+        return 0
+
+    cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        if start == stop:
+            return
+        cdef _Signature signature = self.signature_of(column)
+        cdef Py_ssize_t i
+        if _fit(signature, rows) == _PLAIN:
+            i = start + self.decode_plain(signature, column, rows, start, stop)
+            if i < stop:
+                self.explain(column, rows, i, start)
+        elif _fit(signature, rows) == _OTHERWISE_LAID_OUT:
+            for i in range(start, stop):
+                try:
+                    rows[i - start] = self.array(column, i)
+                except ItemError:
+                    self.explain(column, rows, i, start)
+        else:
+            self.explain(column, rows, start, start)
+        _remember(signature)
+
+    cdef _Signature signature_of(self, int column):
+        return self.signature if column == 0 else self.signatures[column]
+
+    cdef size_t decode_plain(
+            self, _Signature signature, int column, cnp.ndarray rows, size_t start, size_t stop) noexcept:
+        """Returns how many items were good."""
+        cdef uint8_t *to = <uint8_t *>cnp.PyArray_DATA(rows)
+        cdef const size_t *starts = self.starts + start * self.columns + column
+        cdef size_t skip = signature.header, size = signature.nbytes, step = self.columns, count = stop - start
+        cdef size_t i, good
+        cdef const uint8_t *body = self.source.data
+        cdef bint bools = signature.bools
+        if self.raw:
+            for i in range(count):
+                vx_copy(to + i * size, body + starts[i * step], size)
+                if bools and not vx_are_bools(to + i * size, size):
+                    return i
+            return count
+        if count * size < RELEASE_GIL:
+            return vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, bools)
+        with nogil:
+            good = vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, bools)
+        return good
+
+    cdef array(self, int column, Py_ssize_t i):
+        """One item as an array of its own."""
+        cdef _Signature signature = self.signature_of(column)
+        cdef const uint8_t *at = self.source.data + self.starts[i * self.columns + column]
+        if self.raw:
+            return _decode_npy(at - signature.header, signature)
+        return _decode_numpy(_part(self.source, at, signature.key.chars), signature)
+
+    cdef explain(self, int column, cnp.ndarray rows, Py_ssize_t i, Py_ssize_t start):
+        """Raises what is wrong with item i. What the walk took for a text may have an escape in it, or be no JSON: so a
+        parser has the last word, and the item is refused as any that a parser made. Good it can't be: without its
+        escapes it is shorter than its header says; but a quote in it may hide a second "data", where a parser looks."""
+        cdef _Signature signature = self.signature_of(column)
+        if self.raw:
+            if _fit(signature, rows) == _MISFIT:
+                raise _misfit(signature, rows, i)
+            raise ItemError("expected the bytes of bools to be 0 or 1, got others", i)
+        import orjson
+
+        data = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"]
+        if isinstance(data, list) and len(data) > i:
+            (<_Values>items_of(data, self.names)).decode(column, rows[i - start:i - start + 1], i, i + 1)
+        raise ItemError("expected one list of texts, got a quote within a text, or a body that has changed", i)
+
+
+@cython.final
+cdef class _Names:
+    """Names of members as the walk wants them."""
+
+    cdef list encoded
+    cdef const uint8_t *names[VX_MAX_COLUMNS]
+    cdef size_t sizes[VX_MAX_COLUMNS]
+
+    def __init__(self, names):
+        if not 0 < len(names) <= VX_MAX_COLUMNS or len(set(names)) != len(names):
+            raise ValueError(f"expected 1 to {VX_MAX_COLUMNS} different names, got {names}")
+        self.encoded = [name.encode() for name in names]
+        for i, name in enumerate(self.encoded):
+            self.names[i] = <const uint8_t *>PyBytes_AS_STRING(name)
+            self.sizes[i] = len(name)
+
+
+cdef dict _names = {}  # the service's own, never a client's
+
+
+cdef _Names _names_of(tuple names):
+    found = _names.get(names)
+    if found is None:
+        found = _names[names] = _Names(names)
+    return found
+
+
+def scan(body, names=None):
+    cdef _Spans items = _Spans.__new__(_Spans)
+    cdef vx_walk walk
+    cdef _Names columns = None
+    cdef int outcome
+    items.source = _open_bytes(body)
+    walk.names, walk.name_sizes, walk.columns = NULL, NULL, 1
+    if names is not None:
+        items.names = tuple(names)
+        columns = _names_of(items.names)
+        walk.names, walk.name_sizes, walk.columns = columns.names, columns.sizes, len(columns.encoded)
+        items.signatures = [None] * walk.columns
+    walk.begin = walk.at = items.source.data
+    walk.end = walk.begin + items.source.size
+    walk.opened = walk.count = 0
+    walk.starts = items.starts
+    walk.room = FEW // walk.columns
+    for i in range(walk.columns):
+        walk.keys[i].chars = 0
+    items.columns = walk.columns
+    while True:
+        outcome = vx_walk_on(&walk)
+        if outcome != VX_ASK:
+            break
+        if not _answer(&walk, items):
+            return None
+    if outcome != VX_DONE:
+        return None
+    items.count = walk.count
+    return items
+
+
+cdef bint _answer(vx_walk *walk, _Spans items) except -1:
+    """Gives the walk the key or the room that it asks for; False if the text has no header that is taken."""
+    cdef size_t left, item = 0
+    cdef _Signature signature
+    if walk.column < 0:
+        for i in range(walk.columns):
+            item += walk.keys[i].chars
+        walk.room = walk.count + (walk.end - walk.at) // item + 1  # there can't be more of them in the rest
+        items.make_room(walk.room * walk.columns)
+        walk.starts = items.starts
+        return True
+    left = walk.end - walk.text
     try:
-        return np.lib.format.dtype_to_descr(dtype)
-    except ValueError as error:  # fields that overlap
-        raise TypeError(f"a .npy document can't carry {dtype}: {error}") from None
+        signature = _text_signature(walk.text, left, left // 4 * 3)
+    except ItemError:
+        return False
+    walk.keys[walk.column] = signature.key
+    if walk.column == 0:
+        items.signature = signature
+    if items.signatures is not None:
+        items.signatures[walk.column] = signature
+    return True
 
 
-cdef bytes _build_header(object dtype, tuple shape, bint fortran):
-    """A .npy header of 192 bytes, or of a multiple where that is too short."""
-    text = repr({"descr": _descr(dtype), "fortran_order": bool(fortran), "shape": shape})
-    encoding, version = ("ascii", 1) if text.isascii() else ("utf-8", 3)
-    encoded = text.encode(encoding)
-    prefix = 10 if version == 1 else 12
-    size = -(-(prefix + len(encoded) + 1) // HEADER_BYTES) * HEADER_BYTES
-    if size > VX_NPY_MAX_HEADER or dtype.itemsize == 0 or "\\" in text or len(shape) > VX_NPY_MAX_DIMS:
-        raise TypeError(
-            f"expected a dtype of at least one byte, whose header fits {VX_NPY_MAX_HEADER} bytes and whose field names "
-            f"need no escapes, in at most {VX_NPY_MAX_DIMS} dimensions; got {dtype} {shape}")
-    length = (size - prefix).to_bytes(prefix - 8, "little")
-    return b"\x93NUMPY" + bytes((version, 0)) + length + encoded.ljust(size - prefix - 1) + b"\n"
+cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
+    """One element of a JSON list, or one array, into rows[i]."""
+    cdef _Input source
+    cdef _Signature signature
+    cdef uint8_t *row
+    cdef size_t claimed
+    if isinstance(value, str):
+        source = _open_text(value)
+        claimed = _claimed(source)
+        signature = _text_signature(source.data, source.size, claimed)
+        fit = _fit(signature, rows)
+        if fit == _MISFIT:  # before the size, as where the walk found the item: the same error for the same body
+            raise _misfit(signature, rows, None)
+        _check_size(signature, source, claimed)
+        if fit == _PLAIN:
+            row = <uint8_t *>cnp.PyArray_DATA(rows) + i * signature.nbytes
+            _decode(row, source, signature.header, signature.nbytes)
+            _check_bools(signature, row)
+            _remember(signature)
+            return 0
+        value = _decode_numpy(source, signature)
+    elif isinstance(value, (bool, int, float, list)):
+        value = numbers(value, rows.dtype, (<object>rows).shape[1:])
+    elif not isinstance(value, np.ndarray):
+        raise ItemError(f"expected base64 of a .npy document, or nested lists of numbers; got {type(value).__name__}")
+    elif value.shape != (<object>rows).shape[1:] or value.dtype.newbyteorder("=") != rows.dtype.newbyteorder("="):
+        raise ItemError(f"expected {rows.dtype} {(<object>rows).shape[1:]}, got {value.dtype} {value.shape}")
+    (<object>rows)[i] = value
+    return 0
 
+
+@cython.final
+cdef class _Values(Items):
+    """Items that a JSON parser made, or arrays."""
+
+    cdef list values
+
+    cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        for i in range(start, stop):
+            value = self.member(column, i)
+            try:
+                _value_into(value, rows, i - start)
+            except ItemError as error:
+                raise self.wrong(column, i, error)
+
+    cdef member(self, int column, Py_ssize_t i):
+        value = self.values[i]
+        if self.names is None:
+            return value
+        if not isinstance(value, dict):
+            raise ItemError(f"expected an object of the members {list(self.names)}, got {type(value).__name__}", i)
+        if len(value) != len(self.names) or self.names[column] not in value:
+            raise ItemError(f"expected an object of the members {list(self.names)}, got {list(value)[:20]}", i)
+        return value[self.names[column]]
+
+
+def items_of(values, names=None):
+    cdef _Values items = _Values.__new__(_Values)
+    items.values = list(values)
+    items.names = None if names is None else tuple(names)
+    items.count = len(items.values)
+    return items
+
+
+cdef _Signature _row_signature(_Signature whole):
+    """Of one row of a stacked document."""
+    cdef _Signature row = _Signature.__new__(_Signature)
+    row.dtype, row.ndim, row.bools, row.header = whole.dtype, whole.ndim - 1, whole.bools, whole.header
+    row.nbytes = whole.nbytes // whole.dims[0] if whole.dims[0] else 0
+    memcpy(row.dims, whole.dims + 1, row.ndim * sizeof(cnp.npy_intp))
+    row.remembered = True  # no document begins like this
+    return row
+
+
+def scan_npy(body, ndim=None):
+    cdef _Spans items = _Spans.__new__(_Spans)
+    cdef _Input source = _open_bytes(body)
+    cdef size_t size = source.size, each, i
+    cdef _Signature first
+    try:
+        first = _raw_signature(source.data, size)
+    except ItemError as error:
+        error.index = 0
+        raise
+    each = first.header + first.nbytes
+    items.source, items.columns, items.raw, items.signature = source, 1, True, first
+    if ndim is not None and first.ndim == ndim + 1 and each == size:
+        if first.fortran:
+            return items_of(decode_npy(body)[0])
+        return _scan_stacked(items, first)
+    if size % each:
+        return items_of(decode_npy(body))
+    items.make_room(size // each)
+    for i in range(size // each):
+        if memcmp(source.data + i * each, source.data, first.header) != 0:
+            return items_of(decode_npy(body))
+        items.starts[i] = i * each + first.header
+    items.count = size // each
+    return items
+
+
+cdef _Spans _scan_stacked(_Spans items, _Signature whole):
+    cdef _Signature row = _row_signature(whole)
+    cdef Py_ssize_t i, count = whole.dims[0]
+    if whole.nbytes == 0 and count:  # a header may claim any number of rows of nothing
+        raise ItemError(f"expected rows of at least one byte, got {whole.dtype} {whole.shape()}", 0)
+    items.make_room(count)
+    for i in range(count):
+        items.starts[i] = whole.header + i * row.nbytes
+    items.count, items.signature = count, row
+    return items
+
+
+# -- strings in
+
+def strings(body):
+    cdef _Input source = _open_bytes(body)
+    cdef const uint8_t *end = source.data + source.size
+    cdef const uint8_t *at = vx_open(source.data, end)
+    cdef const uint8_t *text
+    cdef size_t size
+    cdef int last = False
+    if at == NULL:
+        return None
+    found = []
+    text = vx_take(at, end, b"]")
+    if text != NULL:
+        return found if vx_closes(text, end) else None
+    while not last:
+        text = vx_take_string(vx_active, &at, end, &size, &last)
+        if text == NULL:
+            return None
+        found.append(_ascii(text, size))
+    return found if vx_closes(at, end) else None
+
+
+cdef _ascii(const uint8_t *text, size_t size):
+    if size == 0:
+        return ""
+    made = PyUnicode_New(size, 127)
+    memcpy(PyUnicode_DATA(made), text, size)
+    return made
+
+
+# -- arrays out
 
 cdef _as_array(object value):
     """An array with one contiguous block of data, and no meaning that .npy would lose."""
@@ -459,7 +812,14 @@ cdef _as_array(object value):
     return cnp.PyArray_GETCONTIGUOUS(array)
 
 
-cdef cnp.npy_intp _MAX_CACHED_DIMS = 8
+cdef cnp.ndarray _as_rows(object values):
+    """A C-contiguous array of at least one dimension."""
+    if type(values) is cnp.ndarray and cnp.PyArray_IS_C_CONTIGUOUS(values) and cnp.PyArray_NDIM(values) > 0:
+        return values
+    array = np.asarray(_as_array(values), order="C")
+    if array.ndim == 0:
+        raise ValueError(f"expected rows along a zeroth dimension, got one value: {array.dtype} ()")
+    return array
 
 
 @cython.final
@@ -469,39 +829,47 @@ cdef class _Header:
     cdef cnp.dtype dtype
     cdef int ndim
     cdef bint fortran
-    cdef cnp.npy_intp dims[8]
+    cdef cnp.npy_intp dims[HEADER_DIMS]
     cdef bytes text
 
 
-cdef list _headers = [None] * HEADER_SLOTS
+cdef list _headers = [None] * HEADERS
 
 
-cdef inline bint _is_header_of(_Header header, cnp.ndarray array, bint fortran):
+cdef inline bint _is_header_of(_Header header, void *dtype, int ndim, const cnp.npy_intp *dims, bint fortran):
     return (
-        <void *>header.dtype == <void *>cnp.PyArray_DESCR(array)
-        and header.ndim == cnp.PyArray_NDIM(array)
+        <void *>header.dtype == dtype
+        and header.ndim == ndim
         and header.fortran == fortran
-        and memcmp(header.dims, cnp.PyArray_DIMS(array), header.ndim * sizeof(cnp.npy_intp)) == 0
+        and memcmp(header.dims, dims, ndim * sizeof(cnp.npy_intp)) == 0
     )
 
 
-cdef bytes _header_text(cnp.ndarray array, bint fortran):
-    """Cached by identity of the dtype, which the cache keeps alive. Structured ones are not: their names can change."""
-    cdef int ndim = cnp.PyArray_NDIM(array)
-    cdef uintptr_t mix = <uintptr_t><void *>cnp.PyArray_DESCR(array) >> 4
+cdef bytes _build_text(object dtype, int ndim, const cnp.npy_intp *dims, bint fortran):
+    shape = tuple([dims[i] for i in range(ndim)])
+    return encode_bytes(build_header(dtype, shape, bool(fortran))).encode()
+
+
+cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
+    """The header of an array, or of its rows if `skip` is 1. Found by the identity of the dtype, which the entry keeps
+    alive; structured ones are built each time, since their names can be changed in place."""
+    cdef int ndim = cnp.PyArray_NDIM(array) - skip
+    cdef const cnp.npy_intp *dims = cnp.PyArray_DIMS(array) + skip
+    cdef void *dtype = <void *>cnp.PyArray_DESCR(array)
+    cdef uintptr_t mix = <uintptr_t>dtype >> 4
     cdef _Header header
-    if ndim > _MAX_CACHED_DIMS or cnp.PyArray_HASFIELDS(array):
-        return encode_bytes(_build_header(array.dtype, (<object>array).shape, fortran)).encode()
+    if ndim > HEADER_DIMS or cnp.PyArray_HASFIELDS(array):
+        return _build_text(array.dtype, ndim, dims, fortran)
     for i in range(ndim):
-        mix = mix * 31 + <uintptr_t>cnp.PyArray_DIMS(array)[i]
-    mix = (mix ^ mix >> 7 ^ fortran) % HEADER_SLOTS
+        mix = mix * 31 + <uintptr_t>dims[i]
+    mix = (mix ^ mix >> 7 ^ fortran) % HEADERS
     found = _headers[mix]
-    if found is not None and _is_header_of(<_Header>found, array, fortran):
+    if found is not None and _is_header_of(<_Header>found, dtype, ndim, dims, fortran):
         return (<_Header>found).text
     header = _Header.__new__(_Header)
-    header.text = encode_bytes(_build_header(array.dtype, (<object>array).shape, fortran)).encode()
+    header.text = _build_text(array.dtype, ndim, dims, fortran)
     header.dtype, header.ndim, header.fortran = array.dtype, ndim, fortran
-    memcpy(header.dims, cnp.PyArray_DIMS(array), ndim * sizeof(cnp.npy_intp))
+    memcpy(header.dims, dims, ndim * sizeof(cnp.npy_intp))
     _headers[mix] = header
     return header.text
 
@@ -512,13 +880,37 @@ def encode_numpy(value):
         array = value
     else:
         array = _as_array(value)
-    cdef bytes header = _header_text(array, not cnp.PyArray_IS_C_CONTIGUOUS(array))
+    cdef bytes header = _header_text(array, 0, not cnp.PyArray_IS_C_CONTIGUOUS(array))
     cdef size_t start = len(header), nbytes = cnp.PyArray_NBYTES(array)
     cdef object text = PyUnicode_New(start + VX_CHARS(nbytes), 127)
     cdef uint8_t *to = <uint8_t *>PyUnicode_DATA(text)
     memcpy(to, PyBytes_AS_STRING(header), start)
     _encode(to + start, <const uint8_t *>cnp.PyArray_DATA(array), nbytes)
     return text
+
+
+cdef const char *_PREFIX = b'{"data":['
+cdef const char *_SUFFIX = b'],"error":null}'
+
+
+def encode_rows(values):
+    cdef cnp.ndarray array = _as_rows(values)
+    cdef bytes header = _header_text(array, 1, False)
+    cdef size_t count = cnp.PyArray_DIMS(array)[0], start = len(header)
+    cdef size_t size = cnp.PyArray_NBYTES(array) // count if count else 0
+    cdef size_t body_size = 9 + count * (start + VX_CHARS(size) + 2) + (count - 1 if count else 0) + 15
+    cdef bytes body = PyBytes_FromStringAndSize(NULL, body_size)
+    cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(body)
+    cdef const uint8_t *data = <const uint8_t *>cnp.PyArray_DATA(array)
+    cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(header)
+    memcpy(to, _PREFIX, 9)
+    if count * size < RELEASE_GIL:
+        to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)
+    else:
+        with nogil:
+            to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)
+    memcpy(to, _SUFFIX, 15)
+    return body
 
 
 cdef list _equal_rows(object values):
@@ -537,12 +929,13 @@ cdef list _equal_rows(object values):
 def encode_npy(values):
     cdef cnp.ndarray row
     cdef size_t at
-    if isinstance(values, np.ndarray) and values.ndim:
-        rows, shape = [np.asarray(_as_array(values), order="C")], values.shape
+    if isinstance(values, np.ndarray):
+        rows = [_as_rows(values)]
+        shape = values.shape
     else:
         rows = _equal_rows(values)
         shape = (len(rows), *rows[0].shape)
-    cdef bytes header = _build_header(rows[0].dtype, shape, False)
+    cdef bytes header = build_header(rows[0].dtype, shape, False)
     cdef size_t nbytes = cnp.PyArray_NBYTES(rows[0])
     cdef bytes body = PyBytes_FromStringAndSize(NULL, len(header) + nbytes * len(rows))
     at = len(header)

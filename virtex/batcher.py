@@ -20,13 +20,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from .errors import RequestError
-from .handler import Outcome, Steps, drive, failure_of
-from .ring import Ring, Span, Ticket
+from .errors import HandlerError, ItemError, RequestError
+from .ring import Load, Ring, Span, Ticket
+from .steps import Outcome, Steps, drive, failure_of
 
 log = logging.getLogger("virtex")
 
@@ -141,16 +141,12 @@ class Company:
 
 
 class Batch:
-    """Spans of requests that go through the handler together."""
+    """A load of requests on its way through the handler."""
 
-    __slots__ = ("cut", "cut_at", "outcomes", "requests", "size", "spans", "steps")
+    __slots__ = ("cut", "cut_at", "load", "outcomes", "steps")
 
-    def __init__(self, spans: list[Span], steps: Steps, cut: str, cut_at: int) -> None:
-        self.spans = spans
-        self.requests = [
-            ticket.items if stop - start == ticket.count else ticket.items[start:stop] for ticket, start, stop in spans
-        ]
-        self.size = sum(map(len, self.requests))
+    def __init__(self, load: Load, steps: Steps, cut: str, cut_at: int) -> None:
+        self.load = load
         self.steps = steps
         self.cut = cut
         self.cut_at = cut_at
@@ -159,18 +155,26 @@ class Batch:
     def run(self) -> None:
         """Compute the outcomes here and now; for handlers without async methods."""
         try:
-            self.outcomes = drive(self.steps.run(self.requests))
+            self.outcomes = drive(self.steps.run(self.load.work))
         except BaseException as error:
             self.fail(error)
             raise
 
     async def run_async(self) -> None:
         """Compute the outcomes as a coroutine."""
-        self.outcomes = await self.steps.run(self.requests)
+        self.outcomes = await self.steps.run(self.load.work)
 
     def fail(self, error: BaseException) -> None:
         """Give every request of the batch the same failure."""
-        self.outcomes = [failure_of(error)] * len(self.spans)
+        self.outcomes = [failure_of(error)] * len(self.load.spans)
+
+    def answers(self) -> list[tuple[Span, Outcome]]:
+        """Each span with its outcome, those of one ticket in the order of its slots."""
+        answers = list(zip(self.load.spans, self.outcomes, strict=True))
+        if self.load.shuffled:
+            answers.sort(key=lambda answer: answer[0][1])
+        self.outcomes = []
+        return answers
 
 
 Done = Callable[[Batch], None]
@@ -307,13 +311,14 @@ class Batcher:
         self.company = Company(self._window)
         self._executor: Executor | None = None
         self._steps: Callable[[], Steps]
-        self._running = 0
+        self._running: list[Batch] = []
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
 
-    def run_with(self, executor: Executor, steps: Callable[[], Steps]) -> None:
-        """Start cutting. steps: makes the Steps of one batch."""
+    def run_with(self, executor: Executor, steps: Callable[[], Steps], ring: Ring | None = None) -> None:
+        """Start cutting. steps: makes the Steps of one batch. ring: takes the place of the one that is there, empty."""
+        self._ring = ring or self._ring
         self._executor = executor
         self._steps = steps
         self.wake()
@@ -322,6 +327,11 @@ class Batcher:
     def waiting(self) -> int:
         """Items in the ring."""
         return self._ring.size
+
+    @property
+    def running_since(self) -> int:
+        """When the oldest batch that has not come back was cut, in ns; 0 when none is out."""
+        return self._running[0].cut_at if self._running else 0
 
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
@@ -348,6 +358,13 @@ class Batcher:
         if self._observer is not None:
             self.tell(self._observer.dropped, reason, ticket.count - ticket.answered)
         self.wake()
+
+    def unanswered(self) -> Iterator[Ticket]:
+        """The requests in batches that run, then those that wait; a request that spans both comes twice."""
+        for batch in self._running:
+            for ticket, _, _ in batch.load.spans:
+                yield ticket
+        yield from self._ring
 
     def drain(self) -> None:
         """From now on wait for nobody."""
@@ -377,7 +394,7 @@ class Batcher:
             why = self._why(now, due)
             if why is None:
                 return
-        elif self._running < executor.depth and self._ring.size >= self.max_batch_size:
+        elif len(self._running) < executor.depth and self._ring.size >= self.max_batch_size:
             why = "full"
         else:
             return
@@ -385,7 +402,7 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         batch = Batch(self._ring.take(self.max_batch_size), self._steps(), why, now)
-        self._running += 1
+        self._running.append(batch)
         executor.start(batch, self._done)
         self.wake()
 
@@ -412,20 +429,26 @@ class Batcher:
 
     def _done(self, batch: Batch) -> None:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
-        self._running -= 1
-        for (ticket, start, _), outcome in zip(batch.spans, batch.outcomes, strict=True):
-            if isinstance(outcome, list):
+        self._running.remove(batch)
+        ok = True
+        for (ticket, start, _), outcome in batch.answers():
+            if not isinstance(outcome, (HandlerError, ItemError)):
                 ticket.fill(outcome)
-            elif not ticket.done:
+                continue
+            ok = False
+            if not ticket.resolved:
                 if outcome.index is not None:
                     outcome.index += start  # from within the span to within the request
                 self._ring.cancel(ticket)
                 ticket.resolve([], outcome)
+        outcome = None  # type: ignore[assignment]  # the last of the references to the batch's rows
         if self._observer is not None:
-            self.tell(self._observer.batch_done, self._report(batch))
+            self.tell(self._observer.batch_done, self._report(batch, ok))
+        batch.load.release()
         self.wake()
 
-    def _report(self, batch: Batch) -> BatchReport:
-        waits = [(batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.spans for _ in range(start, stop)]
-        ok = all(isinstance(outcome, list) for outcome in batch.outcomes)
-        return BatchReport(batch.size, batch.cut, waits, batch.steps.seconds, ok)
+    def _report(self, batch: Batch, ok: bool) -> BatchReport:
+        waits = [
+            (batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.load.spans for _ in range(start, stop)
+        ]
+        return BatchReport(batch.load.size, batch.cut, waits, batch.steps.seconds, ok)

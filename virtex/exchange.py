@@ -10,16 +10,18 @@ import json
 import logging
 import re
 import secrets
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._codec import decode_npy, encode_npy
+from ._codec import encode_npy
 from .batcher import RETRY_SOON, Peer
 from .errors import HandlerError, Headers, ItemError, RequestError
-from .message import decode_message, encode_data
+from .message import encode_data
 from .ring import Ticket
+from .tensor import Rows
 
 if TYPE_CHECKING:
     from .server import Server
@@ -38,7 +40,7 @@ class Head:
     0 for none, None for chunked. peer: the connection, None where the shell can't tell.
     """
 
-    __slots__ = ("headers", "length", "method", "path", "peer")
+    __slots__ = ("headers", "length", "method", "path", "peer", "wants")
 
     def __init__(
         self, method: str, path: str, headers: list[tuple[bytes, bytes]], length: int | None, peer: Peer | None
@@ -48,6 +50,7 @@ class Head:
         self.headers = headers
         self.length = length
         self.peer = peer
+        self.wants: Wants | None = None  # what the server made of it: a shell may put the same head again
 
 
 class Response:
@@ -116,19 +119,54 @@ def _prefers_npy(accept: str) -> bool:
 
 
 class Exchange(Ticket):
-    """One request whose headers were accepted, until its answer. Made by Server.open()."""
+    """One request whose headers were accepted, and the future of its answer. Made by Server.open().
 
-    __slots__ = ("_begun", "_body", "_future", "_head", "_server", "_view", "_wants")
+    It has the calls of a future that the shells need. Its callbacks run at once, not in the loop's next iteration:
+    answering a batch is one pass over it.
+    """
+
+    __slots__ = ("_arriving", "_body", "_callback", "_head", "_response", "_server", "_view", "_wants", "begun")
 
     def __init__(self, server: Server, head: Head, wants: Wants, begun: int) -> None:
         super().__init__()
+        self.begun = begun  # when the headers were read, in the clock's nanoseconds
         self._server = server
         self._head = head
         self._wants = wants
-        self._begun = begun
-        self._body: bytes | bytearray | None = b""
+        self._arriving = True
+        self._body: bytes | bytearray = b""
         self._view: memoryview | None = None
-        self._future: asyncio.Future[Response] | None = None
+        self._response: Response | None = None
+        self._callback: Callable[[Exchange], object] | None = None
+
+    def done(self) -> bool:
+        """Whether there is an answer."""
+        return self._response is not None
+
+    def result(self) -> Response:
+        """The answer. Raises asyncio.InvalidStateError while there is none."""
+        if self._response is None:
+            raise asyncio.InvalidStateError("not answered yet")
+        return self._response
+
+    def add_done_callback(self, callback: Callable[[Exchange], object]) -> None:
+        """Call callback(exchange) when the answer is there; there can be one."""
+        if self._response is None:
+            self._callback = callback
+        else:
+            callback(self)
+
+    def __await__(self) -> Generator[Any, None, Response]:
+        if self._response is None:
+            waiter = asyncio.get_running_loop().create_future()
+
+            def wake(_: Exchange) -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            self._callback = wake
+            yield from waiter
+        return self.result()
 
     def write(self, data: bytes) -> None:
         """Take a piece of the body that has memory of its own; a single one is not copied.
@@ -139,8 +177,8 @@ class Exchange(Ticket):
             self._body = data
         else:
             self._grow(len(data))[:] = data
-        if len(self._body or b"") > self._server.limits.body:
-            raise self._server.too_large(len(self._body or b""))
+        if len(self._body) > self._server.limits.body:
+            raise self._server.too_large(len(self._body))
 
     def buffer(self, n: int) -> memoryview:
         """Where the next n bytes of the body go; fill all of them before the next call of any method but cancel()."""
@@ -160,36 +198,47 @@ class Exchange(Ticket):
         self._view = memoryview(body)[at:]
         return self._view
 
-    def complete(self) -> Response | asyncio.Future[Response]:
-        """The body is all there: answer at once, or admit its items and answer by the future, which never fails."""
+    def complete(self) -> Response | Exchange:
+        """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
+        self._arriving = False
+        self._server.batcher.company.arrived()
+        if self._server.is_starting:
+            self._server.wait_for_start(self)
+            return self
+        return self._admit() or self
+
+    def start(self) -> None:
+        """The handler is there now: admit what waited for it."""
+        if not self.resolved and self._admit() is not None and self._callback is not None:
+            self._callback(self)
+
+    def _admit(self) -> Response | None:
         server = self._server
-        server.batcher.company.arrived()
-        body = self._body or b""
-        self._body = None
+        body, self._body = self._body, b""
         try:
-            self.items = decode_npy(body) if self._wants.sends_npy else decode_message(body)
-            if not self.items:
+            self.items = server.read(body, self._wants.sends_npy)
+            if not len(self.items):
                 return self._finish(self._reply([]))
-            self._future = server.loop.create_future()
             server.admit(self)
-        except (RequestError, ItemError) as error:
+        except Exception as error:  # whatever it is, the request is over and must be counted so
             return self._finish(self._error(error))
-        return self._future
+        return None
 
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
+        if self.resolved:
+            return
+        self.resolved = True
         server = self._server
-        if self._future is None:
-            if self._body is not None:
-                self._body = None
-                server.batcher.company.arrived()
-                server.settled(self)
-                server.batcher.wake()
-        elif not self.done:
-            self.done = True
+        self._body = b""
+        if self._arriving:
+            self._arriving = False
+            server.batcher.company.arrived()
+            server.batcher.wake()
+        else:
             server.batcher.cancel(self, reason)
             self.items = self.rows = []
-            server.settled(self)
+        server.settled(self._head.peer)
 
     def expire(self) -> None:
         """The deadline passed: answer 504, or 503 while the handler is not even there."""
@@ -202,17 +251,26 @@ class Exchange(Ticket):
         server.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
 
-    def deliver(self, rows: list[Any], error: Exception | None) -> None:
+    def deliver(self, rows: list[Any] | Rows, error: Exception | None) -> None:
         try:
             response = self._reply(rows) if error is None else self._error(error)
-        except HandlerError as unsendable:
+        except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self._error(unsendable)
-        assert self._future is not None
         self._finish(response)
-        if not self._future.done():  # an ASGI server may have cancelled the task that awaits it
-            self._future.set_result(response)
+        if self._callback is not None:
+            try:
+                self._callback(self)
+            except Exception:
+                log.exception("a connection failed to take its answer")
 
-    def _reply(self, rows: list[Any]) -> Response:
+    def _reply(self, rows: list[Any] | Rows) -> Response:
+        if rows.__class__ is list and not self._wants.takes_npy:
+            return Response(200, JSON, [b'{"data":%b,"error":null}' % encode_data(rows)])
+        if isinstance(rows, Rows):
+            document = rows.npy() if self._wants.takes_npy else None
+            if document is not None:
+                return Response(200, NPY, [document])
+            return Response(200, JSON, [rows.json()])
         if self._wants.takes_npy and rows:
             stacked = _stacked(rows)
             if stacked is not None:
@@ -224,6 +282,9 @@ class Exchange(Ticket):
             return refusal(error.status, error.reason, error.headers)
         if isinstance(error, ItemError):
             return refusal(error.status, str(error))
+        if not isinstance(error, HandlerError):
+            cause, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
+            error.__cause__ = cause
         return self._failure(error)
 
     def _failure(self, error: Exception) -> Response:
@@ -236,22 +297,13 @@ class Exchange(Ticket):
         return refusal(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:
+        self._response = response
+        self.resolved = True
         server = self._server
-        self.done = True
-        now = server.settled(self)
+        now = server.settled(self._head.peer)
         if server.observer is not None:
-            server.batcher.tell(server.observer.request_done, response.status, self.count, (now - self._begun) / 1e9)
+            server.batcher.tell(server.observer.request_done, response.status, self.count, (now - self.begun) / 1e9)
         return response
-
-    @property
-    def peer(self) -> Peer | None:
-        """The connection that sent the request."""
-        return self._head.peer
-
-    @property
-    def begun(self) -> int:
-        """When the headers were read, in the clock's nanoseconds."""
-        return self._begun
 
 
 def _stacked(rows: list[Any]) -> bytes | None:

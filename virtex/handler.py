@@ -1,26 +1,21 @@
-"""What a user writes, RequestHandler, and what its three methods mean to a batch of requests, Steps.
-
-Rules: this file knows neither the loop nor the ring. Steps.run() never raises what the handler raised: each request
-gets its own outcome, so that one request's bad item costs no other request its answer.
-"""
+"""What a user writes: a RequestHandler of three methods, or a TensorHandler that declares its inputs."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Set
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
+import orjson
+
+from ._codec import encode_numpy, items_of
 from .errors import HandlerError, ItemError
 from .message import HttpMessage, encode_data
+from .tensor import Inputs, Rows, Tensor, allocate
 
 log = logging.getLogger("virtex")
-
-Outcome = list[Any] | HandlerError | ItemError
 
 
 class RequestHandler(ABC):
@@ -75,16 +70,73 @@ class RequestHandler(ABC):
             return None
 
     def _validated(self, message: HttpMessage) -> HttpMessage:
+        from .steps import Steps, TensorSteps, drive
+
         items = message.data
         if not isinstance(items, list):
             raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
-        encode_data(items, "message")
-        steps = Steps(self)
-        outcome = (asyncio.run(steps.run([items])) if steps.is_async else drive(steps.run([items])))[0]
-        if not isinstance(outcome, list):
+        items = orjson.loads(encode_data(items, "message"))
+        if not items:
+            return HttpMessage(data=[])
+        steps = TensorSteps(self) if isinstance(self, TensorHandler) else Steps(self)
+        run = steps.run(self._work(items))
+        (outcome,) = asyncio.run(run) if steps.is_async else drive(run)
+        if isinstance(outcome, Exception):
             raise outcome
-        encode_data(outcome)
-        return HttpMessage(data=outcome)
+        if isinstance(outcome, Rows):
+            return HttpMessage(**orjson.loads(outcome.json()))
+        return HttpMessage(data=orjson.loads(encode_data(outcome)))
+
+    def _work(self, items: list[Any]) -> Any:
+        """What the Steps run, for one request of these items."""
+        return [items]
+
+
+class TensorHandler(RequestHandler):
+    """A model whose inputs are declared: requests are decoded straight into the rows of the batch that it reads.
+
+    inputs: a Tensor, and run_inference gets one array (n, *shape), C-contiguous, aligned to 64 bytes; or a dict of
+    them, and items are JSON objects of these names and run_inference gets a dict of arrays. An item of another dtype
+    or shape is refused with 422 and never enters a batch. The batch is valid until run_inference has been answered:
+    what the handler keeps of it stays its own.
+    outputs: the same for what run_inference returns, one row per item; declared ones are checked and published.
+    device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
+    results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
+
+    run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a sequence of
+    rows. Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
+    Override process_response to make a JSON value of a row instead.
+    """
+
+    inputs: Inputs
+    outputs: Inputs | None = None
+    device: str | None = None
+
+    def process_request(self, data: list[Any]) -> Any:
+        """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.
+
+        Raises ItemError naming the first item that is not what `inputs` declare.
+        """
+        if isinstance(self.inputs, Tensor):
+            rows = allocate(self.inputs, len(data))
+            items_of(data).into(rows)
+            return rows
+        columns = {name: allocate(tensor, len(data)) for name, tensor in self.inputs.items()}
+        items_of(data, tuple(columns)).into(list(columns.values()))
+        return columns
+
+    def process_response(self, model_output_item: Any) -> Any:
+        """Override to make a JSON value of a row; as it is, the server encodes the rows of a batch together."""
+        return model_output_item
+
+    def example(self) -> list[Any]:
+        """One item of zeros."""
+        if isinstance(self.inputs, Tensor):
+            return [encode_numpy(self.inputs.zeros())]
+        return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
+
+    def _work(self, items: list[Any]) -> Any:
+        return self.process_request(items), [len(items)]
 
 
 class Worker:
@@ -98,167 +150,3 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"Worker(index={self.index}, count={self.count})"
-
-
-def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that never suspends, without a loop: handlers of plain methods share one code path with async."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise RuntimeError("a handler without async methods has awaited something")
-
-
-def rows_of(outputs: Any, count: int) -> list[Any]:
-    """The rows of what run_inference gave, exactly `count`; an iterator is read to count + 1 at most.
-
-    Raises HandlerError naming both numbers, or the type that does not iterate along a zeroth dimension.
-    """
-    kind = type(outputs).__name__
-    if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not hasattr(outputs, "__iter__"):
-        raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
-    if getattr(outputs, "shape", None) == ():
-        raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
-    found = len(outputs) if hasattr(outputs, "__len__") else None
-    if found is None:
-        rows = list(islice(outputs, count + 1))
-        found = len(rows)
-        if found > count:
-            raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
-    elif found == count:
-        rows = [outputs.iloc[i] for i in range(count)] if hasattr(outputs, "iloc") else list(outputs)
-    if found != count:
-        raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
-    return rows
-
-
-class Steps:
-    """The three methods of a handler over the items of several requests, with the blame where it belongs.
-
-    is_async: whether one of them is `async def`; run() then has to be awaited on a loop, else drive() will do.
-    seconds: how long each step took in the last run(), by its name.
-    """
-
-    def __init__(self, handler: RequestHandler, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._handler = handler
-        self._clock = clock
-        self._awaits = frozenset(async_methods(handler))
-        self.is_async = bool(self._awaits)
-        self.seconds: dict[str, float] = {}
-
-    async def _step(self, name: str, argument: Any) -> Any:
-        started = self._clock()
-        try:
-            result = getattr(self._handler, name)(argument)
-            return await result if name in self._awaits else result
-        finally:
-            self._lap(name, started)
-
-    def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
-        return self._step("process_request", items)
-
-    def _lap(self, name: str, started: int) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + (self._clock() - started) / 1e9
-
-    async def run(self, requests: list[list[Any]]) -> list[Outcome]:
-        """Compute one outcome per request: its rows, as process_response gave them, or its error."""
-        self.seconds = {}
-        outcomes: list[Outcome] = [[] for _ in requests]
-        for members, batch in await self._decoded(requests, outcomes):
-            await self._computed(batch, members, requests, outcomes)
-        return outcomes
-
-    async def _decoded(self, requests: list[list[Any]], outcomes: list[Outcome]) -> list[tuple[list[int], Any]]:
-        """Batches to run, each with the positions of its requests: one, unless process_request raised."""
-        everyone = list(range(len(requests)))
-        try:
-            return [(everyone, await self._decode(_joined(requests)))]
-        except Exception as error:
-            if len(requests) == 1:
-                outcomes[0] = await self._blamed(requests[0], error)
-                return []
-        singly = []
-        for i in everyone:
-            try:
-                singly.append(([i], await self._decode(list(requests[i]))))
-            except Exception as error:
-                outcomes[i] = await self._blamed(requests[i], error)
-        if len(singly) < 2:
-            return singly
-        together = [i for (i,), _ in singly]
-        try:
-            return [(together, await self._decode(_joined([requests[i] for i in together])))]
-        except Exception as error:
-            # Each is fine alone, they don't stack (shapes that differ, say): nobody is to blame, so each runs alone.
-            log.info("process_request takes these %d requests singly only: %r", len(singly), error)
-            return singly
-
-    async def _blamed(self, items: list[Any], error: Exception) -> HandlerError | ItemError:
-        """The error of one request whose process_request raised, with the index of its lowest failing item."""
-        if not isinstance(error, ItemError):
-            return _failure("process_request", error)
-        if error.index is None:
-            for i, item in enumerate(items):
-                try:
-                    await self._decode([item])
-                except ItemError as found:
-                    return ItemError(found.reason, i, found.offset)
-                except Exception as found:
-                    return _failure("process_request", found, i)
-        return error
-
-    async def _computed(
-        self, batch: Any, members: list[int], requests: list[list[Any]], outcomes: list[Outcome]
-    ) -> None:
-        count = sum(len(requests[i]) for i in members)
-        try:
-            rows = rows_of(await self._step("run_inference", batch), count)
-        except Exception as error:
-            failure = error if isinstance(error, HandlerError) else _failure("run_inference", error)
-            for i in members:
-                outcomes[i] = failure
-            return
-        started = self._clock()
-        start = 0
-        for i in members:
-            stop = start + len(requests[i])
-            outcomes[i] = await self._encoded(rows[start:stop])
-            start = stop
-        self._lap("process_response", started)
-
-    async def _encoded(self, rows: list[Any]) -> Outcome:
-        encode = self._handler.process_response
-        awaits = "process_response" in self._awaits
-        done: list[Any] = []
-        try:
-            for row in rows:
-                result = encode(row)
-                done.append(await result if awaits else result)
-        except ItemError as error:
-            return ItemError(error.reason, len(done), error.offset)
-        except Exception as error:
-            return _failure("process_response", error, len(done))
-        return done
-
-
-def _joined(requests: list[list[Any]]) -> list[Any]:
-    return [item for items in requests for item in items]
-
-
-def _failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
-    failure = HandlerError(f"{step} raised {type(error).__name__}", index)
-    failure.__cause__ = error
-    return failure
-
-
-def failure_of(error: BaseException) -> HandlerError:
-    """The outcome of a whole batch that broke off: SystemExit, cancellation, out of memory between the steps."""
-    return _failure("the batch", error)
-
-
-def async_methods(handler: RequestHandler) -> Iterator[str]:
-    """The names of those of the three methods that are coroutine functions."""
-    for name in ("process_request", "run_inference", "process_response"):
-        if inspect.iscoroutinefunction(getattr(handler, name)):
-            yield name

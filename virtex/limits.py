@@ -31,6 +31,9 @@ class Limits:
     write_stall_seconds: float = 30.0  # a client that reads nothing of its answer for so long is cut
     connections: int = 10_000  # per worker; one more is answered 503 and closed
     pipelined: int = 16  # requests of one connection waiting for their turn; then reading pauses
+    max_bytes: int = (
+        4 << 30
+    )  # of the buffers that a TensorHandler's requests are decoded into; more is refused at start
     answer_seconds: float = 60.0  # from the end of a request's headers to its answer; then 504
 
     def __post_init__(self) -> None:

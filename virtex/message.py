@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ._codec import big_int_offset
+from ._codec import big_int_offset, decode_npy, strings
 from .errors import HandlerError, RequestError
 
 log = logging.getLogger("virtex")
@@ -83,7 +83,7 @@ def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
     try:
         message = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"expected JSON: {error}") from None
+        raise not_json(error) from None
     if not isinstance(message, dict):
         raise RequestError(400, f'expected an object {{"data": [...]}}, got {_json_type(message)}')
     if "data" not in message:
@@ -95,6 +95,19 @@ def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
     if offset >= 0:
         raise RequestError(400, f"integer at byte {offset} does not fit 64 bits; send it as a string or a float")
     return data
+
+
+def not_json(error: orjson.JSONDecodeError) -> RequestError:
+    """The refusal of a body that is no JSON."""
+    return RequestError(400, f"expected JSON: {error}")
+
+
+def decode_items(body: bytes | bytearray, is_npy: bool) -> list[Any]:
+    """The items of a body for a list handler: JSON values, or the arrays of .npy documents."""
+    if is_npy:
+        return decode_npy(body)
+    plain = strings(body)
+    return decode_message(body) if plain is None else plain
 
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:

@@ -9,58 +9,76 @@ False and changes nothing. Cost: put O(1), take O(requests taken), cancel O(requ
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 
 class Ticket:
     """One request in the ring: `count` slots, resolved exactly once by deliver().
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
-    answered: how many of those came back. born: when the request was admitted, in the clock's nanoseconds.
+    answered: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
+    nanoseconds. resolved: delivered, or given up.
     """
 
-    __slots__ = ("answered", "born", "count", "done", "items", "rows", "taken")
+    __slots__ = ("answered", "born", "count", "items", "resolved", "rows", "taken")
 
-    items: list[Any]
+    items: Any
     rows: list[Any]
 
     def __init__(self) -> None:
         self.items = []
         self.rows = []
         self.count = self.taken = self.answered = self.born = 0
-        self.done = False
+        self.resolved = False
 
-    def deliver(self, rows: list[Any], error: Exception | None) -> None:
+    def deliver(self, rows: Any, error: Exception | None) -> None:
         """Take the answer: one row per item in order, or the error of the lowest failing item."""
         raise NotImplementedError
 
-    def fill(self, rows: list[Any]) -> None:
-        """Append the rows of the next slots that came back; the last of them resolves the ticket."""
-        if self.done:
+    def fill(self, rows: Any) -> None:
+        """Add the rows of the next slots that came back, a list or Rows; the last of them resolves the ticket."""
+        if self.resolved:
             return
         self.answered += len(rows)
-        if self.rows:
-            self.rows += rows
+        if self.answered < self.count:
+            self.rows.append(rows.copy())  # the original may alias rows of a batch that will be used again
+        elif self.rows:
+            parts = [*self.rows, rows]
+            self.resolve(list(chain(*parts)) if isinstance(rows, list) else rows.joined(parts), None)
         else:
-            self.rows = rows
-        if self.answered == self.count:
-            self.resolve(self.rows, None)
+            self.resolve(rows, None)
 
-    def resolve(self, rows: list[Any], error: Exception | None) -> None:
+    def resolve(self, rows: Any, error: Exception | None) -> None:
         """Deliver once; whatever comes later is dropped. Frees the items and the rows."""
-        if self.done:
-            return
-        self.done = True
-        self.items = self.rows = []
-        self.deliver(rows, error)
+        if not self.resolved:
+            self.resolved = True
+            self.items = self.rows = []
+            self.deliver(rows, error)
 
 
-class Span(NamedTuple):
-    """The slots [start, stop) of one ticket, as one batch takes them."""
+Span = tuple[Ticket, int, int]  # the slots [start, stop) of one ticket, as one batch takes them
 
-    ticket: Ticket
-    start: int
-    stop: int
+
+class Load:
+    """What one batch takes from the ring.
+
+    spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. shuffled:
+    whether the spans of one ticket may stand in another order than its slots.
+    """
+
+    __slots__ = ("shuffled", "size", "spans", "work")
+
+    def __init__(self, spans: list[Span], work: Any, size: int, shuffled: bool = False) -> None:
+        self.spans = spans
+        self.work = work
+        self.size = size
+        self.shuffled = shuffled
+
+    def release(self) -> None:
+        """Every reply is encoded: let go of what the batch was made of."""
+        self.work = None
 
 
 class Ring:
@@ -86,21 +104,30 @@ class Ring:
         self.size += ticket.count
         return True
 
-    def take(self, limit: int) -> list[Span]:
+    def take(self, limit: int) -> Load:
         """Take up to `limit` slots from the front; the last ticket may be split and stays in front with the rest."""
         spans = []
+        work = []
         tickets = self._tickets
-        while limit and tickets:
+        size = left = min(limit, self.size)
+        self.size -= left
+        while left:
             ticket = tickets[0]
             start = ticket.taken
-            stop = min(ticket.count, start + limit)
-            spans.append(Span(ticket, start, stop))
-            ticket.taken = stop
-            limit -= stop - start
-            self.size -= stop - start
-            if stop == ticket.count:
+            stop = ticket.count
+            if stop - start <= left:
                 tickets.popleft()
-        return spans
+            else:
+                stop = start + left
+            ticket.taken = stop
+            left -= stop - start
+            spans.append((ticket, start, stop))
+            work.append(ticket.items if stop - start == ticket.count else ticket.items[start:stop])
+        return Load(spans, work, size)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """The waiting tickets, oldest first."""
+        return iter(self._tickets)
 
     def cancel(self, ticket: Ticket) -> int:
         """Give back the slots of a ticket that no batch has taken yet; says how many."""

@@ -19,18 +19,21 @@ import math
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .device import Device
 from .errors import RequestError
-from .exchange import ACCEPTS, JSON, Exchange, Head, Response, negotiate, refusal
-from .handler import RequestHandler, Steps, Worker, async_methods
+from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
+from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
+from .message import decode_items
+from .steps import Steps, TensorSteps, async_methods
+from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
 
@@ -54,6 +57,7 @@ class Server:
         executor: str,
         limits: Limits,
         observer: Observer | None,
+        watchdog: float | None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         # Process: as configured
@@ -66,6 +70,7 @@ class Server:
         self._source = handler
         self._executor_name = executor
         self._clock = clock
+        self._watchdog = watchdog
         self._info = self._describe()
         # Loop: bound by _bind(), because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
@@ -85,8 +90,9 @@ class Server:
         self._startup: asyncio.Task[None] | None = None
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
-        self._pending: deque[Exchange] = deque()  # admitted, in the order of their deadlines
         self._sweeper: asyncio.TimerHandle | None = None
+        self._early: list[Exchange] = []  # complete before the handler was there
+        self.read: Callable[[bytes | bytearray, bool], Any] = decode_items
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
         self._peers_kept = 1024
         self.batcher = Batcher(
@@ -140,20 +146,50 @@ class Server:
             handler = await thread.call(self._make)
             setup = partial(handler.setup, worker)
             await (setup() if inspect.iscoroutinefunction(handler.setup) else thread.call(setup))
-            executor = self._choose(handler, thread)
+            run = self._plan(handler, thread)
         except BaseException as error:
             self._fail(error)
             thread.stop()
             raise
         self._handler = handler
-        if executor is thread:
-            self._thread = thread
-        else:
+        self._thread = thread if self._executor_name == "thread" else None
+        if self._thread is None:
             thread.stop()
         if self._state is STARTING:
             self._state = READY
         log.info("service %r is ready in process %d", self.name, self._pid)
-        self.batcher.run_with(executor, partial(Steps, handler, self._clock))
+        run()
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.start()
+
+    def _plan(self, handler: RequestHandler, thread: ThreadExecutor) -> Callable[[], None]:
+        """How batches of this handler run; raises for what can't be."""
+        executor = self._choose(handler, thread)
+        if not isinstance(handler, TensorHandler):
+            return partial(self.batcher.run_with, executor, partial(Steps, handler, self._clock))
+        if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
+            raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
+        device = None if handler.device is None else Device(handler.device)
+        if device is not None and device.is_cuda and executor is not thread:
+            raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
+        ring = self._rows_for(handler, device)
+        self.read = partial(reader, handler.inputs)
+        self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
+        return partial(self.batcher.run_with, executor, partial(TensorSteps, handler, self._clock, device), ring)
+
+    def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
+        new = allocate if device is None else device.allocate
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes, new)
+        log.info(
+            "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
+            self.name,
+            ring.slabs,
+            self.max_batch_size,
+            ring.slab_bytes,
+            ring.slabs * ring.slab_bytes,
+        )
+        return ring
 
     def _make(self) -> RequestHandler:
         source = self._source
@@ -168,16 +204,21 @@ class Server:
             if awaits:
                 raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
             return thread
-        return AsyncExecutor(self.loop) if awaits else InlineExecutor()
+        if awaits:
+            return AsyncExecutor(self.loop)
+        if self._watchdog is not None:
+            raise ValueError(
+                'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
+            )
+        return InlineExecutor()
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
-        for exchange in list(self._pending):
-            if not exchange.done:
-                self.batcher.cancel(exchange, "setup failed")
-                exchange.resolve([], RequestError(503, self._why_failed))
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.resolve([], RequestError(503, self._why_failed))
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
@@ -198,7 +239,11 @@ class Server:
             await self._settled
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._handler is not None:
+        if self._handler is None:
+            return
+        if self.batcher.running_since:
+            log.warning("service %r: the model has not come back; its teardown is left out", self.name)
+        else:
             await self._tear_down(self._handler)
 
     async def _tear_down(self, handler: RequestHandler) -> None:
@@ -225,6 +270,8 @@ class Server:
         try:
             if self._state is not READY:
                 self._begin(Worker(), lazy=True)
+            if head.wants is not None:
+                return self._take(head, now)
             if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
                 response = self._get(head)
             else:
@@ -241,6 +288,19 @@ class Server:
         self.batcher.wake()
 
     def _take(self, head: Head, now: int) -> Exchange:
+        wants = head.wants
+        if wants is None:
+            wants = head.wants = self._negotiated(head)
+        if self._state is not READY:
+            self._refuse_by_state()
+        self.batcher.room_for(1)
+        if len(self._early) >= self.max_queue_size:
+            raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+        self._unsettled += 1
+        self.batcher.company.arrives(head.peer)
+        return Exchange(self, head, wants, now)
+
+    def _negotiated(self, head: Head) -> Wants:
         content_type = content_encoding = accept = b""
         for name, value in head.headers:
             if name == b"content-type":
@@ -249,15 +309,9 @@ class Server:
                 accept = accept + b"," + value if accept else value
             elif name == b"content-encoding":
                 content_encoding = value
-        wants = negotiate(content_type, content_encoding, accept)
         if head.length is not None and head.length > self.limits.body:
             raise self.too_large(head.length)
-        if self._state is not READY:
-            self._refuse_by_state()
-        self.batcher.room_for(1)
-        self._unsettled += 1
-        self.batcher.company.arrives(head.peer)
-        return Exchange(self, head, wants, now)
+        return negotiate(content_type, content_encoding, accept)
 
     def _refuse_by_state(self) -> None:
         """503 unless requests are still taken: while draining, and while starting on a request's behalf."""
@@ -272,35 +326,37 @@ class Server:
         """The refusal of a body of so many bytes or more."""
         return RequestError(413, f"a body of {length} bytes; the limit is {self.limits.body}")
 
+    def wait_for_start(self, exchange: Exchange) -> None:
+        """Keep a complete request until there is a handler."""
+        self._early.append(exchange)
+        self._watch_deadlines()
+
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request; the sweeper answers for it when its deadline passes."""
         self.batcher.admit(exchange, self._clock())
-        pending = self._pending
-        while pending and pending[0].done:
-            pending.popleft()
-        pending.append(exchange)
+        self._watch_deadlines()
+
+    def _watch_deadlines(self) -> None:
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(self.limits.answer_seconds, self._sweep)
 
     def _sweep(self) -> None:
-        """Answer for those whose deadline passed. One timer does: all have the same time."""
+        """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
         self._sweeper = None
-        pending = self._pending
-        allowed = round(self.limits.answer_seconds * 1e9)
-        now = self._clock()
-        while pending:
-            left = pending[0].begun + allowed - now
-            if not pending[0].done:
-                if left > 0:
-                    self._sweeper = self.loop.call_later(left / 1e9 + 0.001, self._sweep)
-                    return
-                pending[0].expire()
-            pending.popleft()
+        deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
+        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        waiting = [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
+        for exchange in waiting:
+            if exchange.begun <= deadline:
+                exchange.expire()
+        left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
+        if left:
+            self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
 
-    def settled(self, exchange: Exchange) -> int:
-        """A taken request was answered or given up; returns the clock."""
+    def settled(self, peer: Peer | None) -> int:
+        """A request that was taken is answered or given up; returns the clock."""
         now = self._clock()
-        self.batcher.company.answered(exchange.peer, now)
+        self.batcher.company.answered(peer, now)
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
@@ -311,7 +367,7 @@ class Server:
     def _get(self, head: Head) -> Response:
         path = head.path
         if path == "/health/live":
-            answer = self._health(self._state is not FAILED, "live")
+            answer = self._live()
         elif path == "/health/ready":
             answer = self._health(self._state is READY, "ready")
         elif path == "/":
@@ -325,12 +381,18 @@ class Server:
             raise RequestError(405, f"{head.method} {path}: expected {allow.decode()}", ((b"allow", allow),))
         return answer
 
+    def _live(self) -> Response:
+        since = self.batcher.running_since
+        if self._watchdog is not None and since and self._clock() - since > self._watchdog * 1e9:
+            return refusal(503, f"not live: the model has not come back for more than {self._watchdog:g} s")
+        return self._health(self._state is not FAILED, "live")
+
     def _health(self, well: bool, what: str) -> Response:
         if well:
             return Response(200, JSON, [b'{"%b":true}' % what.encode()])
         return refusal(503, self._why_failed or f"not {what}: the service is {self._state}", RETRY_SOON)
 
-    def _describe(self) -> bytes:
+    def _describe(self, **more: Any) -> bytes:
         return json.dumps(
             {
                 "name": self.name,
@@ -341,6 +403,7 @@ class Server:
                 "max_time_on_queue": self.max_time_on_queue,
                 "max_queue_size": self.max_queue_size,
                 "limits": asdict(self.limits),
+                **more,
             }
         ).encode()
 
@@ -358,15 +421,15 @@ class Server:
     async def _http(self, scope: Any, receive: Any, send: Any) -> None:
         self._begin(Worker(), lazy=True)
         head = self._head(scope)
-        answer: Response | asyncio.Future[Response] | None
+        answer: Response | Exchange | None
         opened = self.open(head, self._clock())
         if isinstance(opened, Response):
             await _send(send, head, opened)
             return
         try:
             answer = await self._received(opened, receive)
-            if isinstance(answer, asyncio.Future):
-                answer = await self._watched(opened, answer, receive)
+            if isinstance(answer, Exchange):
+                answer = await self._watched(answer, receive)
         except BaseException:
             opened.cancel("the server gave the request up")
             raise
@@ -401,7 +464,7 @@ class Server:
         self._peers = {key: peer for key, peer in self._peers.items() if peer.open or peer.answered}
         self._peers_kept = max(1024, 2 * len(self._peers))
 
-    async def _received(self, exchange: Exchange, receive: Any) -> Response | asyncio.Future[Response] | None:
+    async def _received(self, exchange: Exchange, receive: Any) -> Response | Exchange | None:
         """Read the body and complete; None when the client left first."""
         while True:
             message = await receive()
@@ -418,20 +481,25 @@ class Server:
             if not message.get("more_body", False):
                 return exchange.complete()
 
-    async def _watched(self, exchange: Exchange, future: asyncio.Future[Response], receive: Any) -> Response | None:
+    async def _watched(self, exchange: Exchange, receive: Any) -> Response | None:
         """Await the answer; None when the client left first. Whoever is answered quickly is not watched."""
+        waiter: asyncio.Future[bool] = self.loop.create_future()
         watchers: list[asyncio.Task[None]] = []
+
+        def wake(answered: bool) -> None:
+            if not waiter.done():
+                waiter.set_result(answered)
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not future.done():
-                exchange.cancel("the client left")
-                future.set_result(None)  # type: ignore[arg-type]
+            exchange.cancel("the client left")
+            wake(False)
 
+        exchange.add_done_callback(lambda _: wake(True))
         timer = self.loop.call_later(WATCH_AFTER, lambda: watchers.append(self.loop.create_task(watch())))
         try:
-            return await future
+            return exchange.result() if await waiter else None
         finally:
             timer.cancel()
             for watcher in watchers:
@@ -489,6 +557,7 @@ def http_server(
     executor: str = "inline",
     limits: Limits | None = None,
     observer: Observer | None = None,
+    watchdog: float | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -496,7 +565,8 @@ def http_server(
     max_batch_size: items that run_inference gets at most. max_time_on_queue: seconds that an item waits for company at
     most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
-    coroutines on the loop. limits: of protocol and queue. observer: is told what happens.
+    coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
+    a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
     prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name
     of prom_interval.
 
@@ -520,6 +590,7 @@ def http_server(
     _check(_whole(queue, 1), "max_queue_size", queue, "a whole number from 1, or None")
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
+    _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
     _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
     return Server(
         name,
@@ -530,6 +601,7 @@ def http_server(
         executor=executor,
         limits=limits or Limits(),
         observer=observer,
+        watchdog=watchdog,
     )
 
 

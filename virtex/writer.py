@@ -37,7 +37,7 @@ class Turn:
         self.request = request  # None: what came was none
         self.begun = begun
         self.exchange: Exchange | AsgiExchange | None = None
-        self.answer: Response | asyncio.Future[Response] | None = None  # None: not complete, or streamed by asgi.py
+        self.answer: Response | Exchange | None = None  # None: not complete, or streamed by asgi.py
 
 
 class Writer(asyncio.Protocol):

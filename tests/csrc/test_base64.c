@@ -28,7 +28,7 @@ static uint8_t random_byte(void)
     return (uint8_t)(seed >> 24);
 }
 
-static void fail(const vx_base64 *kernel, const char *what, size_t n, size_t at)
+static void fail(const vx_kernel *kernel, const char *what, size_t n, size_t at)
 {
     printf("%s: %s, n=%zu, at=%zu\n", kernel->name, what, n, at);
     exit(1);
@@ -85,7 +85,7 @@ static int oracle_allows(uint8_t c, size_t i, size_t n)
     return oracle_value(c) >= 0 && (oracle_value(c) & ((1 << unused) - 1)) == 0;
 }
 
-static void check_round(const vx_base64 *kernel, const uint8_t *raw, const char *text, size_t n, size_t back, int at_end)
+static void check_round(const vx_kernel *kernel, const uint8_t *raw, const char *text, size_t n, size_t back, int at_end)
 {
     size_t chars = VX_CHARS(n);
     uint8_t *r = place(raw_room, n, back, at_end), *t = place(text_room, chars, back * 7 % MISALIGNMENTS, at_end);
@@ -105,7 +105,7 @@ static void check_round(const vx_base64 *kernel, const uint8_t *raw, const char 
     cases += 2;
 }
 
-static void check_lengths(const vx_base64 *kernel)
+static void check_lengths(const vx_kernel *kernel)
 {
     static uint8_t raw[MAX_BYTES];
     static char text[MAX_CHARS];
@@ -121,7 +121,7 @@ static void check_lengths(const vx_base64 *kernel)
     }
 }
 
-static void check_every_byte(const vx_base64 *kernel, size_t n)
+static void check_every_byte(const vx_kernel *kernel, size_t n)
 {
     static uint8_t raw[MAX_BYTES];
     size_t chars = VX_CHARS(n);
@@ -142,7 +142,7 @@ static void check_every_byte(const vx_base64 *kernel, size_t n)
 }
 
 /* The lowest of several bad characters is the one that is named. */
-static void check_first_of_many(const vx_base64 *kernel, size_t n)
+static void check_first_of_many(const vx_kernel *kernel, size_t n)
 {
     size_t chars = VX_CHARS(n);
     uint8_t *t = place(text_room, chars, 0, 1), *r = place(raw_room, n, 0, 1);
@@ -156,6 +156,24 @@ static void check_first_of_many(const vx_base64 *kernel, size_t n)
         if (kernel->decode(r, t, n) != at)
             fail(kernel, "not the first bad character", n, at);
     }
+}
+
+/* Each byte value at each position of a plain string, whose end and then whose beginning lies at the fence. */
+static void check_plain(const vx_kernel *kernel, size_t n, int at_end)
+{
+    uint8_t *t = place(text_room, n, 0, at_end);
+    memset(t, 'p', n);
+    for (size_t at = 0; at < n; at++) {
+        for (int c = 0; c < 256; c++, cases++) {
+            int plain = c >= 0x20 && c <= 0x7f && c != 0x22 && c != 0x5c;
+            t[at] = (uint8_t)c;
+            if (kernel->plain(t, n) != (plain ? n : at))
+                fail(kernel, "wrong end of plain text", n, at);
+        }
+        t[at] = 'p';
+    }
+    if (kernel->plain(t, n) != n)
+        fail(kernel, "plain text cut short", n, n);
 }
 
 int main(int argc, char **argv)
@@ -176,6 +194,9 @@ int main(int argc, char **argv)
             check_every_byte(&vx_kernels[k], n);
         for (size_t n = 0; n <= MAX_BYTES; n++)
             check_first_of_many(&vx_kernels[k], n);
+        for (size_t n = 0; n <= 4 * 64 + 3; n++)
+            for (int at_end = 0; at_end < 2; at_end++)
+                check_plain(&vx_kernels[k], n, at_end);
         printf("%s: %llu cases, no difference\n", vx_kernels[k].name, cases);
     }
     return 0;

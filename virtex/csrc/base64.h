@@ -2,11 +2,13 @@
  *
  * Rules of this folder: no Python.h, no allocation, no state but vx_active (cpu.h); everything is static, so that
  * the extension, the fuzz targets and the test driver each include what they use. One file per instruction set, each
- * with the same two functions:
+ * with the same three functions:
  *
  *   decode  writes dst[0, n) from the VX_CHARS(n) characters at src and returns VX_CHARS(n); or returns the offset of
  *           the first bad character, and dst[0, n) is rubbish. Never touches a byte outside these two ranges.
  *   encode  writes the VX_CHARS(n) characters at dst from src[0, n). Never touches a byte outside these two ranges.
+ *   plain   says how many bytes from src[0] on may stand in a JSON string as they are and are ASCII: none of '"', '\\',
+ *           below 0x20 (RFC 8259 section 7), above 0x7f. Reads nothing outside src[0, n).
  *
  * dst and src must not overlap. Neither is constant-time: don't use them on secrets.
  */
@@ -23,7 +25,8 @@ typedef struct {
     const char *name;
     size_t (*decode)(uint8_t *dst, const uint8_t *src, size_t n);
     void (*encode)(uint8_t *dst, const uint8_t *src, size_t n);
-} vx_base64;
+    size_t (*plain)(const uint8_t *src, size_t n);
+} vx_kernel;
 
 static const uint8_t vx_alphabet[64] =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -104,6 +107,23 @@ static inline void vx_encode_from(uint8_t *dst, const uint8_t *src, size_t n, si
     dst[1] = vx_alphabet[(src[at] & 3) << 4 | second >> 4];
     dst[2] = n - at == 2 ? vx_alphabet[(second & 15) << 2] : '=';
     dst[3] = '=';
+}
+
+static inline int vx_is_plain(uint8_t c)
+{
+    return c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
+}
+
+static inline size_t vx_plain_from(const uint8_t *src, size_t n, size_t at)
+{
+    while (at < n && vx_is_plain(src[at]))
+        at++;
+    return at;
+}
+
+static size_t vx_plain_scalar(const uint8_t *src, size_t n)
+{
+    return vx_plain_from(src, n, 0);
 }
 
 static size_t vx_decode_scalar(uint8_t *dst, const uint8_t *src, size_t n)

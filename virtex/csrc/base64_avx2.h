@@ -138,5 +138,29 @@ VX_AVX2 static void vx_encode_avx2(uint8_t *dst, const uint8_t *src, size_t n)
     vx_encode_from(dst, src, n, at);
 }
 
+/* As signed bytes, what is below 0x20 and what is above 0x7f are one range: less than 0x20. */
+VX_AVX2 static inline uint32_t vx_not_plain_32(const uint8_t *src)
+{
+    __m256i text = _mm256_loadu_si256((const __m256i *)src);
+    __m256i quote = _mm256_cmpeq_epi8(text, _mm256_set1_epi8('"')), slash = _mm256_cmpeq_epi8(text, _mm256_set1_epi8('\\'));
+    __m256i range = _mm256_cmpgt_epi8(_mm256_set1_epi8(0x20), text);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_or_si256(range, _mm256_or_si256(quote, slash)));
+}
+
+VX_AVX2 static size_t vx_plain_avx2(const uint8_t *src, size_t n)
+{
+    size_t at = 0;
+    uint32_t found = 0;
+    while (n - at >= 32 && !(found = vx_not_plain_32(src + at)))
+        at += 32;
+    if (!found && at < n && n >= 32) { /* the last vector overlaps the one before */
+        at = n - 32;
+        found = vx_not_plain_32(src + at);
+        at = found ? at : n;
+    }
+    _mm256_zeroupper();
+    return found ? at + (size_t)__builtin_ctz(found) : vx_plain_from(src, n, at);
+}
+
 #endif
 #endif

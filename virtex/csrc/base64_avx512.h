@@ -88,5 +88,24 @@ VX_AVX512 static void vx_encode_avx512(uint8_t *dst, const uint8_t *src, size_t 
     vx_encode_from(dst, src, n, at);
 }
 
+/* As signed bytes, what is below 0x20 and what is above 0x7f are one range: less than 0x20. */
+VX_AVX512 static inline __mmask64 vx_not_plain_64(__m512i text)
+{
+    return _mm512_cmplt_epi8_mask(text, _mm512_set1_epi8(0x20)) | _mm512_cmpeq_epi8_mask(text, _mm512_set1_epi8('"')) |
+           _mm512_cmpeq_epi8_mask(text, _mm512_set1_epi8('\\'));
+}
+
+VX_AVX512 static size_t vx_plain_avx512(const uint8_t *src, size_t n)
+{
+    __mmask64 found = 0;
+    size_t at = 0;
+    while (n - at >= 64 && !(found = vx_not_plain_64(_mm512_loadu_si512(src + at))))
+        at += 64;
+    if (!found) /* a masked-out byte counts as a quote, so that the end is found */
+        found = vx_not_plain_64(_mm512_mask_loadu_epi8(_mm512_set1_epi8('"'), _bzhi_u64(~0ULL, (unsigned)(n - at)), src + at));
+    _mm256_zeroupper();
+    return at + (size_t)__builtin_ctzll(found);
+}
+
 #endif
 #endif

@@ -75,5 +75,22 @@ static void vx_encode_neon(uint8_t *dst, const uint8_t *src, size_t n)
     vx_encode_from(dst, src, n, at);
 }
 
+/* True if all of 16 bytes are plain: as signed bytes, 0x20 and above but '"' and '\\'. */
+static inline int vx_are_plain_16(const uint8_t *src)
+{
+    uint8x16_t text = vld1q_u8(src);
+    uint8x16_t marks = vorrq_u8(vceqq_u8(text, vdupq_n_u8('"')), vceqq_u8(text, vdupq_n_u8('\\')));
+    uint8x16_t range = vcltq_s8(vreinterpretq_s8_u8(text), vdupq_n_s8(0x20));
+    return vmaxvq_u8(vorrq_u8(marks, range)) == 0;
+}
+
+static size_t vx_plain_neon(const uint8_t *src, size_t n)
+{
+    size_t at = 0;
+    while (n - at >= 16 && vx_are_plain_16(src + at))
+        at += 16;
+    return vx_plain_from(src, n, at);
+}
+
 #endif
 #endif

@@ -8,22 +8,22 @@
 #include "base64_neon.h"
 
 /* Slowest first. */
-static const vx_base64 vx_kernels[] = {
-    {"scalar", vx_decode_scalar, vx_encode_scalar},
+static const vx_kernel vx_kernels[] = {
+    {"scalar", vx_decode_scalar, vx_encode_scalar, vx_plain_scalar},
 #if defined(__x86_64__)
-    {"avx2", vx_decode_avx2, vx_encode_avx2},
-    {"avx512", vx_decode_avx512, vx_encode_avx512},
+    {"avx2", vx_decode_avx2, vx_encode_avx2, vx_plain_avx2},
+    {"avx512", vx_decode_avx512, vx_encode_avx512, vx_plain_avx512},
 #elif defined(__aarch64__)
-    {"neon", vx_decode_neon, vx_encode_neon},
+    {"neon", vx_decode_neon, vx_encode_neon, vx_plain_neon},
 #endif
 };
 
 #define VX_KERNELS (sizeof vx_kernels / sizeof vx_kernels[0])
 
-static const vx_base64 *vx_active = &vx_kernels[0];
+static const vx_kernel *vx_active = &vx_kernels[0];
 
 /* __builtin_cpu_supports also asks XGETBV whether the operating system saves the wide registers. */
-static int vx_allowed(const vx_base64 *kernel)
+static int vx_allowed(const vx_kernel *kernel)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();

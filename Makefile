@@ -1,0 +1,65 @@
+# Everything here needs only Python 3.11, gcc and make; what else is needed goes into .venv. `make` lists the targets.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8081
+
+# What the compiled codec is made of: a change here rebuilds it.
+SOURCES := setup.py $(wildcard virtex/*.pyx virtex/*.pxd virtex/csrc/*)
+CHECKED := virtex tests bench examples setup.py
+
+.PHONY: help venv demo serve test check bench report clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+venv: $(VENV)/.dev  ## make .venv with everything the targets below need
+
+demo: $(VENV)/.demo  ## a digit classifier under gunicorn, sent the 360 images it has not seen
+	@$(BIN)/python examples/demo.py
+
+serve: $(VENV)/.demo  ## leave the digit classifier running on PORT (8081)
+	@$(BIN)/python examples/demo.py --serve --port $(PORT)
+
+test: $(VENV)/.dev  ## run every test (at most 5 minutes)
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, format and types, changing nothing
+	@$(BIN)/ruff check $(CHECKED)
+	@$(BIN)/ruff format --check $(CHECKED)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## measure the codec and the server (about 5 minutes); the figures go to build/
+	@mkdir -p build
+	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json build/codec.json
+	@$(BIN)/python -m bench.serve --json build/serve.json
+
+report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and show it in the README
+	@$(BIN)/python -m bench.report
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f virtex/_codec.c virtex/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of packages. A stamp is older than what it was made from only when that changed.
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "no C compiler (gcc): the codec can't be built" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Virtex needs Python 3.11, $(PYTHON) is {sys.version.split()[0]}")'
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.demo: pyproject.toml $(SOURCES) | $(BIN)/python
+	@echo "installing Virtex, the demo's packages and the codec (a minute or two the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(SOURCES) | $(BIN)/python
+	@echo "installing Virtex, the developer's packages and the codec (a few minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,120 @@
+"""Keeps the figures of build/ in bench/results and writes them into the README, between its markers: make report.
+
+No figure in the README is typed: tests/test_readme.py renders bench/results again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def keep() -> None:
+    """Take over what was measured; of pytest-benchmark's file only what the table needs."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, shorten in (("serve", lambda saved: saved), ("codec", shorten_codec)):
+        measured = ROOT / "build" / f"{name}.json"
+        if measured.exists():
+            saved = shorten(json.loads(measured.read_text()))
+            (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
+
+
+def shorten_codec(saved: dict[str, Any]) -> dict[str, Any]:
+    """Median seconds of each recipe at each size, from pytest-benchmark's JSON."""
+    rows = []
+    for one in saved["benchmarks"]:
+        step = one["group"].partition(" ")[0]
+        recipe = (one["params"] or {}).get("recipe", "memcpy")
+        rows.append(
+            {
+                "step": step,
+                "recipe": recipe,
+                "bytes": one["extra_info"]["bytes"],
+                "isa": one["extra_info"]["isa"],
+                "median_seconds": one["stats"]["median"],
+                "rounds": one["stats"]["rounds"],
+            }
+        )
+    return {"python": saved["machine_info"]["python_version"], "cpu": saved["machine_info"]["cpu"], "rows": rows}
+
+
+def render() -> dict[str, str]:
+    """The tables, by the name of their marker; those whose figures are there."""
+    tables = {}
+    for name, table in (("serve", serve_table), ("codec", codec_table)):
+        measured = RESULTS / f"{name}.json"
+        if measured.exists():
+            tables[name] = table(json.loads(measured.read_text()))
+    return tables
+
+
+def serve_table(saved: dict[str, Any]) -> str:
+    machine, versions = saved["machine"], saved["machine"]["versions"]
+    packages = ", ".join(f"{n} {v}" for n, v in versions.items() if v != "not installed")
+    lines = [
+        f"{machine['cpu']}, {machine['system']}; {packages}. Medians of {saved['runs']} runs of {saved['seconds']} s.",
+        "",
+        "| server | connections | requests per CPU-second | of bare | requests/s | p50 ms | p99 ms |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for result in saved["results"]:
+        for row in result["rows"]:
+            lines.append(
+                f"| {result['server']} | {row['connections']} | {row['per_cpu_second']:,} | {share(row)} "
+                f"| {row['per_second']:,} | {row['p50_ms']:.3f} | {row['p99_ms']:.3f} |"
+            )
+    idle = saved["idle_percent"].get("virtex")
+    return "\n".join(lines) + ("" if idle is None else f"\n\nAn idle worker used {idle:.2f} % of a core.")
+
+
+def share(row: dict[str, Any]) -> str:
+    return f"{row['of_bare']:.2f}" if "of_bare" in row else "-"
+
+
+def codec_table(saved: dict[str, Any]) -> str:
+    steps = {"encode", "decode"}
+    recipes = list(dict.fromkeys(row["recipe"] for row in saved["rows"] if row["step"] in steps))
+    found = {(row["step"], row["bytes"], row["recipe"]): row["median_seconds"] for row in saved["rows"]}
+    sizes = sorted({row["bytes"] for row in saved["rows"]})
+    isas = ", ".join(sorted({row["isa"] for row in saved["rows"]}))
+    cpu = saved["cpu"].get("brand_raw", "unknown CPU")
+    lines = [
+        f"{cpu}, instruction set {isas}, Python {saved['python']}. Median microseconds per array of float32.",
+        "",
+        "| bytes | step | " + " | ".join(recipes) + " |",
+        "|--:|---|" + "--:|" * len(recipes),
+    ]
+    for size in sizes:
+        for step in ("encode", "decode"):
+            cells = " | ".join(f"{found[step, size, recipe] * 1e6:,.1f}" for recipe in recipes)
+            lines.append(f"| {size:,} | {step} | {cells} |")
+    return "\n".join(lines)
+
+
+def place(text: str, name: str, table: str) -> str:
+    """The text with `table` between <!-- figures: name --> and <!-- end -->."""
+    start, end = f"<!-- figures: {name} -->", "<!-- end -->"
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"README.md has no place for the figures: expected {start} ... {end}")
+    return pattern.sub(lambda _: f"{start}\n{table}\n{end}", text)
+
+
+def main() -> None:
+    keep()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, table in render().items():
+        text = place(text, name, table)
+        print(table, file=sys.stdout)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

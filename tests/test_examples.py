@@ -1,0 +1,159 @@
+"""The digits: the handler alone, and the demo and the service as make demo and make serve start them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import orjson
+import pytest
+from servers import ROOT, free_port, listens
+
+from virtex import HttpMessage, ItemError
+from virtex.handler import Worker
+from virtex.serial import encode_numpy
+
+sys.path.insert(0, str(ROOT / "examples"))
+demo = pytest.importorskip("demo", reason="scikit-learn and tqdm: the extra [demo]")
+digits = pytest.importorskip("digits")
+
+DEMO = [sys.executable, "-W", "error::ResourceWarning", str(ROOT / "examples" / "demo.py")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def handler() -> digits.Digits:
+    handler = digits.Digits()
+    handler.setup(Worker())
+    return handler
+
+
+def images_message(images: np.ndarray) -> HttpMessage:
+    return HttpMessage(data=[encode_numpy(image) for image in images])
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_batch_is_read_as_the_model_reads_it_and_says_its_size(handler: digits.Digits, size: int) -> None:
+    images = digits.split()[1][:size]
+    answer = handler.validate(images_message(images), strict=True)
+    expected = digits.train().predict(images.reshape(-1, 64))
+    assert answer.data == [{"digit": digit, "batch": size} for digit in expected.tolist()]
+
+
+def test_an_image_of_another_shape_is_refused_by_its_index(handler: digits.Digits) -> None:
+    message = images_message([np.zeros((8, 8)), np.zeros((28, 28))])
+    with pytest.raises(ItemError, match=r"item 1: expected an image of shape \(8, 8\), got \(28, 28\)"):
+        handler.validate(message, strict=True)
+
+
+def test_the_split_is_always_the_same_and_leaves_360_images_out() -> None:
+    for one, again in zip(digits.split(), digits.split(), strict=True):
+        assert (one == again).all()
+    assert [len(part) for part in digits.split()] == [1437, 360, 1437, 360]
+
+
+def test_the_demo_serves_every_image_as_the_model_reads_it() -> None:
+    command = [*DEMO, "--connections", "32", "--rounds", "2"]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    accuracy = re.search(r"^accuracy +(\S+) served, (\S+) offline", ended.stdout, re.MULTILINE)
+    assert accuracy
+    assert accuracy[1] == accuracy[2]
+    assert float(accuracy[1]) > 0.98
+    assert re.search(r"^throughput +[1-9]\d* requests/s$", ended.stdout, re.MULTILINE)
+    assert re.search(r"^latency +p50 [\d.]+ ms, p90 [\d.]+ ms, p99 [\d.]+ ms$", ended.stdout, re.MULTILINE)
+    assert re.search(r"^batches +\d+, of [\d.]+ images on average: ", ended.stdout, re.MULTILINE)
+    assert "720/720" in ended.stderr  # the progress bar came to its end
+
+
+def test_the_demo_fails_when_one_answer_is_not_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+    truth = np.arange(10)
+    served = np.stack([np.tile(truth, 2), np.full(20, 4)], axis=1)
+    assert demo.report(served, np.ones(20), 1.0, truth, truth)
+    served[13, 0] += 1
+    assert not demo.report(served, np.ones(20), 1.0, truth, truth)
+    assert "1 of 20 answers are not the ones that the model gives" in capsys.readouterr().err
+
+
+def test_two_wrongs_that_keep_the_accuracy_still_fail_the_demo() -> None:
+    truth = np.array([1, 2, 3, 4])
+    offline = np.array([1, 9, 3, 4])
+    served = np.stack([np.array([1, 2, 9, 4]), np.full(4, 4)], axis=1)
+    assert not demo.report(served, np.ones(4), 1.0, truth, offline)
+
+
+def test_the_batches_that_formed_are_counted_from_what_their_images_say() -> None:
+    assert demo.batches(np.array([4, 4, 2, 4, 2, 4, 1])) == "3, of 2.3 images on average: 1 of 1, 1 of 2, 1 of 4"
+
+
+def test_a_server_that_ends_before_it_is_ready_is_told_with_its_status() -> None:
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
+        process.wait()
+        with pytest.raises(SystemExit, match="exit status 3 before it was ready"):
+            demo.wait_until_ready(process, free_port())
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[int, str, subprocess.Popen[str]]]:
+    """make serve on a free port: the port, what it printed, the process."""
+    port = free_port()
+    command = [*DEMO, "--serve", "--port", str(port)]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            said = ""
+            while ".post(message)" not in said:
+                line = process.stdout.readline()
+                assert line, said + process.stderr.read()
+                said += line
+            yield port, said, process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def test_what_make_serve_prints_works_and_ctrl_c_stops_it() -> None:
+    with served() as (port, said, process):
+        curl = next(line for line in said.splitlines() if line.startswith("curl "))
+        digit = re.search(r"A handwritten (\d), from the shell", said)
+        assert digit
+        assert orjson.loads(ask(curl, port)) == {"data": [{"digit": int(digit[1]), "batch": 1}], "error": None}
+        snippet = said[said.index("from sklearn") :]
+        ended = subprocess.run(
+            [sys.executable, "-c", snippet], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        )
+        assert re.findall(r"'digit': (\d)", ended.stdout) == ["0", "1", "2"], ended.stderr
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to gunicorn too
+        assert process.wait(60) == 0
+        assert not listens(port)
+
+
+def ask(curl: str, port: int) -> bytes:
+    """Run the line, or, where there is no curl, do what it says."""
+    if shutil.which("curl"):
+        return subprocess.run(shlex.split(curl), capture_output=True, timeout=30, check=True).stdout
+    import http.client
+
+    _, url, flag, body = shlex.split(curl)
+    assert (url, flag) == (f"http://127.0.0.1:{port}/", "-d")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", "/", body, {"content-type": "application/x-www-form-urlencoded"})
+        return connection.getresponse().read()
+
+
+def test_a_terminated_demo_leaves_no_server_behind() -> None:
+    with served() as (port, _, process):
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert not listens(port)

@@ -1,0 +1,112 @@
+"""What an install is: cheap to import, one version, a wheel with what runs and nothing else, an sdist that builds."""
+
+from __future__ import annotations
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import virtex
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("MANIFEST.in", "pyproject.toml", "setup.py", "README.md", "LICENSE", "virtex")
+
+
+def python(script: str) -> str:
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+def test_importing_virtex_loads_nothing_but_itself() -> None:
+    heavy = {"asyncio", "gunicorn", "httptools", "httpx", "numpy", "orjson", "socket", "ssl", "uvloop", "virtex._codec"}
+    script = (
+        f"import sys; before = set(sys.modules); import virtex; print(sorted((set(sys.modules) - before) & {heavy}))"
+    )
+    assert python(script) == "[]"
+
+
+def test_the_client_loads_neither_gunicorn_nor_the_server() -> None:
+    script = "import sys, virtex; virtex.HttpClient; print(sorted(set(sys.modules) & {'gunicorn', 'virtex.server'}))"
+    assert python(script) == "[]"
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert python("import virtex; print([n for n in virtex.__all__ if not getattr(virtex, n)])") == "[]"
+    assert set(virtex.__all__) <= set(dir(virtex))
+    with pytest.raises(AttributeError, match="module 'virtex' has no attribute 'HttpServer'"):
+        virtex.HttpServer  # noqa: B018
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert re.search(r'^dynamic = \["version"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    holders = [path for path in (ROOT / "virtex").rglob("*.py") if virtex.__version__ in path.read_text()]
+    assert holders == [ROOT / "virtex" / "__init__.py"]
+
+
+def test_the_change_log_begins_with_this_version() -> None:
+    entries = re.findall(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert entries[0][0] == virtex.__version__
+    assert [date for _, date in entries] == sorted((date for _, date in entries), reverse=True)
+
+
+def test_the_citation_names_this_version_and_its_day() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    date = re.search(r"^## \S+ \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert date
+    assert f"\nversion: {virtex.__version__}\n" in citation
+    assert f"\ndate-released: {date[1]}\n" in citation
+    assert f"  version = {{{virtex.__version__}}},\n" in (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's sources alone, as a checkout has them, built nowhere yet."""
+    target = tmp_path_factory.mktemp("checkout")
+    built = shutil.ignore_patterns("*.so", "_codec.c", "__pycache__")
+    for name in SOURCES:
+        source = ROOT / name
+        shutil.copytree(source, target / name, ignore=built) if source.is_dir() else shutil.copy(source, target)
+    return target
+
+
+def build(what: str, where: Path, out: Path) -> Path:
+    """Run the build backend, as pip would; gives the file it made."""
+    script = f"import sys; from setuptools import build_meta; print(build_meta.build_{what}(sys.argv[1]))"
+    ended = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, cwd=where)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return out / ended.stdout.split()[-1]
+
+
+def test_the_sdist_builds_a_wheel_with_what_runs_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
+    subprocess.run(["tar", "xzf", build("sdist", checkout, tmp_path)], cwd=tmp_path, check=True)
+    wheel = zipfile.ZipFile(build("wheel", tmp_path / f"virtex-{virtex.__version__}", tmp_path))
+    with wheel:
+        names = wheel.namelist()
+        metadata = email.message_from_bytes(wheel.read(f"virtex-{virtex.__version__}.dist-info/METADATA"))
+    inside = {name for name in names if name.startswith("virtex/")}
+    assert {Path(name).suffix for name in inside} == {".py", ".pyi", ".so", ".typed"}
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "virtex").rglob("*.py")} <= inside
+    assert {name.partition("/")[0] for name in names} == {"virtex", f"virtex-{virtex.__version__}.dist-info"}
+    assert metadata["Version"] == virtex.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) -> None:
+    (checkout / "virtex" / "csrc" / "broken.h").write_text("#error no\n")
+    pyx = checkout / "virtex" / "_codec.pyx"
+    sound = pyx.read_text()
+    try:
+        pyx.write_text(sound + '\ncdef extern from "broken.h":\n    pass\n')
+        ended = subprocess.run([sys.executable, "setup.py", "build_ext"], capture_output=True, text=True, cwd=checkout)
+    finally:
+        pyx.write_text(sound)
+    assert ended.returncode != 0
+    assert "#error no" in ended.stderr

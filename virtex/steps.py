@@ -1,0 +1,229 @@
+"""What the methods of a handler mean to a batch of requests.
+
+Rules: this file knows neither the loop nor the ring. run() never raises what the handler raised: each request gets its
+own outcome, so that one request's bad item costs no other request its answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
+from itertools import accumulate, islice
+from typing import Any
+
+from .device import Device
+from .errors import HandlerError, ItemError
+from .handler import RequestHandler, TensorHandler
+from .tensor import Rows, on_host
+
+log = logging.getLogger("virtex")
+
+Outcome = list[Any] | Rows | HandlerError | ItemError
+
+
+def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that never suspends, without a loop: handlers of plain methods share one code path with async."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("a handler without async methods has awaited something")
+
+
+def rows_of(outputs: Any, count: int) -> list[Any]:
+    """The rows of what run_inference gave, exactly `count`; an iterator is read to count + 1 at most.
+
+    Raises HandlerError naming both numbers, or the type that does not iterate along a zeroth dimension.
+    """
+    kind = type(outputs).__name__
+    if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not hasattr(outputs, "__iter__"):
+        raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
+    if getattr(outputs, "shape", None) == ():
+        raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
+    found = len(outputs) if hasattr(outputs, "__len__") else None
+    if found is None:
+        rows = list(islice(outputs, count + 1))
+        found = len(rows)
+        if found > count:
+            raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
+    elif found == count:
+        rows = [outputs.iloc[i] for i in range(count)] if hasattr(outputs, "iloc") else list(outputs)
+    if found != count:
+        raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
+    return rows
+
+
+class Steps:
+    """The three methods of a handler over the items of several requests, with the blame where it belongs.
+
+    is_async: whether one of them is `async def`; run() then has to be awaited on a loop, else drive() will do.
+    seconds: how long each step took in the last run(), by its name.
+    """
+
+    def __init__(self, handler: RequestHandler, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._handler = handler
+        self._clock = clock
+        self._awaits = frozenset(async_methods(handler))
+        self.is_async = bool(self._awaits)
+        self.seconds: dict[str, float] = {}
+
+    async def _step(self, name: str, argument: Any) -> Any:
+        started = self._clock()
+        try:
+            result = getattr(self._handler, name)(argument)
+            return await result if name in self._awaits else result
+        finally:
+            self._lap(name, started)
+
+    def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
+        return self._step("process_request", items)
+
+    def _lap(self, name: str, started: int) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + (self._clock() - started) / 1e9
+
+    async def run(self, requests: list[list[Any]]) -> list[Outcome]:
+        """Compute one outcome per request: its rows, as process_response gave them, or its error."""
+        self.seconds = {}
+        outcomes: list[Outcome] = [[] for _ in requests]
+        for members, batch in await self._decoded(requests, outcomes):
+            await self._computed(batch, members, requests, outcomes)
+        return outcomes
+
+    async def _decoded(self, requests: list[list[Any]], outcomes: list[Outcome]) -> list[tuple[list[int], Any]]:
+        """Batches to run, each with the positions of its requests: one, unless process_request raised."""
+        everyone = list(range(len(requests)))
+        try:
+            return [(everyone, await self._decode(_joined(requests)))]
+        except Exception as error:
+            if len(requests) == 1:
+                outcomes[0] = await self._blamed(requests[0], error)
+                return []
+        singly = []
+        for i in everyone:
+            try:
+                singly.append(([i], await self._decode(list(requests[i]))))
+            except Exception as error:
+                outcomes[i] = await self._blamed(requests[i], error)
+        if len(singly) < 2:
+            return singly
+        together = [i for (i,), _ in singly]
+        try:
+            return [(together, await self._decode(_joined([requests[i] for i in together])))]
+        except Exception as error:
+            # Each is fine alone, they don't stack (shapes that differ, say): nobody is to blame, so each runs alone.
+            log.info("process_request takes these %d requests singly only: %r", len(singly), error)
+            return singly
+
+    async def _blamed(self, items: list[Any], error: Exception) -> HandlerError | ItemError:
+        """The error of one request whose process_request raised, with the index of its lowest failing item."""
+        if not isinstance(error, ItemError):
+            return _failure("process_request", error)
+        if error.index is None:
+            for i, item in enumerate(items):
+                try:
+                    await self._decode([item])
+                except ItemError as found:
+                    return ItemError(found.reason, i, found.offset)
+                except Exception as found:
+                    return _failure("process_request", found, i)
+        return error
+
+    async def _computed(
+        self, batch: Any, members: list[int], requests: list[list[Any]], outcomes: list[Outcome]
+    ) -> None:
+        counts = [len(requests[i]) for i in members]
+        computed: list[Outcome]
+        try:
+            rows = rows_of(await self._step("run_inference", batch), sum(counts))
+        except Exception as error:
+            computed = [_model_failure(error)] * len(members)
+        else:
+            computed = await self._encoded(rows, counts)
+        for i, outcome in zip(members, computed, strict=True):
+            outcomes[i] = outcome
+
+    async def _encoded(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
+        """process_response over the rows, `counts` of them a request; one that raises fails its own request."""
+        started = self._clock()
+        encode = self._handler.process_response
+        awaits = "process_response" in self._awaits
+        outcomes: list[Outcome] = []
+        start = 0
+        for count in counts:
+            done: list[Any] = []
+            outcome: Outcome = done
+            try:
+                for row in rows[start : start + count]:
+                    result = encode(row)
+                    done.append(await result if awaits else result)
+            except ItemError as error:
+                outcome = ItemError(error.reason, len(done), error.offset)
+            except Exception as error:
+                outcome = _failure("process_response", error, len(done))
+            outcomes.append(outcome)
+            start += count
+        self._lap("process_response", started)
+        return outcomes
+
+
+class TensorSteps(Steps):
+    """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers."""
+
+    def __init__(
+        self, handler: TensorHandler, clock: Callable[[], int] = time.perf_counter_ns, device: Device | None = None
+    ) -> None:
+        super().__init__(handler, clock)
+        self._outputs = handler.outputs
+        self._device = device
+        self._encodes = type(handler).process_response is not TensorHandler.process_response
+
+    async def run(self, work: Any) -> list[Outcome]:
+        """Compute one outcome per request from (batch, how many rows of it each has)."""
+        self.seconds = {}
+        batch, counts = work
+        try:
+            outputs = on_host(await self._inferred(batch))
+            if self._encodes:
+                rows = rows_of(outputs, sum(counts))
+            else:
+                answers = Rows.of(outputs, sum(counts), self._outputs)
+        except Exception as error:
+            return [_model_failure(error)] * len(counts)
+        if self._encodes:
+            return await self._encoded(rows, counts)
+        return [answers.part(stop - n, stop) for n, stop in zip(counts, accumulate(counts), strict=True)]
+
+    async def _inferred(self, batch: Any) -> Any:
+        if self._device is None:
+            return await self._step("run_inference", batch)
+        with self._device.running():
+            return self._device.fetch(await self._step("run_inference", self._device.load(batch)))
+
+
+def _joined(requests: list[list[Any]]) -> list[Any]:
+    return [item for items in requests for item in items]
+
+
+def _model_failure(error: Exception) -> HandlerError:
+    return error if isinstance(error, HandlerError) else _failure("run_inference", error)
+
+
+def _failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
+    failure = HandlerError(f"{step} raised {type(error).__name__}", index)
+    failure.__cause__ = error
+    return failure
+
+
+def failure_of(error: BaseException) -> HandlerError:
+    """The outcome of a whole batch that broke off: SystemExit, cancellation, out of memory between the steps."""
+    return _failure("the batch", error)
+
+
+def async_methods(handler: RequestHandler) -> Iterator[str]:
+    """The names of those of the three methods that are coroutine functions."""
+    for name in ("process_request", "run_inference", "process_response"):
+        if inspect.iscoroutinefunction(getattr(handler, name)):
+            yield name
