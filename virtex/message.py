@@ -102,7 +102,7 @@ def not_json(error: orjson.JSONDecodeError) -> RequestError:
     return RequestError(400, f"expected JSON: {error}")
 
 
-def decode_items(body: bytes | bytearray, is_npy: bool) -> list[Any]:
+def decode_items(body: bytes | bytearray | memoryview, is_npy: bool) -> list[Any]:
     """The items of a body for a list handler: JSON values, or the arrays of .npy documents."""
     if is_npy:
         return decode_npy(body)

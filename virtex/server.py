@@ -26,6 +26,7 @@ from typing import Any
 
 from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .bodies import Bodies
 from .device import Device
 from .errors import RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
@@ -93,7 +94,8 @@ class Server:
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._early: list[Exchange] = []  # complete before the handler was there
-        self.read: Callable[[bytes | bytearray, bool], Any] = decode_items
+        self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
+        self.bodies = Bodies(self.limits.max_bytes)
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
         self._peers_kept = 1024
         self.batcher = Batcher(
@@ -177,7 +179,9 @@ class Server:
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
-        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes, new)
+        most = self.limits.max_bytes - self.limits.body  # for a body must be room too
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, most, new)
+        self.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
         log.info(
             "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
             self.name,
