@@ -1,7 +1,7 @@
 """Raw requests and what becomes of them: the table that the protocol is held against, with the section of each rule.
 
-outcome: the statuses answered, in order; `close` where the connection ends after the last of them, nothing where it goes
-on. A final "open" means that the server waits for the rest.
+outcome: the statuses answered, in order; `close` where the connection ends after the last of them, nothing where it
+goes on, "open" where the server waits for the rest.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ CASES = [
     Case("space ahead of the method", b" " + GET, "501 close", V + "3"),
     Case("space after the version", line(b"GET / HTTP/1.1 "), "400 close", V + "3"),
     Case("no version", b"GET /\r\n\r\n", "400 close", V + "3"),
+    Case("no version, LF", b"GET /\n\r\n", "400 close", V + "2.2"),
+    Case("no version, LF, then more", b"GET /\n\r\n" + GET, "400 close", V + "2.2"),
+    Case("CONNECT without version, LF", b"CONNECT a:1\n\r\n" + GET, "400 close", V + "2.2"),
+    Case("no version, then a field", b"GET /\r\nHost: a\r\n\r\n", "400 close", V + "3"),
     Case("no target", b"GET HTTP/1.1\r\nHost: a\r\n\r\n", "400 close", V + "3"),
     Case("LF line ends", b"GET / HTTP/1.1\nHost: a\n\n", "400 close", V + "2.2"),
     Case("CR line ends", b"GET / HTTP/1.1\rHost: a\r\r", "400 close", V + "2.2"),
@@ -189,7 +193,7 @@ CASES = [
             (b"5 ", "200"),
             (b"18446744073709551615", "413 close"),
         ]
-    ),  # fmt: skip
+    ),
     Case("two lengths", post(b"ab", b"Content-Length: 1"), "400 close", V + "6.3"),
     Case("two equal lengths", post(b"ab", b"Content-Length: 2"), "400 close", V + "6.3"),
     Case(
@@ -236,7 +240,7 @@ CASES = [
             (b"chunked\x0b", "400 close"),
             (b"chunk", "400 close"),
         ]
-    ),  # fmt: skip
+    ),
     Case("two codings in two lines", chunked(b"0\r\n\r\n", b"Transfer-Encoding: identity"), "400 close", V + "6.1"),
     # --- chunks
     Case("one chunk", chunked(b"3\r\nabc\r\n0\r\n\r\n"), "200", T, [b"abc"]),
@@ -281,7 +285,7 @@ CASES = [
             b"\xb9\r\n",
             b'1;a="\r\n',
         )
-    ),  # fmt: skip
+    ),
     # --- Expect
     Case(
         "expect",

@@ -87,6 +87,22 @@ def test_available_is_what_the_kernel_says_the_cpu_has():
     assert codec_info()["available"] == expected
 
 
+@pytest.mark.skipif("avx2" not in codec_info()["available"], reason="about x86's vector registers")
+def test_vector_code_leaves_no_dirty_upper_halves():
+    """A wide register in use on return or call slows all SSE code after it, the interpreter's too, several times."""
+    dump = ["objdump", "-d", "--no-show-raw-insn", _codec.__file__]
+    code = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    functions = re.findall(r"^[0-9a-f]+ <(vx_\w+_avx\w+)>:\n((?:.+\n)+)", code, re.MULTILINE)
+    assert len(functions) == 6
+    for name, body in functions:
+        dirty = False
+        for line in body.splitlines():
+            instruction = line.split("\t")[-1]
+            dirty = (dirty or bool(re.search("%[yz]mm", instruction))) and "vzeroupper" not in instruction
+            leaves = re.match(r"(ret|call|jmp)\b", instruction) and not re.match(rf"jmp .*<{name}\b", instruction)
+            assert not (leaves and dirty), f"{name}: {line}"
+
+
 def test_the_fastest_is_used_unless_one_is_forced():
     result = python("from virtex import codec_info; print(codec_info())", VIRTEX_SIMD="")
     info = eval(result.stdout)

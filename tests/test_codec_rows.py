@@ -119,6 +119,17 @@ def test_a_part_of_the_items_goes_into_a_part_of_the_rows():
     assert (rows == expected).all()
 
 
+def test_the_error_member_of_a_message_is_no_surprise(isa):
+    data = rng.random((2, 4))
+    for style in ({}, {"separators": (",", ":")}, {"indent": 2}):
+        body = json.dumps({"data": texts(data), "error": None}, **style).encode()
+        assert rows_of(_codec.scan(body), data).tolist() == data.tolist()
+        assert _codec.strings(body) == texts(data)
+        assert all(_codec.scan(body[:n]) is None for n in range(len(body)))
+    assert rows_of(_codec.scan(_codec.encode_rows(data)), data).tolist() == data.tolist()
+    assert len(_codec.scan(b'{"data":[],"error":null}')) == 0
+
+
 def test_no_items_are_items():
     for body in (b'{"data":[]}', b' {\n"data"\t: [\r ] } '):
         items = _codec.scan(body)
@@ -155,6 +166,13 @@ def test_named_members_go_into_an_array_each(isa):
         assert (b == masks).all()
 
 
+def test_a_member_twice_is_left_to_the_parser():
+    body = f'{{"data":[{{"image":"{A}","image":"{B}"}}]}}'.encode()
+    assert check_walk(body, NAMES) is False
+    body = f'{{"data":[{{"image":"{A}","mask":"{B}","image":"{B}"}}]}}'.encode()
+    assert check_walk(body, NAMES) is False
+
+
 def test_many_columns_and_rows_find_room():
     names = [f"n{i}" for i in range(16)]
     data = rng.random((50, 16, 2))
@@ -164,9 +182,19 @@ def test_many_columns_and_rows_find_room():
     assert (np.stack(columns, 1) == data).all()
 
 
-@pytest.mark.parametrize("item", [
-    {"image": 0}, {"image": 0, "mask": 1, "x": 2}, {"image": 0, "masks": 1}, [0, 1], "text", None, {}, {"mask": 1},
-])
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"image": 0},
+        {"image": 0, "mask": 1, "x": 2},
+        {"image": 0, "masks": 1},
+        [0, 1],
+        "text",
+        None,
+        {},
+        {"mask": 1},
+    ],
+)
 def test_objects_of_other_members_are_item_errors(item):
     good = dict(zip(NAMES, texts([np.zeros(3, "f4")] * 2), strict=True))
     body = message([good, item])
@@ -177,9 +205,10 @@ def test_objects_of_other_members_are_item_errors(item):
 def test_the_lowest_wrong_item_is_named_whichever_its_column():
     good = texts([np.zeros(3, "f4")])[0]
     bad = good[:-2] + "*="
-    body = message([{"image": good, "mask": good}, {"image": good, "mask": bad}, {"image": bad, "mask": good}])
-    assert check_walk(body, NAMES)
-    assert fast(body, NAMES, "f4", (3,))[:2] == (BAD_ITEM, 1)
+    for first, second in (({"mask": bad}, {"image": bad}), ({"image": bad}, {"mask": bad}), ({"mask": bad},) * 2):
+        body = message([{"image": good, "mask": good} | change for change in ({}, first, second)])
+        assert check_walk(body, NAMES)
+        assert fast(body, NAMES, "f4", (3,))[:2] == (BAD_ITEM, 1)
 
 
 @pytest.mark.parametrize("names", [(), ("a", "a"), [str(i) for i in range(17)]])
@@ -215,6 +244,7 @@ SURPRISES = {
     "form feed between": f'{{"data":\f["{A}"]}}',
     "vertical tab after": f'{{"data":["{A}"]}}\v',
     "a no-break space": f'{{"data":[\xa0"{A}"]}}',
+    "no quote at the end": f'{{"data":["{A}x]}}',
     "an open string": f'{{"data":["{A}',
     "an open list": f'{{"data":["{A}"',
     "an open object": f'{{"data":["{A}"]',
@@ -241,14 +271,42 @@ def test_what_lies_within_a_text_is_found_when_it_is_decoded():
     big = _codec.encode_numpy(np.zeros(3000, "f4"))
     for inside in ('"', "\\", "\\u0041", "\n", "\0", "é", "\\/", '\\"', " ", "=", "-", '","', '"]}'):
         for at in (300, 1000, len(big) - 20):
-            body = f'{{"data":["{big}","{big[:at]}{inside}{big[at + len(inside.encode()):]}"]}}'.encode()
+            body = f'{{"data":["{big}","{big[:at]}{inside}{big[at + len(inside.encode()) :]}"]}}'.encode()
             assert check_walk(body, None, "f4", (3000,)) is True
             result = fast(body, None, "f4", (3000,))
             assert result == NOT_JSON or result[:2] == (BAD_ITEM, 1)
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data":', b'{"data":["', b"   ", b'{"data":[]}}',
-                                  b'{"data":[],"error":null}'])
+@pytest.mark.parametrize("second", ["5", "[]", '["x"]', '["x", "y"]', '{"a":1}'])
+def test_a_second_list_that_the_walk_jumped_over_is_an_item_error(second):
+    """The first text ends early, and the quote that the walk expects at its end belongs to another one."""
+    text = _codec.encode_numpy(np.zeros(300, "f4"))
+    inside = text[:260] + f'"],"data":{second},"x":["'
+    body = f'{{"data":["{inside.ljust(len(text), "A")}"]}}'.encode()
+    assert "x" in orjson.loads(body)
+    items = _codec.scan(body)
+    with pytest.raises(ItemError) as error:
+        items.into(np.zeros((1, 300), "f4"))
+    assert error.value.index == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b'{"data":',
+        b'{"data":["',
+        b"   ",
+        b'{"data":[]}}',
+        b'{"data":[],"error":1}',
+        b'{"data":[],"error":null,"x":1}',
+        b'{"data":[],}',
+        b'{"error":null,"data":[]}',
+        b'{"data":[],"error":nul}',
+        b'{"data":[],"Error":null}',
+    ],
+)
 def test_other_bodies_are_left_alone(body):
     assert _codec.scan(body) is None
     assert _codec.strings(body) is None
@@ -261,9 +319,35 @@ def test_every_truncation_is_left_alone():
     assert _codec.scan(body) is not None
 
 
-PIECES = [b'"', b"\\", b",", b"]", b"[", b"}", b"{", b":", b" ", b"\n", b"data", b"A", b"=", b"/", b"\x00", b"\xc3\xa9",
-          b"\\u0041", b"null", b"1", A.encode(), f'"{A}"'.encode(), f',"{B}"'.encode(), b'"data"', b'"image"',
-          b'"mask":']
+PIECES = [
+    b'"',
+    b"\\",
+    b",",
+    b"]",
+    b"[",
+    b"}",
+    b"{",
+    b":",
+    b" ",
+    b"\n",
+    b"data",
+    b"A",
+    b"=",
+    b"/",
+    b"\x00",
+    b"\xc3\xa9",
+    b"\\u0041",
+    b"null",
+    b"1",
+    A.encode(),
+    f'"{A}"'.encode(),
+    f',"{B}"'.encode(),
+    b'"data"',
+    b'"image"',
+    b'"mask":',
+    b',"error":null',
+    b'"error"',
+]
 
 
 @settings(max_examples=400, deadline=None)
@@ -274,7 +358,7 @@ def test_fast_and_slow_never_disagree(data, names):
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, len(body)))
         cut = data.draw(st.sampled_from([0, 0, 1, 2, len(A)]))
-        body = body[:at] + data.draw(st.sampled_from(PIECES)) + body[at + cut:]
+        body = body[:at] + data.draw(st.sampled_from(PIECES)) + body[at + cut :]
     check_walk(body, names)
 
 
@@ -283,13 +367,14 @@ def test_fast_and_slow_never_disagree(data, names):
 def test_a_damaged_text_is_what_numpy_makes_of_it_or_refused(damage, at, descr):
     text = _codec.encode_numpy(np.zeros(5, descr)).encode()
     at %= len(text)
-    check_text((text[:at] + damage + text[at + len(damage):]).decode("latin-1"))
+    check_text((text[:at] + damage + text[at + len(damage) :]).decode("latin-1"))
     doc = npy(np.zeros(5, descr))
     at %= len(doc)
-    check_text(b64(doc[:at] + damage + doc[at + len(damage):]))
+    check_text(b64(doc[:at] + damage + doc[at + len(damage) :]))
 
 
 # -- what fits the rows
+
 
 def test_another_dtype_or_shape_is_an_item_error_with_both():
     for make in (_codec.scan, lambda body: _codec.items_of(orjson.loads(body)["data"])):
@@ -310,10 +395,16 @@ def test_mixed_signatures_name_the_first_that_does_not_fit():
     items.into(np.zeros((2, 3), "f4"), 0, 2)
 
 
-@pytest.mark.parametrize("array", [
-    np.arange(6, dtype=">f4").reshape(1, 2, 3), np.asfortranarray(np.arange(6, dtype="f4").reshape(2, 3))[None],
-    np.array([["ab"]], ">U2"), np.asfortranarray(np.arange(12, dtype=">i4").reshape(3, 4))[None],
-], ids=["big-endian", "Fortran", "big-endian text", "both"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=">f4").reshape(1, 2, 3),
+        np.asfortranarray(np.arange(6, dtype="f4").reshape(2, 3))[None],
+        np.array([["ab"]], ">U2"),
+        np.asfortranarray(np.arange(12, dtype=">i4").reshape(3, 4))[None],
+    ],
+    ids=["big-endian", "Fortran", "big-endian text", "both"],
+)
 def test_other_layouts_are_brought_into_order(array):
     texts_ = [_codec.encode_numpy(array[0])] * 3
     for items in (_codec.scan(message(texts_)), _codec.items_of(texts_), _codec.scan_npy(npy(array[0]) * 3)):
@@ -338,11 +429,17 @@ def test_bools_that_are_neither_are_refused(isa):
         assert error.value.index == 1
 
 
-@pytest.mark.parametrize(("rows", "error"), [
-    ([[0.0] * 3], TypeError), (np.zeros((3, 3), "f4"), ValueError), (np.zeros((2, 3), "f4").T, ValueError),
-    (np.zeros((2, 6), "f4")[:, ::2], ValueError), (np.array(1.0), ValueError),
-    (np.broadcast_to(np.float32(1), (2, 3)), ValueError),
-])
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([[0.0] * 3], TypeError),
+        (np.zeros((3, 3), "f4"), ValueError),
+        (np.zeros((2, 3), "f4").T, ValueError),
+        (np.zeros((2, 6), "f4")[:, ::2], ValueError),
+        (np.array(1.0), ValueError),
+        (np.broadcast_to(np.float32(1), (2, 3)), ValueError),
+    ],
+)
 def test_rows_that_are_none_are_the_callers_error(rows, error):
     for items in (_codec.scan(message([A, B])), _codec.items_of([A, B])):
         with pytest.raises(error, match="expected") as caught:
@@ -358,12 +455,24 @@ def test_a_range_that_is_none_is_a_value_error(start, stop):
 
 # -- nested lists of numbers
 
-@pytest.mark.parametrize(("value", "dtype", "shape"), [
-    ([1, 2.5, -3], "f4", (3,)), (7, "i8", ()), ([[1, 2], [3, 4]], "u1", (2, 2)), ([True, False], "?", (2,)),
-    ([], "f4", (0,)),
-    ([1e300], "f8", (1,)), ([2**63], "u8", (1,)), ([-(2**63)], "i8", (1,)), ([1.5], "c8", (1,)), ([1.5, 2], "f2", (2,)),
-    ([0.5, 3], ml_dtypes.bfloat16, (2,)), ([1, 2], ">i2", (2,)),
-])
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "shape"),
+    [
+        ([1, 2.5, -3], "f4", (3,)),
+        (7, "i8", ()),
+        ([[1, 2], [3, 4]], "u1", (2, 2)),
+        ([True, False], "?", (2,)),
+        ([], "f4", (0,)),
+        ([1e300], "f8", (1,)),
+        ([2**63], "u8", (1,)),
+        ([-(2**63)], "i8", (1,)),
+        ([1.5], "c8", (1,)),
+        ([1.5, 2], "f2", (2,)),
+        ([0.5, 3], ml_dtypes.bfloat16, (2,)),
+        ([1, 2], ">i2", (2,)),
+    ],
+)
 def test_numbers_go_into_rows(value, dtype, shape):
     items = _codec.items_of(orjson.loads(orjson.dumps([value, value])))
     rows = np.zeros((2, *shape), dtype)
@@ -372,17 +481,32 @@ def test_numbers_go_into_rows(value, dtype, shape):
     assert (rows == expected).all()
 
 
-@pytest.mark.parametrize(("value", "dtype", "shape", "reason"), [
-    ([256], "u1", (1,), "from 0 to 255.*got 256"), ([-1], "u1", (1,), "got -1"), ([2**31], "i4", (1,), "2147483648"),
-    ([2**63], "i8", (1,), "9223372036854775808"), ([1e39], "f4", (1,), r"float32 holds, got 1e\+39"),
-    ([70000], "f2", (1,), "float16 holds, got 70000"), ([1.5], "i4", (1,), "fractions"),
-    ([1.0], "i4", (1,), "fractions"),
-    ([True], "f4", (1,), "booleans"), ([1], "?", (1,), "integers"), (["1"], "f4", (1,), "text"),
-    ([None], "f4", (1,), "other"), ([1, 2], "f4", (3,), r"shape \(2,\)"),
-    ([[1], [2, 3]], "f4", (2, 2), "differing lengths"), (5, "f4", (1,), r"shape \(\)"),
-    ([{}], "f4", (1,), "other"), ([1], "M8[s]", (1,), "datetime64"), ([1], "U3", (1,), "<U3"), ({}, "f4", (), "dict"),
-    (None, "f4", (), "NoneType"), ([2**53, -(2**63) - 1.0], "i8", (2,), "fractions or integers beyond 64 bits"),
-])
+@pytest.mark.parametrize(
+    ("value", "dtype", "shape", "reason"),
+    [
+        ([256], "u1", (1,), "from 0 to 255.*got 256"),
+        ([-1], "u1", (1,), "got -1"),
+        ([2**31], "i4", (1,), "2147483648"),
+        ([2**63], "i8", (1,), "9223372036854775808"),
+        ([1e39], "f4", (1,), r"float32 holds, got 1e\+39"),
+        ([70000], "f2", (1,), "float16 holds, got 70000"),
+        ([1.5], "i4", (1,), "fractions"),
+        ([1.0], "i4", (1,), "fractions"),
+        ([True], "f4", (1,), "booleans"),
+        ([1], "?", (1,), "integers"),
+        (["1"], "f4", (1,), "text"),
+        ([None], "f4", (1,), "other"),
+        ([1, 2], "f4", (3,), r"shape \(2,\)"),
+        ([[1], [2, 3]], "f4", (2, 2), "differing lengths"),
+        (5, "f4", (1,), r"shape \(\)"),
+        ([{}], "f4", (1,), "other"),
+        ([1], "M8[s]", (1,), "datetime64"),
+        ([1], "U3", (1,), "<U3"),
+        ({}, "f4", (), "dict"),
+        (None, "f4", (), "NoneType"),
+        ([2**53, -(2**63) - 1.0], "i8", (2,), "fractions or integers beyond 64 bits"),
+    ],
+)
 def test_numbers_that_do_not_fit_are_item_errors(value, dtype, shape, reason):
     items = _codec.items_of([np.zeros(shape, dtype), value])
     with pytest.raises(ItemError, match=reason) as error:
@@ -391,6 +515,22 @@ def test_numbers_that_do_not_fit_are_item_errors(value, dtype, shape, reason):
 
 
 # -- raw documents
+
+
+@pytest.mark.parametrize("size", [1, 2047, 2048, 2049, 4096, 70_000, 600_000])
+def test_documents_are_copied_whole_at_any_distance(size):
+    data = rng.integers(0, 255, size, "u1")
+    doc = npy(data)
+    for ahead in (0, 1, 5, 31, 32, 100):
+        body = b"".join((b" " * ahead, doc))
+        assert _codec.decode_npy(memoryview(body)[ahead:])[0].tobytes() == data.tobytes()
+        rows = np.zeros(size + 8192, "u1")
+        at = (np.frombuffer(body, "u1").ctypes.data + ahead + len(doc) - size + 17 - rows.ctypes.data) % 4096
+        _codec.scan_npy(memoryview(body)[ahead:]).into(rows[at : at + size].reshape(1, size))
+        assert rows[at : at + size].tobytes() == data.tobytes()
+        assert not rows[:at].any()
+        assert not rows[at + size :].any()
+
 
 def test_documents_go_into_rows(rows):
     docs = [_codec.encode_npy(row) if row.ndim else npy(row) for row in rows]
@@ -439,6 +579,7 @@ def test_a_header_may_not_claim_rows_of_nothing():
 
 # -- signatures
 
+
 def test_headers_alone_drive_no_signature_out():
     """Only items that were decoded whole are remembered: observable by time alone, so counted here by what is kept."""
     _codec.decode_numpy(A)
@@ -459,8 +600,11 @@ def test_headers_alone_drive_no_signature_out():
 
 # -- lists of strings
 
-@pytest.mark.parametrize("values", [[], [""], ["a"], ["", "b", "c d"], ["x" * n for n in range(200)],
-                                    ["{}[]:,'", "\x7f"], ["y" * 100_000] * 3])
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [""], ["a"], ["", "b", "c d"], ["x" * n for n in range(200)], ["{}[]:,'", "\x7f"], ["y" * 100_000] * 3],
+)
 @pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}], ids=["json", "compact", "indented"])
 def test_plain_strings_are_taken(isa, values, style):
     body = message(values, ensure_ascii=False, **style)
@@ -484,6 +628,13 @@ def test_surprises_among_strings_are_left_to_the_parser(isa, name):
     assert _codec.strings(SURPRISES[name].encode("utf-8", "surrogateescape")) is None
 
 
+@pytest.mark.parametrize("end", [b"\\", b"\n", b"\0", b"\x1f", b"\x80", b"\xff", b"\xc3\xa9", b""])
+def test_a_string_ends_with_a_quote_only(isa, end):
+    for rest in (b"]}", b',"b"]}', b" ]}"):
+        assert _codec.strings(b'{"data":["a' + end + rest) is None
+        assert _codec.strings(b'{"data":["' + b"a" * 64 + end + rest) is None
+
+
 def test_every_truncated_list_is_left_alone(isa):
     body = message(["a" * 40, "b" * 70])
     for n in range(len(body)):
@@ -498,6 +649,7 @@ def test_strings_are_what_parsers_find(parts):
 
 
 # -- rows into a body
+
 
 def test_a_reply_holds_every_row(isa, rows):
     body = _codec.encode_rows(rows)
@@ -523,6 +675,7 @@ def test_rows_that_cannot_be_encoded_are_refused():
 
 
 # -- lifetime and threads
+
 
 def test_items_hold_the_body():
     data = rng.random((3, 1000))

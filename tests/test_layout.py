@@ -13,12 +13,12 @@ CORE = {"ring", "message", "tensor", "errors", "limits"}
 OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools", "prometheus_client"}
 NO_CLOCK = CORE | {"ring", "exchange", "_codec"}
 PARTS = {
-    "asgi": "protocol",
     "board": "worker",
     "chunked": "protocol",
     "connections": "protocol",
     "http1": "protocol",
     "listener": "protocol",
+    "writer": "protocol",
     "settings": "worker",
     "steps": "handler",
 }

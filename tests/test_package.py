@@ -73,6 +73,7 @@ def test_the_citation_names_this_version_and_its_day() -> None:
     assert date
     assert f"\nversion: {virtex.__version__}\n" in citation
     assert f"\ndate-released: {date[1]}\n" in citation
+    assert f"  version = {{{virtex.__version__}}},\n" in (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -2,264 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 import pytest
 from cases import CASES, GET, OK, chunked, head, post
+from wire import TEXT, StubExchange, StubServer, Wire
 
-from virtex import HttpProtocol, Limits, Server
-from virtex.connections import SECOND, Connections
+from virtex import HttpProtocol, Limits
+from virtex.connections import SECOND
 from virtex.exchange import Response
 
-TEXT = ((b"content-type", b"text/plain"),)
 
-
-class Transport:
-    """What a connection does to its socket, kept in lists."""
-
-    def __init__(self):
-        self.writes = []
-        self.unsent = 0  # bytes that the client has not read
-        self.closed = self.aborted = self.ended = False
-        self.reading = True
-        self.protocol = None
-        self.extra = {"peername": ("10.0.0.1", 5), "sockname": ("10.0.0.2", 80)}
-
-    @property
-    def output(self):
-        return b"".join(self.writes)
-
-    def write(self, data):
-        assert not self.ended and not self.closed, f"written after the end: {data!r}"
-        self.writes.append(bytes(data))
-
-    def writelines(self, pieces):
-        self.write(b"".join(pieces))
-
-    def write_eof(self):
-        assert not self.ended
-        self.ended = True
-
-    def can_write_eof(self):
-        return "sslcontext" not in self.extra
-
-    def close(self):
-        self.closed = True
-
-    def abort(self):
-        self.closed = self.aborted = True
-
-    def is_closing(self):
-        return self.closed
-
-    def get_extra_info(self, name):
-        return self.extra.get(name)
-
-    def get_write_buffer_size(self):
-        return self.unsent
-
-    def set_protocol(self, protocol):
-        self.protocol = protocol
-
-    def pause_reading(self):
-        assert self.reading
-        self.reading = False
-
-    def resume_reading(self):
-        assert not self.reading
-        self.reading = True
-
-
-class Clock:
-    def __init__(self):
-        self.now = 10**15
-
-    def __call__(self):
-        return self.now
-
-
-class StubExchange:
-    """Collects a body; answers at once, or by a future that the test resolves."""
-
-    def __init__(self, server, head):
-        self.server = server
-        self.head = head
-        self.body = b""
-        self.view = None
-        self.cancelled = None
-        self.future = None
-
-    def write(self, data):
-        assert type(data) is bytes
-        self.body += data
-
-    def buffer(self, n):
-        self.view = bytearray(n)
-        return memoryview(self.view)
-
-    def complete(self):
-        if self.view is not None:
-            self.body = bytes(self.view)
-        self.server.bodies.append(self.body)
-        if not self.server.later:
-            return self.server.answer(self)
-        self.future = self.server.loop.create_future()
-        return self.future
-
-    def cancel(self, reason):
-        self.cancelled = reason
-
-    def resolve(self):
-        self.future.set_result(self.server.answer(self))
-
-
-class StubServer(Server):
-    """The seam alone: every request is taken unless `refuses` says otherwise."""
-
-    def __init__(self, loop=None):
-        self.limits = Limits(body=1 << 20)
-        self.loop = loop
-        self.later = False  # answers come by a future
-        self.refuses = lambda head: None
-        self.opened = []
-        self.bodies = []
-        self.left = []
-        self.status = 200
-        self.headers = TEXT
-
-    def open(self, head, now):
-        refusal = self.refuses(head)
-        if refusal is None and head.length is not None and head.length > self.limits.body:
-            refusal = Response(413, TEXT, [b"too large"])
-        self.opened.append(refusal or StubExchange(self, head))
-        return self.opened[-1]
-
-    def answer(self, exchange):
-        return Response(self.status, self.headers, [b"<", exchange.body, b">"])
-
-    def leave(self, peer):
-        self.left.append(peer)
-
-
-class Wire:
-    """One connection to an app, with a clock that moves when told."""
-
-    def __init__(self, app, limits=None, loop=None, shared=None):
-        self.app = app
-        self.loop = loop or asyncio.new_event_loop()
-        self.clock = shared.clock if shared else Clock()
-        self.connections = shared or Connections(app, limits=limits, clock=self.clock, loop=self.loop)
-        self.protocol = HttpProtocol(app, connections=self.connections)
-        self.transport = self.transport_of(self.protocol)
-
-    def transport_of(self, protocol):
-        transport = Transport()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        return transport
-
-    def send(self, *segments):
-        for segment in segments:
-            self.receive(segment)
-        return self
-
-    def receive(self, data):
-        """As an event loop does: not while reading is paused or the transport closed, and into buffers where asked."""
-        while data and not self.transport.closed:
-            assert self.transport.reading
-            protocol = self.transport.protocol
-            if protocol is self.protocol:
-                protocol.data_received(data)
-                return
-            view = protocol.get_buffer(65536)
-            n = min(len(view), len(data))
-            view[:n] = data[:n]
-            data = data[n:]
-            protocol.buffer_updated(n)
-
-    def settle(self):
-        for _ in range(10):
-            self.loop.run_until_complete(asyncio.sleep(0))
-        return self
-
-    def advance(self, seconds):
-        self.clock.now += int(seconds * SECOND)
-        self.connections.tick()
-        return self
-
-    @property
-    def output(self):
-        return self.transport.output
-
-    @property
-    def statuses(self):
-        return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", self.output)]
-
-    @property
-    def ended(self):
-        return self.transport.ended or self.transport.closed
-
-    def replies(self):
-        """(status, headers, body) of every reply to a request that has a body in its answer."""
-        found, data = [], self.output
-        while data:
-            top, _, data = data.partition(b"\r\n\r\n")
-            first, *lines = top.split(b"\r\n")
-            headers = dict(line.split(b": ", 1) for line in lines)
-            n = int(headers.get(b"content-length", 0))
-            found.append((int(first.split()[1]), headers, data[:n]))
-            data = data[n:]
-        return found
+@pytest.fixture
+def server(event_loop):
+    return StubServer(event_loop)
 
 
 @pytest.fixture
-def loop():
-    loop = asyncio.new_event_loop()
-    yield loop
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+def wire(server, event_loop):
+    return Wire(server, loop=event_loop)
 
 
-@pytest.fixture
-def server(loop):
-    return StubServer(loop)
+# --- the table of cases -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def wire(server, loop):
-    return Wire(server, loop=loop)
-
-
-# --- the table of cases ---------------------------------------------------------------------------------------------
-
-
-def outcome_of(segments, loop):
-    server = StubServer(loop)
-    wire = Wire(server, loop=loop)
+def outcome_of(segments, event_loop):
+    server = StubServer(event_loop)
+    wire = Wire(server, loop=event_loop)
     wire.send(*segments)
     return wire.statuses, wire.ended, server.bodies
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case_whatever_the_segments(case, loop):
+def test_case_whatever_the_segments(case, event_loop):
     words = case.outcome.split()
     statuses = [int(word) for word in words if word.isdigit()]
-    whole = outcome_of([case.raw], loop)
+    whole = outcome_of([case.raw], event_loop)
     assert whole[:2] == (statuses, "close" in words), case.section
     if case.seen is not None:
         assert whole[2] == case.seen
+    behind = outcome_of([GET + case.raw], event_loop)
+    assert behind == ([200, *statuses], whole[1], [b"", *whole[2]])
     raw = case.raw
     if "100" in words:
         return  # whether a client is invited depends on whether it has begun, and so on the segments
-    assert outcome_of([raw[i : i + 1] for i in range(len(raw))], loop) == whole
+    assert outcome_of([raw[i : i + 1] for i in range(len(raw))], event_loop) == whole
     for at in range(1, len(raw)):
-        assert outcome_of([raw[:at], raw[at:]], loop) == whole, f"split at {at}: {raw[:at]!r}"
+        assert outcome_of([raw[:at], raw[at:]], event_loop) == whole, f"split at {at}: {raw[:at]!r}"
 
 
 def test_names_of_cases_are_unique():
@@ -267,7 +56,7 @@ def test_names_of_cases_are_unique():
     assert len(names) == len(set(names))
 
 
-# --- requests -------------------------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------------------
 
 
 def test_head_has_method_decoded_path_and_lower_case_names(wire, server):
@@ -280,6 +69,13 @@ def test_head_has_method_decoded_path_and_lower_case_names(wire, server):
 def test_path_that_is_no_utf_8_is_replaced_not_refused(wire, server):
     wire.send(b"GET /%ff HTTP/1.1\r\nHost: a\r\n\r\n")
     assert server.opened[0].head.path == "/\ufffd"
+
+
+def test_root_path_is_stripped_from_the_path(wire, server):
+    wire.connections.root_path = "/api"
+    for target in (b"/api/x", b"/x", b"/apix", b"/api"):
+        wire.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert [exchange.head.path for exchange in server.opened] == ["/x", "/x", "/apix", "/"]
 
 
 def test_chunked_request_has_no_length(wire, server):
@@ -312,7 +108,7 @@ def test_body_in_one_segment_is_handed_over_without_a_copy_of_the_parser(wire, s
     assert server.bodies == [b"x" * 1000]
 
 
-# --- answers --------------------------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------------
 
 
 def test_reply_is_one_write_with_date_server_and_length(wire):
@@ -415,7 +211,7 @@ def test_date_is_rendered_once_a_second(wire, monkeypatch):
     assert wire.output.count(b"date: later\r\n") == 1
 
 
-# --- Expect ---------------------------------------------------------------------------------------------------------
+# --- Expect -------------------------------------------------------------------------------------------------
 
 EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
 
@@ -447,7 +243,7 @@ def test_body_that_is_refused_is_not_invited(wire, server):
     assert wire.statuses == [415] and wire.transport.ended
 
 
-# --- refusing at the end of the headers -----------------------------------------------------------------------------
+# --- refusing at the end of the headers ---------------------------------------------------------------------
 
 
 def test_short_unwanted_body_is_skipped_and_the_connection_goes_on(wire, server):
@@ -474,7 +270,7 @@ def test_what_comes_after_the_end_is_read_up_to_a_bound(wire):
     assert wire.transport.closed
 
 
-# --- limits ---------------------------------------------------------------------------------------------------------
+# --- limits -------------------------------------------------------------------------------------------------
 
 SMALL = Limits(request_line=60, header_fields=4, header_bytes=100, body=10, framing=40)
 
@@ -505,9 +301,9 @@ SMALL = Limits(request_line=60, header_fields=4, header_bytes=100, body=10, fram
         (chunked(b"0\r\nX: " + b"y" * 35 + b"\r\n\r\n"), [400]),
     ],
 )  # fmt: skip
-def test_limits_hold_whatever_the_segments(raw, statuses, loop):
+def test_limits_hold_whatever_the_segments(raw, statuses, event_loop):
     def outcome(segments):
-        wire = Wire(StubServer(loop), SMALL, loop)
+        wire = Wire(StubServer(event_loop), SMALL, event_loop)
         wire.send(*segments)
         return wire.statuses, wire.ended
 
@@ -523,17 +319,17 @@ def test_declared_body_over_the_limit_is_refused_before_it_comes(wire):
     assert wire.statuses == [413] and wire.transport.ended
 
 
-def test_connection_over_the_limit_is_answered_503(server, loop):
-    wire = Wire(server, Limits(connections=1), loop)
+def test_connection_over_the_limit_is_answered_503(server, event_loop):
+    wire = Wire(server, Limits(connections=1), event_loop)
     transport = wire.transport_of(HttpProtocol(server, connections=wire.connections))
     assert b" 503 " in transport.output and b"retry-after: 1\r\n" in transport.output and transport.ended
     wire.send(OK)
     assert wire.statuses == [200]
 
 
-def test_requests_over_the_pipeline_limit_wait_unread(server, loop):
+def test_requests_over_the_pipeline_limit_wait_unread(server, event_loop):
     server.later = True
-    wire = Wire(server, Limits(pipelined=2), loop)
+    wire = Wire(server, Limits(pipelined=2), event_loop)
     wire.send(post(b"1") + post(b"2") + post(b"3") + post(b"4"))
     assert len(server.opened) == 2
     wire.receive(post(b"5"))
@@ -544,9 +340,9 @@ def test_requests_over_the_pipeline_limit_wait_unread(server, loop):
     assert [body for _, _, body in wire.replies()] == [b"<1>", b"<2>", b"<3>", b"<4>", b"<5>"]
 
 
-def test_reading_pauses_while_much_waits_for_its_turn(server, loop):
+def test_reading_pauses_while_much_waits_for_its_turn(server, event_loop):
     server.later = True
-    wire = Wire(server, Limits(pipelined=1), loop)
+    wire = Wire(server, Limits(pipelined=1), event_loop)
     wire.send(post(b"1") + post(b"2" * 70000))
     assert not wire.transport.reading
     server.opened[0].resolve()
@@ -557,7 +353,7 @@ def test_reading_pauses_while_much_waits_for_its_turn(server, loop):
     assert wire.statuses == [200, 200]
 
 
-# --- clocks ---------------------------------------------------------------------------------------------------------
+# --- clocks -------------------------------------------------------------------------------------------------
 
 
 def test_new_connection_that_sends_nothing_is_closed_silently(wire):
@@ -684,8 +480,8 @@ def test_client_that_reads_slowly_is_not_cut(wire):
     assert wire.transport.reading
 
 
-def test_ten_thousand_idle_connections_cost_nothing_per_tick(server, loop):
-    wire = Wire(server, Limits(connections=20_000), loop)
+def test_ten_thousand_idle_connections_cost_nothing_per_tick(server, event_loop):
+    wire = Wire(server, Limits(connections=20_000), event_loop)
     asked = []
     for _ in range(10_000):
         wire.transport_of(HttpProtocol(server, connections=wire.connections)).protocol.data_received(OK)
@@ -710,7 +506,7 @@ def test_ten_thousand_idle_connections_cost_nothing_per_tick(server, loop):
     assert before == 10_001 and counted <= 1
 
 
-# --- the client leaves ------------------------------------------------------------------------------------------------
+# --- the client leaves --------------------------------------------------------------------------------------
 
 
 def test_client_that_leaves_cancels_what_was_not_answered(wire, server):
@@ -748,9 +544,9 @@ def test_half_a_body_is_cancelled_at_the_end_and_earlier_requests_answered(wire,
     assert wire.statuses == [200] and wire.transport.closed
 
 
-def test_pipelined_requests_before_a_half_close_are_all_answered(server, loop):
+def test_pipelined_requests_before_a_half_close_are_all_answered(server, event_loop):
     server.later = True
-    wire = Wire(server, Limits(pipelined=1), loop)
+    wire = Wire(server, Limits(pipelined=1), event_loop)
     wire.send(post(b"1") + post(b"2"))
     assert wire.protocol.eof_received() is True
     server.opened[0].resolve()
@@ -760,26 +556,26 @@ def test_pipelined_requests_before_a_half_close_are_all_answered(server, loop):
     assert wire.statuses == [200, 200] and wire.transport.closed
 
 
-# --- errors of ours -----------------------------------------------------------------------------------------------------
+# --- errors of ours -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["open", "write", "complete"])
-def test_exception_in_the_server_costs_its_connection_only(server, loop, where, caplog):
-    wire = Wire(server, loop=loop)
+def test_exception_in_the_server_costs_its_connection_only(server, event_loop, where, caplog):
+    wire = Wire(server, loop=event_loop)
     if where == "open":
         server.refuses = lambda head: 1 / 0
     else:
         server.refuses = lambda head: None
         breaking = type("Breaking", (StubExchange,), {where: lambda self, *args: 1 / 0})
         server.open = lambda head, now: breaking(server, head)
-        wire = Wire(server, loop=loop)
+        wire = Wire(server, loop=event_loop)
     wire.send(OK)
     assert wire.statuses == [500] and wire.ended
     assert "ZeroDivisionError" in caplog.text
     assert b"division" not in wire.output
 
 
-# --- large bodies ---------------------------------------------------------------------------------------------------
+# --- large bodies -------------------------------------------------------------------------------------------
 
 
 def test_large_body_is_read_into_its_final_place(wire, server):
@@ -821,7 +617,7 @@ def test_client_that_leaves_in_a_large_body_cancels_it(wire, server):
     assert server.opened[0].cancelled and len(server.left) == 1
 
 
-# --- draining -------------------------------------------------------------------------------------------------------
+# --- draining -----------------------------------------------------------------------------------------------
 
 
 def test_drain_closes_connections_at_rest_after_a_last_look(wire):

@@ -7,9 +7,12 @@ import orjson
 import pytest
 from asks import ask_asgi, ask_direct
 
+import virtex.exchange
+import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.errors import ItemError
+from virtex.exchange import Head
 from virtex.handler import Worker
 
 
@@ -613,6 +616,88 @@ def test_a_request_that_started_the_service_is_told_when_that_takes_too_long():
     assert (late.status, late.error) == (503, "still starting after 0.05 s")
 
 
+def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():
+    async def main():
+        gate = Gate()
+        app = http_server("gate", gate, watchdog=0.05)
+        await app.startup()
+        asked = asyncio.ensure_future(ask_direct(app, BODY))
+        await gate.entered.wait()
+        well = await ask_direct(app, method="GET", path="/health/live")
+        await asyncio.sleep(0.06)
+        hung = await ask_direct(app, method="GET", path="/health/live")
+        gate.go.set()
+        await asked
+        again = await ask_direct(app, method="GET", path="/health/live")
+        await app.shutdown()
+        return well.status, hung.status, again.status
+
+    assert asyncio.run(main()) == (200, 503, 200)
+
+
+def test_a_model_that_never_comes_back_does_not_keep_the_service_from_ending(caplog):
+    class Hangs(Life):
+        def run_inference(self, model_input):
+            self.go.wait(10)
+            return model_input
+
+    async def main():
+        handler = Hangs()
+        app = http_server("hangs", handler, executor="thread", limits=Limits(answer_seconds=0.05))
+        await app.startup()
+        handler.go.clear()
+        late = await ask_direct(app, BODY)
+        await asyncio.wait_for(app.shutdown(), 5)
+        handler.go.set()
+        return late.status, "teardown" in handler.threads
+
+    assert asyncio.run(main()) == (504, False)
+    assert "has not come back" in caplog.text
+
+
+def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_nothing(monkeypatch, caplog):
+    real = virtex.exchange.encode_data
+
+    def encode(rows):
+        if rows == ["nasty"]:
+            raise RecursionError
+        return real(rows)
+
+    monkeypatch.setattr(virtex.exchange, "encode_data", encode)
+
+    async def main():
+        app = http_server("echo", Echo())
+        await app.startup()
+        opened = [app.open(Head("POST", "/", [], None, None), 0) for _ in range(3)]
+        for exchange, item in zip(opened, ("nasty", "raises", "fine"), strict=True):
+            exchange.write(b'{"data":["%b"]}' % item.encode())
+            exchange.complete()
+        opened[1].add_done_callback(lambda _: 1 / 0)
+        fine = await asyncio.wait_for(opened[2], 5)
+        await app.shutdown()
+        return opened[0].result().status, fine.status
+
+    assert asyncio.run(main()) == (500, 200)
+    assert "the message could not be handled: RecursionError" in caplog.text
+    assert "failed to take its answer" in caplog.text
+
+
+def test_a_request_that_can_not_be_read_for_lack_of_memory_is_over_too(monkeypatch, ask):
+    def read(body):
+        raise MemoryError
+
+    monkeypatch.setattr(virtex.message, "strings", read)
+    app = http_server("echo", Echo())
+    (answer,) = run(app, ask(app, BODY))
+    assert answer.status == 500
+    assert "could not be handled: MemoryError" in answer.error
+
+
+def test_a_watchdog_over_an_inline_model_is_refused():
+    with pytest.raises(ValueError, match='needs executor="thread"'):
+        run(http_server("echo", Echo(), watchdog=1.0))
+
+
 def test_an_observer_sees_every_request_and_batch(ask):
     watching = Watching()
     app = http_server("echo", Echo(), observer=watching)
@@ -717,6 +802,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         {"max_queue_size": 0},
         {"executor": "process"},
         {"limits": {}},
+        {"watchdog": 0},
         {"prom_host": ""},
         {"prom_host": "http://"},
         {"prom_port": 0},

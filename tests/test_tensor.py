@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from test_ring import Recorder
 
 from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_server
-from virtex._codec import decode_npy, decode_numpy, encode_npy, encode_numpy, items_of
+from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batcher import Batcher
 from virtex.errors import HandlerError, RequestError
 from virtex.steps import TensorSteps
@@ -532,6 +532,22 @@ TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=
 
 
 # ---- what is said of it
+
+
+def test_the_root_publishes_inputs_and_outputs():
+    app = http_server("tokens", Tokens())
+    (answer,) = run(app, ask_direct(app, method="GET"))
+    assert answer.json["inputs"] == {"ids": {"dtype": "int64", "shape": [2]}, "mask": {"dtype": "bool", "shape": [2]}}
+    assert answer.json["outputs"]["sum"] == {"dtype": "int64", "shape": []}
+
+
+def test_a_tensor_handler_without_inputs_does_not_start():
+    class Bare(TensorHandler):
+        def run_inference(self, batch):
+            return batch
+
+    with pytest.raises(TypeError, match="Bare.inputs: expected a Tensor"):
+        run(http_server("bare", Bare()))
 
 
 def test_validate_and_example():

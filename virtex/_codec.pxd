@@ -44,13 +44,14 @@ cdef extern from "npy.h" nogil:
     int vx_times(int64_t *, int64_t)
 
 cdef extern from "item.h" nogil:
+    void vx_copy(uint8_t *, const uint8_t *, size_t)
     size_t vx_claimed(const uint8_t *, size_t)
     size_t vx_decode_after(const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t)
     size_t vx_decode_header(const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t)
     size_t vx_decode_rows(
         const vx_kernel *, uint8_t *, const uint8_t *, const size_t *, size_t, size_t, size_t, size_t, int)
     uint8_t *vx_encode_rows(
-        const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *, size_t, size_t, size_t)
+        const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *, size_t)
     int vx_are_bools(const uint8_t *, size_t)
 
 cdef extern from "walk.h" nogil:

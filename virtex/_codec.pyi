@@ -67,9 +67,7 @@ class Items:
 
     names: tuple[str, ...] | None
     def __len__(self) -> int: ...
-    def into(
-        self, rows: NDArray[Any] | Sequence[NDArray[Any]], start: int = 0, stop: int | None = None
-    ) -> None:
+    def into(self, rows: NDArray[Any] | Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
         """Decodes items [start, stop) into rows[0], rows[1], and so on.
 
         rows: an array of shape (stop - start, *shape of an item), C-contiguous and writable; with names, one array for
@@ -83,7 +81,8 @@ def scan(body: _Buffer, names: Sequence[str] | None = None) -> Items | None:
     """The items of {"data": [...]}, found without a JSON parser and without looking at most of the body.
 
     Each item is the base64 of a .npy document, all with one header; or, with names, an object of exactly these members,
-    each of them such a text. JSON whitespace may stand between tokens. Whether a text is base64, only into() tells.
+    each of them such a text. JSON whitespace may stand between tokens, and "error": null, which HttpMessage writes,
+    after the data. Whether a text is base64, only into() tells.
     Returns: None for any other body: parse it, and give its "data" to items_of(), which means the same to the letter.
     """
 
@@ -105,7 +104,7 @@ def scan_npy(body: _Buffer, ndim: int | None = None) -> Items:
 def strings(body: _Buffer) -> list[str] | None:
     """The list of {"data": ["...", ...]} if its strings are ASCII without escapes, else None: parse the body.
 
-    JSON whitespace may stand between tokens. What it returns is what a JSON parser would.
+    JSON whitespace may stand between tokens, and "error": null after the data. What it returns, a JSON parser would.
     """
 
 def encode_rows(values: NDArray[Any]) -> bytes:

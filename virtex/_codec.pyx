@@ -350,13 +350,10 @@ cdef _new_array(_Signature signature, uint8_t **data):
     return array
 
 
-cdef _Signature _whole_signature(_Input source):
-    """The signature of a text that is as long as it says."""
-    cdef size_t claimed = _claimed(source)
-    cdef _Signature signature = _text_signature(source.data, source.size, claimed)
+cdef int _check_size(_Signature signature, _Input source, size_t claimed) except -1:
     if claimed != signature.header + signature.nbytes:
         raise _wrong_size(signature, claimed - signature.header, source.size)
-    return signature
+    return 0
 
 
 cdef _decode_numpy(_Input source, _Signature signature):
@@ -370,13 +367,16 @@ cdef _decode_numpy(_Input source, _Signature signature):
 
 def decode_numpy(text):
     cdef _Input source = _open_text(text)
-    return _decode_numpy(source, _whole_signature(source))
+    cdef size_t claimed = _claimed(source)
+    cdef _Signature signature = _text_signature(source.data, source.size, claimed)
+    _check_size(signature, source, claimed)
+    return _decode_numpy(source, signature)
 
 
 cdef _decode_npy(const uint8_t *doc, _Signature signature):
     cdef uint8_t *data
     array = _new_array(signature, &data)
-    memcpy(data, doc + signature.header, signature.nbytes)
+    vx_copy(data, doc + signature.header, signature.nbytes)
     _check_bools(signature, data)
     _remember(signature)
     return array
@@ -513,12 +513,15 @@ cdef class _Spans(Items):
         if _fit(signature, rows) == _PLAIN:
             i = start + self.decode_plain(signature, column, rows, start, stop)
             if i < stop:
-                self.explain(column, i)
+                self.explain(column, rows, i, start)
         elif _fit(signature, rows) == _OTHERWISE_LAID_OUT:
             for i in range(start, stop):
-                rows[i - start] = self.array(column, i)
+                try:
+                    rows[i - start] = self.array(column, i)
+                except ItemError:
+                    self.explain(column, rows, i, start)
         else:
-            raise self.wrong(column, start, _misfit(signature, rows, start))
+            self.explain(column, rows, start, start)
         _remember(signature)
 
     cdef _Signature signature_of(self, int column):
@@ -535,7 +538,7 @@ cdef class _Spans(Items):
         cdef bint bools = signature.bools
         if self.raw:
             for i in range(count):
-                memcpy(to + i * size, body + starts[i * step], size)
+                vx_copy(to + i * size, body + starts[i * step], size)
                 if bools and not vx_are_bools(to + i * size, size):
                     return i
             return count
@@ -549,27 +552,25 @@ cdef class _Spans(Items):
         """One item as an array of its own."""
         cdef _Signature signature = self.signature_of(column)
         cdef const uint8_t *at = self.source.data + self.starts[i * self.columns + column]
-        try:
-            if self.raw:
-                return _decode_npy(at - signature.header, signature)
-            return _decode_numpy(_part(self.source, at, signature.key.chars), signature)
-        except ItemError:
-            self.explain(column, i)
-
-    cdef explain(self, int column, Py_ssize_t i):
-        """Raises what is wrong with an item. A bad character in a text may be an escape: then a JSON parser says what
-        the text is, or that the body is no JSON. Wrong it is either way: without escapes it is shorter than its header
-        says."""
         if self.raw:
+            return _decode_npy(at - signature.header, signature)
+        return _decode_numpy(_part(self.source, at, signature.key.chars), signature)
+
+    cdef explain(self, int column, cnp.ndarray rows, Py_ssize_t i, Py_ssize_t start):
+        """Raises what is wrong with item i. What the walk took for a text may have an escape in it, or be no JSON: so a
+        parser has the last word, and the item is refused as any that a parser made. Good it can't be: without its
+        escapes it is shorter than its header says; but a quote in it may hide a second "data", where a parser looks."""
+        cdef _Signature signature = self.signature_of(column)
+        if self.raw:
+            if _fit(signature, rows) == _MISFIT:
+                raise _misfit(signature, rows, i)
             raise ItemError("expected the bytes of bools to be 0 or 1, got others", i)
         import orjson
 
-        value = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"][i]
-        try:
-            decode_numpy(value if self.names is None else value[self.names[column]])
-        except ItemError as error:
-            raise self.wrong(column, i, error)
-        raise ItemError("expected the body to stay as it was scanned, got changes", i)
+        data = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"]
+        if isinstance(data, list) and len(data) > i:
+            (<_Values>items_of(data, self.names)).decode(column, rows[i - start:i - start + 1], i, i + 1)
+        raise ItemError("expected one list of texts, got a quote within a text, or a body that has changed", i)
 
 
 @cython.final
@@ -660,12 +661,15 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
     cdef _Input source
     cdef _Signature signature
     cdef uint8_t *row
+    cdef size_t claimed
     if isinstance(value, str):
         source = _open_text(value)
-        signature = _whole_signature(source)
+        claimed = _claimed(source)
+        signature = _text_signature(source.data, source.size, claimed)
         fit = _fit(signature, rows)
-        if fit == _MISFIT:
+        if fit == _MISFIT:  # before the size, as where the walk found the item: the same error for the same body
             raise _misfit(signature, rows, None)
+        _check_size(signature, source, claimed)
         if fit == _PLAIN:
             row = <uint8_t *>cnp.PyArray_DATA(rows) + i * signature.nbytes
             _decode(row, source, signature.header, signature.nbytes)
@@ -837,7 +841,7 @@ cdef inline bint _is_header_of(_Header header, void *dtype, int ndim, const cnp.
         <void *>header.dtype == dtype
         and header.ndim == ndim
         and header.fortran == fortran
-        and memcmp(header.dims, dims, ndim * sizeof(cnp.npy_intp)) == 0
+        and (ndim == 0 or memcmp(header.dims, dims, ndim * sizeof(cnp.npy_intp)) == 0)
     )
 
 
@@ -865,7 +869,8 @@ cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
     header = _Header.__new__(_Header)
     header.text = _build_text(array.dtype, ndim, dims, fortran)
     header.dtype, header.ndim, header.fortran = array.dtype, ndim, fortran
-    memcpy(header.dims, dims, ndim * sizeof(cnp.npy_intp))
+    if ndim:  # of none, NumPy has no list
+        memcpy(header.dims, dims, ndim * sizeof(cnp.npy_intp))
     _headers[mix] = header
     return header.text
 
@@ -901,10 +906,10 @@ def encode_rows(values):
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(header)
     memcpy(to, _PREFIX, 9)
     if count * size < RELEASE_GIL:
-        to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start, 0, 0)
+        to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)
     else:
         with nogil:
-            to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start, 0, 0)
+            to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)
     memcpy(to, _SUFFIX, 15)
     return body
 

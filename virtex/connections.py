@@ -19,7 +19,7 @@ from .limits import Limits
 from .server import Server
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol, Turn
+    from .writer import Turn, Writer
 
 SECOND = 1_000_000_000  # ns
 NEVER = 1 << 62
@@ -30,7 +30,7 @@ HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
 CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
 
-AccessLog = Callable[["HttpProtocol", "Turn", int, int, int], None]
+AccessLog = Callable[["Writer", "Turn", int, int, int], None]
 
 
 class Connections:
@@ -53,31 +53,32 @@ class Connections:
         self.clock = clock
         self.loop = loop
         # while serving
-        self.open: set[HttpProtocol] = set()
+        self.open: set[Writer] = set()
         self.requests = 0  # heads taken, for max_requests
         self.draining = False
         self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
         self.access: AccessLog | None = None  # status, body bytes, ns; None: nobody reads it
         self.state: dict[str, Any] = {}  # ASGI lifespan's
-        self.root_path = ""
+        self.root_path = ""  # a prefix of paths that is not the application's business
+        self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
         self.changed: asyncio.Event | None = None  # set when the last connection leaves
         self._full: bytes = b""
         # clocks
-        self._due: dict[int, set[HttpProtocol]] = {}
+        self._due: dict[int, set[Writer]] = {}
         self._timer: asyncio.TimerHandle | None = None
         # the date and the heads that carry it
         self._heads: dict[tuple[int, tuple[Header, ...], int], bytes] = {}
         self._heads_until = 0
 
-    def add(self, connection: HttpProtocol) -> bool:
+    def add(self, connection: Writer) -> bool:
         """Count a connection in; False when it is one too many."""
         self.open.add(connection)
         if self._timer is None:
             self._start_timer()
         return len(self.open) <= self.limits.connections
 
-    def remove(self, connection: HttpProtocol) -> None:
+    def remove(self, connection: Writer) -> None:
         self.open.discard(connection)
         self._forget(connection)  # or a closed connection would be kept until its time has come
         if not self.open and self.changed is not None:
@@ -85,7 +86,7 @@ class Connections:
 
     # --- clocks -----------------------------------------------------------------------------------------------
 
-    def watch(self, connection: HttpProtocol, deadline: int) -> None:
+    def watch(self, connection: Writer, deadline: int) -> None:
         """Ask `connection` at `deadline`, and no later than the next tick after it, how long it may still wait."""
         if deadline >= connection.watched_until:
             return  # it is asked sooner than that anyway, and asked again then
@@ -93,7 +94,7 @@ class Connections:
         connection.watched_until = deadline
         self._due.setdefault(deadline // SECOND, set()).add(connection)
 
-    def _forget(self, connection: HttpProtocol) -> None:
+    def _forget(self, connection: Writer) -> None:
         booked = self._due.get(connection.watched_until // SECOND)
         if booked is not None:
             booked.discard(connection)
@@ -143,7 +144,7 @@ class Connections:
             return False
         return True
 
-    def abort(self, connections: Iterable[HttpProtocol] | None = None) -> None:
+    def abort(self, connections: Iterable[Writer] | None = None) -> None:
         for connection in list(self.open if connections is None else connections):
             connection.abort()
 

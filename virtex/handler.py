@@ -100,6 +100,8 @@ class TensorHandler(RequestHandler):
     or shape is refused with 422 and never enters a batch. The batch is valid until run_inference has been answered:
     what the handler keeps of it stays its own.
     outputs: the same for what run_inference returns, one row per item; declared ones are checked and published.
+    device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
+    results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
 
     run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a sequence of
     rows. Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
@@ -108,6 +110,7 @@ class TensorHandler(RequestHandler):
 
     inputs: Inputs
     outputs: Inputs | None = None
+    device: str | None = None
 
     def process_request(self, data: list[Any]) -> Any:
         """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.

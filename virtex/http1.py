@@ -8,6 +8,7 @@ number below 2**64 and never beside Transfer-Encoding. What is left to check is 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -28,6 +29,8 @@ _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
+
+KEPT = 256  # bytes; clients send the same lines again and again, so what a line up to this says is kept
 
 Header = tuple[bytes, bytes]
 
@@ -54,25 +57,29 @@ def parse_request(raw: bytes, limits: Limits) -> Request:
     Raises: RequestError with the status of the first rule it breaks.
     """
     lines = raw[:-4].split(b"\r\n")
-    method, target, minor = _parse_line(lines[0])
+    method, target, path, minor = _kept_line(lines[0]) if len(lines[0]) <= KEPT else _parse_line(lines[0])
     if len(lines) - 1 > limits.header_fields:
         raise RequestError(431, f"expected at most {limits.header_fields} header fields, got {len(lines) - 1}")
     headers: list[Header] = []
     framing: dict[bytes, bytes] = {}
     for line in lines[1:]:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        value = value.strip(b" \t")
-        headers.append((name, value))
+        header = _kept_field(line) if len(line) <= KEPT else _parse_field(line)
+        headers.append(header)
+        name = header[0]
         if name in _FRAMING:
-            framing[name] = _join(name, framing[name], value) if name in framing else value
+            framing[name] = _join(name, framing[name], header[1]) if name in framing else header[1]
     _check_host(framing, minor)
-    request = Request(method, target, _parse_target(method, target), minor, headers)
+    request = Request(method, target, path, minor, headers)
     _frame(request, framing)
     return request
 
 
-def _parse_line(line: bytes) -> tuple[str, bytes, int]:
+def _parse_field(line: bytes) -> Header:
+    name, _, value = line.partition(b":")
+    return name.lower(), value.strip(b" \t")
+
+
+def _parse_line(line: bytes) -> tuple[str, bytes, str, int]:
     parts = line.split(b" ")  # RFC 9112 section 3: single spaces; llhttp takes several, and a line without version
     if len(parts) != 3:
         raise RequestError(400, "expected 'METHOD target HTTP/1.1' with single spaces between")
@@ -85,7 +92,11 @@ def _parse_line(line: bytes) -> tuple[str, bytes, int]:
         raise RequestError(505, f"expected HTTP/1.1 or HTTP/1.0, got {version.decode()}")
     else:
         raise RequestError(400, "expected HTTP/1.1 or HTTP/1.0 at the end of the request line")
-    return method.decode(), target, minor
+    return method.decode(), target, _parse_target(method.decode(), target), minor
+
+
+_kept_field = lru_cache(1024)(_parse_field)
+_kept_line = lru_cache(256)(_parse_line)
 
 
 def _join(name: bytes, first: bytes, second: bytes) -> bytes:
@@ -100,8 +111,13 @@ def _check_host(framing: dict[bytes, bytes], minor: int) -> None:
     if host is None:
         if minor:
             raise RequestError(400, "expected a Host, as every HTTP/1.1 request has")
-    elif not _HOST.fullmatch(host):
+    elif not _is_host(host):
         raise RequestError(400, "expected Host to be a name or address and a port")
+
+
+@lru_cache(64)
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None
 
 
 def _parse_target(method: str, target: bytes) -> str:
@@ -144,16 +160,21 @@ def _frame(request: Request, framing: dict[bytes, bytes]) -> None:
         request.expects = request.length != 0
 
 
-def find_overflow(raw: bytes, limits: Limits) -> tuple[int, RequestError] | None:
-    """Where a head, whole or not yet, goes over a limit: how many of its bytes were needed to know, and the refusal."""
-    end = raw.find(b"\r\n")
-    line = end if end >= 0 else len(raw) - 1  # its last byte may be the CR
+def find_fault(raw: bytes, limits: Limits) -> tuple[int, RequestError] | None:
+    """Where a head, whole or not yet, goes over a limit: how many of its bytes were needed to know, and the refusal.
+
+    The same for a request line that ends in a bare LF: llhttp takes that for the HTTP/0.9 of old, and would go on.
+    """
+    end = raw.find(b"\n")
+    line = end - 1 if end >= 0 else len(raw) - 1  # its last byte may be the CR
     if line > limits.request_line:
         error = RequestError(414, f"expected a request line of at most {limits.request_line} bytes")
         return limits.request_line + 2, error
-    if end >= 0 and len(raw) - end - 2 > limits.header_bytes:
+    if end >= 0 and raw[end - 1] != 13:
+        return end + 1, RequestError(400, "expected the request line to end in CR LF")
+    if end >= 0 and len(raw) - end - 1 > limits.header_bytes:
         error = RequestError(431, f"expected at most {limits.header_bytes} bytes of header fields")
-        return end + 3 + limits.header_bytes, error
+        return end + 2 + limits.header_bytes, error
     return None
 
 

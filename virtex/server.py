@@ -19,20 +19,21 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .device import Device
 from .errors import RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
 from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
 from .message import decode_items
 from .steps import Steps, TensorSteps, async_methods
-from .tensor import RowRing, reader
+from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
 
@@ -56,6 +57,7 @@ class Server:
         executor: str,
         limits: Limits,
         observer: Observer | None,
+        watchdog: float | None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         # Process: as configured
@@ -68,6 +70,7 @@ class Server:
         self._source = handler
         self._executor_name = executor
         self._clock = clock
+        self._watchdog = watchdog
         self._info = self._describe()
         # Loop: bound by _bind(), because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
@@ -80,6 +83,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._state = NEW
+        self.is_starting = True  # the handler is not there yet
         self._lazy = False
         self._why_failed = ""
         self._handler: RequestHandler | None = None
@@ -102,11 +106,6 @@ class Server:
         )
 
     # ---- life ----
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether the handler is not there yet."""
-        return self._state in (NEW, STARTING)
 
     async def startup(self, worker: Worker | None = None) -> None:
         """Make the handler and run its setup() off the loop; returns when requests can be answered.
@@ -143,31 +142,42 @@ class Server:
             handler = await thread.call(self._make)
             setup = partial(handler.setup, worker)
             await (setup() if inspect.iscoroutinefunction(handler.setup) else thread.call(setup))
-            executor = self._choose(handler, thread)
-            ring = self._rows_for(handler) if isinstance(handler, TensorHandler) else None
+            run = self._plan(handler, thread)
         except BaseException as error:
             self._fail(error)
             thread.stop()
             raise
         self._handler = handler
-        if executor is thread:
-            self._thread = thread
-        else:
+        self._thread = thread if self._executor_name == "thread" else None
+        if self._thread is None:
             thread.stop()
+        self.is_starting = False
         if self._state is STARTING:
             self._state = READY
         log.info("service %r is ready in process %d", self.name, self._pid)
-        if isinstance(handler, TensorHandler):
-            self.read = partial(reader, handler.inputs)
-            self.batcher.run_with(executor, partial(TensorSteps, handler, self._clock), ring)
-        else:
-            self.batcher.run_with(executor, partial(Steps, handler, self._clock))
+        run()
         early, self._early = self._early, []
         for exchange in early:
             exchange.start()
 
-    def _rows_for(self, handler: TensorHandler) -> RowRing:
-        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes)
+    def _plan(self, handler: RequestHandler, thread: ThreadExecutor) -> Callable[[], None]:
+        """How batches of this handler run; raises for what can't be."""
+        executor = self._choose(handler, thread)
+        if not isinstance(handler, TensorHandler):
+            return partial(self.batcher.run_with, executor, partial(Steps, handler, self._clock))
+        if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
+            raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
+        device = None if handler.device is None else Device(handler.device)
+        if device is not None and device.is_cuda and executor is not thread:
+            raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
+        ring = self._rows_for(handler, device)
+        self.read = partial(reader, handler.inputs)
+        self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
+        return partial(self.batcher.run_with, executor, partial(TensorSteps, handler, self._clock, device), ring)
+
+    def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
+        new = allocate if device is None else device.allocate
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes, new)
         log.info(
             "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
             self.name,
@@ -191,10 +201,17 @@ class Server:
             if awaits:
                 raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
             return thread
-        return AsyncExecutor(self.loop) if awaits else InlineExecutor()
+        if awaits:
+            return AsyncExecutor(self.loop)
+        if self._watchdog is not None:
+            raise ValueError(
+                'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
+            )
+        return InlineExecutor()
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
+        self.is_starting = False
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
         early, self._early = self._early, []
@@ -220,7 +237,11 @@ class Server:
             await self._settled
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._handler is not None:
+        if self._handler is None:
+            return
+        if self.batcher.running_since:
+            log.warning("service %r: the model has not come back; its teardown is left out", self.name)
+        else:
             await self._tear_down(self._handler)
 
     async def _tear_down(self, handler: RequestHandler) -> None:
@@ -331,8 +352,8 @@ class Server:
             self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
 
     def settled(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the clock."""
-        now = self._clock()
+        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        now = self.batcher.now or self._clock()
         self.batcher.company.answered(peer, now)
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():
@@ -344,7 +365,7 @@ class Server:
     def _get(self, head: Head) -> Response:
         path = head.path
         if path == "/health/live":
-            answer = self._health(self._state is not FAILED, "live")
+            answer = self._live()
         elif path == "/health/ready":
             answer = self._health(self._state is READY, "ready")
         elif path == "/":
@@ -358,12 +379,18 @@ class Server:
             raise RequestError(405, f"{head.method} {path}: expected {allow.decode()}", ((b"allow", allow),))
         return answer
 
+    def _live(self) -> Response:
+        since = self.batcher.running_since
+        if self._watchdog is not None and since and self._clock() - since > self._watchdog * 1e9:
+            return refusal(503, f"not live: the model has not come back for more than {self._watchdog:g} s")
+        return self._health(self._state is not FAILED, "live")
+
     def _health(self, well: bool, what: str) -> Response:
         if well:
             return Response(200, JSON, [b'{"%b":true}' % what.encode()])
         return refusal(503, self._why_failed or f"not {what}: the service is {self._state}", RETRY_SOON)
 
-    def _describe(self) -> bytes:
+    def _describe(self, **more: Any) -> bytes:
         return json.dumps(
             {
                 "name": self.name,
@@ -374,6 +401,7 @@ class Server:
                 "max_time_on_queue": self.max_time_on_queue,
                 "max_queue_size": self.max_queue_size,
                 "limits": asdict(self.limits),
+                **more,
             }
         ).encode()
 
@@ -527,6 +555,7 @@ def http_server(
     executor: str = "inline",
     limits: Limits | None = None,
     observer: Observer | None = None,
+    watchdog: float | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -534,7 +563,8 @@ def http_server(
     max_batch_size: items that run_inference gets at most. max_time_on_queue: seconds that an item waits for company at
     most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
-    coroutines on the loop. limits: of protocol and queue. observer: is told what happens.
+    coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
+    a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
     prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name
     of prom_interval.
 
@@ -558,6 +588,7 @@ def http_server(
     _check(_whole(queue, 1), "max_queue_size", queue, "a whole number from 1, or None")
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
+    _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
     _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
     return Server(
         name,
@@ -568,6 +599,7 @@ def http_server(
         executor=executor,
         limits=limits or Limits(),
         observer=observer,
+        watchdog=watchdog,
     )
 
 

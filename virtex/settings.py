@@ -6,7 +6,9 @@ A setting that stands at gunicorn's default says nothing: the Limits of the appl
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 from .limits import Limits
@@ -62,6 +64,23 @@ def check(cfg: Any) -> None:
         refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
     if refused:
         raise ValueError("VirtexWorker does not take these settings:\n  " + "\n  ".join(refused))
+
+
+def trust(cfg: Any) -> Callable[[Any, list[tuple[bytes, bytes]]], bool]:
+    """secure_scheme_headers, believed if they come from forwarded_allow_ips or by a unix socket, as in gunicorn."""
+    names = {name.lower().encode(): value.lower().encode() for name, value in cfg.secure_scheme_headers.items()}
+    anybody = "*" in cfg.forwarded_allow_ips
+    networks = [] if anybody else cfg.forwarded_allow_networks()
+
+    def says_https(peer: Any, headers: list[tuple[bytes, bytes]]) -> bool:
+        if isinstance(peer, tuple) and not anybody:
+            address = ip_address(peer[0].partition("%")[0])
+            if not any(address in network for network in networks):
+                return False
+        said = [value.lower() == names[name] for name, value in headers if name in names]
+        return bool(said) and all(said)  # two that contradict each other prove nothing
+
+    return says_https
 
 
 def is_set(cfg: Any, name: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
 from itertools import accumulate, islice
 from typing import Any
 
+from .device import Device
 from .errors import HandlerError, ItemError
 from .handler import RequestHandler, TensorHandler
 from .tensor import Rows, on_host
@@ -171,9 +172,12 @@ class Steps:
 class TensorSteps(Steps):
     """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers."""
 
-    def __init__(self, handler: TensorHandler, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(
+        self, handler: TensorHandler, clock: Callable[[], int] = time.perf_counter_ns, device: Device | None = None
+    ) -> None:
         super().__init__(handler, clock)
         self._outputs = handler.outputs
+        self._device = device
         self._encodes = type(handler).process_response is not TensorHandler.process_response
 
     async def run(self, work: Any) -> list[Outcome]:
@@ -181,7 +185,7 @@ class TensorSteps(Steps):
         self.seconds = {}
         batch, counts = work
         try:
-            outputs = on_host(await self._step("run_inference", batch))
+            outputs = on_host(await self._inferred(batch))
             if self._encodes:
                 rows = rows_of(outputs, sum(counts))
             else:
@@ -191,6 +195,12 @@ class TensorSteps(Steps):
         if self._encodes:
             return await self._encoded(rows, counts)
         return [answers.part(stop - n, stop) for n, stop in zip(counts, accumulate(counts), strict=True)]
+
+    async def _inferred(self, batch: Any) -> Any:
+        if self._device is None:
+            return await self._step("run_inference", batch)
+        with self._device.running():
+            return self._device.fetch(await self._step("run_inference", self._device.load(batch)))
 
 
 def _joined(requests: list[list[Any]]) -> list[Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -57,6 +57,10 @@ class Tensor:
         """Bytes of one item."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
+    def describe(self) -> dict[str, Any]:
+        """For GET /."""
+        return {"dtype": str(self.dtype), "shape": list(self.shape)}
+
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
@@ -77,6 +81,16 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     return found
 
 
+def allocate(tensor: Tensor, rows: int) -> Array:
+    """An array of rows, on a page of its own, that takes memory when it is first written."""
+    size = max(rows * tensor.nbytes, 1)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.ndarray((rows, *tensor.shape), tensor.dtype, memory)
+
+
 class Source(Protocol):
     """The items of one request, not decoded yet; into() raises ItemError."""
 
@@ -86,6 +100,13 @@ class Source(Protocol):
 
 
 Inputs = Tensor | Mapping[str, Tensor]
+
+
+def describe(tensors: Inputs | None) -> Any:
+    """Declared inputs or outputs for GET /."""
+    if tensors is None or isinstance(tensors, Tensor):
+        return tensors and tensors.describe()
+    return {name: tensor.describe() for name, tensor in tensors.items()}
 
 
 class Slab:
@@ -159,12 +180,20 @@ class RowRing(Ring):
     """A ring whose slots are rows of buffers; put() decodes.
 
     capacity: rows waiting at most. limit: bytes of all slabs together; MemoryError names the size of batch that would
-    fit. A cancelled request gives back its rows when they are cut, so that nobody can have more of them than capacity.
+    fit. allocate: makes an array of rows. A cancelled request gives back its rows when they are cut, so that nobody can
+    have more of them than capacity.
     """
 
-    __slots__ = ("_inputs", "_made", "_pool", "_slabs", "max_batch_size", "names", "slab_bytes", "slabs")
+    __slots__ = ("_inputs", "_new", "_pool", "_slabs", "max_batch_size", "names", "slab_bytes", "slabs")
 
-    def __init__(self, inputs: Inputs, max_batch_size: int, capacity: int, limit: int) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        max_batch_size: int,
+        capacity: int,
+        limit: int,
+        allocate: Callable[[Tensor, int], Array] = allocate,
+    ) -> None:
         super().__init__(capacity)
         self.names = () if isinstance(inputs, Tensor) else tuple(inputs)
         self._inputs: dict[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
@@ -180,6 +209,7 @@ class RowRing(Ring):
                 f"bytes; limits.max_bytes is {limit}: "
                 + (f"max_batch_size={fits} would fit" if fits else "not even batches of one would fit")
             )
+        self._new = allocate
         self._slabs: deque[Slab] = deque()  # the front one is the next batch, the last one fills
         self._pool: list[dict[str, Array]] = []
 
@@ -248,7 +278,7 @@ class RowRing(Ring):
         return self._slabs[-1]
 
     def _allocate(self) -> dict[str, Array]:
-        return {name: allocate(tensor, self.max_batch_size) for name, tensor in self._inputs.items()}
+        return {name: self._new(tensor, self.max_batch_size) for name, tensor in self._inputs.items()}
 
     def give_back(self, slab: Slab) -> None:
         """Pool the slab's arrays if nobody else refers to them or to views of them."""
@@ -256,16 +286,6 @@ class RowRing(Ring):
         slab.arrays = {}
         if all(is_alone(arrays, name) for name in arrays):
             self._pool.append(arrays)
-
-
-def allocate(tensor: Tensor, rows: int) -> Array:
-    """An array of rows, on a page of its own, that takes memory when it is first written."""
-    size = max(rows * tensor.nbytes, 1)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.ndarray((rows, *tensor.shape), tensor.dtype, memory)
 
 
 def is_alone(arrays: dict[str, Array], name: str) -> bool:

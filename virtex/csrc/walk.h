@@ -1,6 +1,7 @@
 /* Walks {"data": [...]} in the two shapes that need no JSON parser, without looking at most of its bytes.
  *
- *   body   = { "data" : [ items ] }       with JSON whitespace (20 09 0a 0d) between tokens, and nothing else
+ *   body   = { "data" : [ items ] }       with JSON whitespace (20 09 0a 0d) between tokens, and nothing else but
+ *                                          , "error" : null after the items, which HttpMessage writes
  *   item   = "text"                        or, with names, an object of exactly these members, in any order
  *
  * An array's text tells its own length in its first characters: where it must end is computed, and one look proves that a
@@ -55,20 +56,30 @@ static inline const uint8_t *vx_take(const uint8_t *at, const uint8_t *end, char
     return at < end && *at == (uint8_t)byte ? at + 1 : NULL;
 }
 
+/* After `word`; NULL if it isn't there. */
+static inline const uint8_t *vx_take_word(const uint8_t *at, const uint8_t *end, const char *word)
+{
+    size_t n = strlen(word);
+    at = vx_space(at, end);
+    return (size_t)(end - at) >= n && memcmp(at, word, n) == 0 ? at + n : NULL;
+}
+
 /* After {"data": [ with any spaces; NULL if that isn't how the body begins. */
 static inline const uint8_t *vx_open(const uint8_t *at, const uint8_t *end)
 {
-    if (!(at = vx_take(at, end, '{')) || !(at = vx_take(at, end, '"')))
-        return NULL;
-    if (end - at < 5 || memcmp(at, "data\"", 5) != 0)
-        return NULL;
-    at = vx_take(at + 5, end, ':');
+    at = vx_take(at, end, '{');
+    at = at ? vx_take_word(at, end, "\"data\"") : NULL;
+    at = at ? vx_take(at, end, ':') : NULL;
     return at ? vx_take(at, end, '[') : NULL;
 }
 
-/* After the array's ']': is the rest a '}' and spaces? */
+/* After the array's ']': is the rest a '}' and spaces, or first , "error" : null? */
 static inline int vx_closes(const uint8_t *at, const uint8_t *end)
 {
+    const uint8_t *more = vx_take(at, end, ',');
+    if (more && !((at = vx_take_word(more, end, "\"error\"")) && (at = vx_take(at, end, ':')) &&
+                  (at = vx_take_word(at, end, "null"))))
+        return 0;
     at = vx_take(at, end, '}');
     return at && vx_space(at, end) == end;
 }

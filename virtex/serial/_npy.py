@@ -18,9 +18,24 @@ Shape = tuple[int, ...]
 
 # The dtypes that ml_dtypes adds. np.save loses them ('<V2'); written by name they come back.
 _NAMED = frozenset(
-    ("bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
-     "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int4", "uint4", "int2",
-     "uint2")
+    (
+        "bfloat16",
+        "float8_e3m4",
+        "float8_e4m3",
+        "float8_e4m3b11fnuz",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "float6_e2m3fn",
+        "float6_e3m2fn",
+        "float4_e2m1fn",
+        "int4",
+        "uint4",
+        "int2",
+        "uint2",
+    )
 )
 _LAST_BUILTIN = np.dtype("e").num  # the numbers above are those of dtypes that other packages register
 
@@ -50,7 +65,8 @@ def _named_dtype(name: str) -> np.dtype[Any]:
         raise ValueError("neither NumPy nor ml_dtypes has it")
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
 def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]:

@@ -1,0 +1,87 @@
+"""Batches on torch's CPU device; tests/test_gpu.py has what needs a GPU."""
+
+import asyncio
+
+import ml_dtypes
+import numpy as np
+import orjson
+import pytest
+from asks import ask_direct
+
+from virtex import Tensor, TensorHandler, http_server
+from virtex._codec import decode_numpy, encode_numpy
+from virtex.device import Device
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+
+def ask(handler, *arrays, executor="thread"):
+    app = http_server("device", handler, executor=executor)
+
+    async def main():
+        await app.startup()
+        answers = await asyncio.gather(
+            *(ask_direct(app, orjson.dumps({"data": [encode_numpy(array)]})) for array in arrays)
+        )
+        await app.shutdown()
+        return answers
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool"])
+def test_the_model_gets_tensors_and_their_rows_come_back(dtype, executor):
+    class Looks(TensorHandler):
+        inputs = Tensor(dtype, (3,))
+        device = "cpu"
+
+        def run_inference(self, batch):
+            assert isinstance(batch, torch.Tensor) and str(batch.dtype) == f"torch.{dtype}"
+            return batch
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    arrays = [np.array([i, 0, 1]).astype(kind) for i in range(5)]
+    answers = ask(Looks(), *arrays, executor=executor)
+    for array, answer in zip(arrays, answers, strict=True):
+        back = decode_numpy(answer.json["data"][0])
+        assert back.dtype == kind and back.tobytes() == array.tobytes()
+
+
+def test_inputs_by_name_gradients_and_views_are_fine():
+    class Model(TensorHandler):
+        inputs = {"x": Tensor("float32", (2,))}
+        device = "cpu"
+
+        def run_inference(self, batch):
+            weight = torch.nn.Parameter(torch.ones(2))
+            return {"y": batch["x"] * weight, "turned": batch["x"].flip(1)}
+
+    app = http_server("device", Model(), executor="thread")
+
+    async def main():
+        await app.startup()
+        answer = await ask_direct(app, b'{"data":[{"x":[1, 2]}]}')
+        await app.shutdown()
+        return answer.json["data"][0]
+
+    item = asyncio.run(main())
+    assert decode_numpy(item["y"]).tolist() == [1, 2]
+    assert decode_numpy(item["turned"]).tolist() == [2, 1]
+
+
+def test_a_device_that_is_not_there_fails_the_start():
+    class Nowhere(TensorHandler):
+        inputs = Tensor("float32", (2,))
+        device = "meta:7" if torch.cuda.is_available() else "cuda"
+
+        def run_inference(self, batch):
+            return batch
+
+    with pytest.raises((RuntimeError, AssertionError, ValueError)):
+        ask(Nowhere())
+
+
+def test_a_device_keeps_the_rows_of_its_kind():
+    array = Device("cpu").allocate(Tensor("float32", (3,)), 4)
+    assert array.shape == (4, 3) and array.ctypes.data % 64 == 0
