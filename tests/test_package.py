@@ -25,7 +25,18 @@ def python(script: str) -> str:
 
 
 def test_importing_virtex_loads_nothing_but_itself() -> None:
-    heavy = {"asyncio", "gunicorn", "httptools", "httpx", "numpy", "orjson", "socket", "ssl", "uvloop", "virtex._codec"}
+    heavy = {
+        "asyncio",
+        "gunicorn",
+        "httptools",
+        "httpx2",
+        "numpy",
+        "orjson",
+        "socket",
+        "ssl",
+        "uvloop",
+        "virtex._codec",
+    }
     script = (
         f"import sys; before = set(sys.modules); import virtex; print(sorted((set(sys.modules) - before) & {heavy}))"
     )
