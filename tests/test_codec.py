@@ -417,6 +417,7 @@ REFUSED = {
     "an unknown name": (npy_of(header("'float7_e1'"), DATA), "dtype"),
     "a size beyond an int": (npy_of(header("'|S99999999999999999999'"), DATA), "dtype"),
     "a list of no fields": (npy_of(header("[]"), DATA), "field"),
+    "fields of no bytes": (npy_of(header("[('a', '<f4', (0,))]", shape="(1000000000000,)")), "at least one byte"),
     "a field twice": (npy_of(header("[('a', '<f4'), ('a', '<f4')]"), DATA), "dtype"),
     "fields too deep": (npy_of(header("[('a', " * 9 + "'<f4'" + ")]" * 9), DATA), "levels"),
     "a subarray too big": (npy_of(header("[('a', '<f4', (99999999999,))]"), DATA), "dtype"),
