@@ -441,6 +441,16 @@ def test_bools_that_are_neither_are_refused(isa):
     ],
 )
 def test_rows_that_are_none_are_the_callers_error(rows, error):
+    check_callers_error(rows, error)
+
+
+def test_rows_that_are_read_only_are_the_callers_error():
+    rows = np.zeros((2, 3), "f4")
+    rows.flags.writeable = False
+    check_callers_error(rows, ValueError)
+
+
+def check_callers_error(rows, error):
     for items in (_codec.scan(message([A, B])), _codec.items_of([A, B])):
         with pytest.raises(error, match="expected") as caught:
             items.into(rows)
