@@ -141,6 +141,32 @@ def test_answers_by_futures_go_out_in_the_order_of_the_requests(wire, server):
     assert len(wire.transport.writes) == 1
 
 
+def test_an_answer_that_was_sent_with_an_earlier_one_is_not_taken_for_that_of_a_later_request(wire, server):
+    wire.send(OK)  # so that the head of the answer is known
+    server.later = True
+    wire.send(post(b"1") + post(b"2"))
+    first, second = server.opened[1:]
+    first.future.add_done_callback(lambda _: wire.protocol.data_received(post(b"3")))
+    first.resolve()
+    second.resolve()
+    wire.settle()
+    assert [body for _, _, body in wire.replies()] == [b"<ok>", b"<1>", b"<2>"]
+    server.opened[3].resolve()
+    wire.settle()
+    assert [body for _, _, body in wire.replies()][3:] == [b"<3>"]
+
+
+def test_an_answer_does_not_reset_the_clock_of_the_head_behind_it(wire, server):
+    wire.send(OK)
+    server.later = True
+    wire.send(post(b"1") + b"GET")
+    wire.connections._heads_until = 1 << 62  # no second passes for the date, so the answer is a usual one
+    wire.advance(9)
+    server.opened[1].resolve()
+    wire.settle().advance(2)
+    assert wire.statuses == [200, 200, 408]
+
+
 def test_error_waits_for_the_answers_of_earlier_requests(wire, server):
     server.later = True
     wire.send(post(b"1") + b"BAD\r\n\r\n")

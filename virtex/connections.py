@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
+from .exchange import Response
 from .http1 import Header, has_body, render_head
 from .limits import Limits
 from .server import Server
@@ -166,6 +167,12 @@ class Connections:
             if len(self._heads) < HEADS_KEPT:
                 self._heads[key] = head
         return head
+
+    def usual_head(self, response: Response, now: int) -> bytes | None:
+        """The head of a 200 on a connection that goes on, if it was rendered in this second and nobody logs it."""
+        if now >= self._heads_until or self.closing or self.access is not None or response.status != 200:
+            return None
+        return self._heads.get((200, response.headers, KEEP))
 
     def date(self, now: int) -> bytes:
         if now >= self._heads_until:

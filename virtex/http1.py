@@ -38,7 +38,7 @@ Header = tuple[bytes, bytes]
 class Request:
     """A request's head, checked. length: of the body in bytes, None when it is chunked."""
 
-    __slots__ = ("expects", "headers", "keep_alive", "length", "method", "minor", "path", "target")
+    __slots__ = ("expects", "headers", "is_usual", "keep_alive", "length", "method", "minor", "path", "target")
 
     def __init__(self, method: str, target: bytes, path: str, minor: int, headers: list[Header]) -> None:
         self.method = method
@@ -49,6 +49,7 @@ class Request:
         self.length: int | None = 0
         self.keep_alive = minor == 1
         self.expects = False  # Expect: 100-continue
+        self.is_usual = False  # HTTP/1.1 that goes on, and whose answer has a body
 
 
 def parse_request(raw: bytes, limits: Limits) -> Request:
@@ -158,6 +159,7 @@ def _frame(request: Request, framing: dict[bytes, bytes]) -> None:
         if expectation.lower() != b"100-continue":
             raise RequestError(417, "expected Expect: 100-continue or none")
         request.expects = request.length != 0
+    request.is_usual = request.minor == 1 and request.keep_alive and request.method != "HEAD"
 
 
 def find_fault(raw: bytes, limits: Limits) -> tuple[int, RequestError] | None:
