@@ -20,6 +20,8 @@ import json
 import os
 import random
 import resource
+import socket
+import struct
 import sys
 import time
 from collections import Counter
@@ -41,9 +43,10 @@ from .soaked import SHAPE
 Array = npt.NDArray[Any]
 
 DEADLINE = 30.0  # seconds for any one wait; the server answers, or gives up, within 20
-LEAVES, SENDS_BAD, SENDS_MANY, SENDS_PIECES = 0.1, 0.15, 0.05, 0.2  # chances
+LEAVES, SENDS_BAD, SENDS_MANY, SENDS_PIECES = 0.2, 0.15, 0.05, 0.2  # chances
 GROWTH = 1.05, 8 << 20  # the last quarter's memory is at most the first's by the factor, and so many bytes
 SAMPLE_SECONDS = 0.25
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds: closing resets the connection
 
 
 # What is sent
@@ -173,8 +176,9 @@ class Client:
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         if self.chance.random() < LEAVES:
-            await self.send(request, self.chance.randrange(len(request.body) + 1))
-            await asyncio.sleep(self.chance.expovariate(200))
+            whole = len(request.body)
+            await self.send(request, self.chance.choice((whole, self.chance.randrange(whole))))
+            await asyncio.sleep(self.chance.expovariate(self.chance.choice((200, 1000))))  # before and after the cut
             self.leave()
             self.tally.counts["left"] += 1
             return
@@ -210,9 +214,13 @@ class Client:
         return int(head[9:12]), head, await self.reader.readexactly(length)
 
     def leave(self) -> None:
-        if self.writer is not None:
-            self.writer.transport.abort()
-            self.writer = None
+        """End the connection, or break it: the end alone does not say that nobody reads (RFC 9112 section 9.6)."""
+        if self.writer is None:
+            return
+        if self.chance.random() < 0.5:
+            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.writer.transport.abort()
+        self.writer = None
 
 
 async def all_clients(server: Running, connections: int, seconds: float, seed: int, tally: Tally) -> list[int]:

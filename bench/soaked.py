@@ -23,7 +23,7 @@ class Identity(TensorHandler):
 
     def run_inference(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         chance = self.random.random()
-        if chance < 0.05:
+        if chance < 0.1:
             time.sleep(0.01)  # the ring fills, and clients leave that are in it
         return batch.copy() if chance > 0.9 else batch[::-1][::-1] if chance > 0.8 else batch
 
