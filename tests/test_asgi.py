@@ -414,6 +414,7 @@ def test_scheme_is_https_where_a_trusted_proxy_says_so_or_tls_ends_here(serve):
     wire = serve(app)
     wire.connections.secure = lambda peer, headers: dict(headers).get(b"x-forwarded-proto") == b"https"
     wire.send(GET, head(b"X-Forwarded-Proto: https")).settle()
+    wire = serve(app)
     wire.transport.extra["sslcontext"] = object()
     wire.send(GET).settle()
     assert schemes == ["http", "https", "https"]

@@ -205,9 +205,10 @@ def test_objects_of_other_members_are_item_errors(item):
 def test_the_lowest_wrong_item_is_named_whichever_its_column():
     good = texts([np.zeros(3, "f4")])[0]
     bad = good[:-2] + "*="
-    body = message([{"image": good, "mask": good}, {"image": good, "mask": bad}, {"image": bad, "mask": good}])
-    assert check_walk(body, NAMES)
-    assert fast(body, NAMES, "f4", (3,))[:2] == (BAD_ITEM, 1)
+    for first, second in (({"mask": bad}, {"image": bad}), ({"image": bad}, {"mask": bad}), ({"mask": bad},) * 2):
+        body = message([{"image": good, "mask": good} | change for change in ({}, first, second)])
+        assert check_walk(body, NAMES)
+        assert fast(body, NAMES, "f4", (3,))[:2] == (BAD_ITEM, 1)
 
 
 @pytest.mark.parametrize("names", [(), ("a", "a"), [str(i) for i in range(17)]])

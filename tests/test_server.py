@@ -8,6 +8,7 @@ import pytest
 from asks import ask_asgi, ask_direct
 
 import virtex.exchange
+import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.errors import ItemError
@@ -677,8 +678,19 @@ def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_
         return opened[0].result().status, fine.status
 
     assert asyncio.run(main()) == (500, 200)
-    assert "the answer could not be written: RecursionError" in caplog.text
+    assert "the message could not be handled: RecursionError" in caplog.text
     assert "failed to take its answer" in caplog.text
+
+
+def test_a_request_that_can_not_be_read_for_lack_of_memory_is_over_too(monkeypatch, ask):
+    def read(body):
+        raise MemoryError
+
+    monkeypatch.setattr(virtex.message, "strings", read)
+    app = http_server("echo", Echo())
+    (answer,) = run(app, ask(app, BODY))
+    assert answer.status == 500
+    assert "could not be handled: MemoryError" in answer.error
 
 
 def test_a_watchdog_over_an_inline_model_is_refused():

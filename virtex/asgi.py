@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .http1 import Header, Request, has_body, render_head
 
@@ -25,6 +26,36 @@ log = logging.getLogger("virtex")
 Message = MutableMapping[str, Any]
 HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its connection is not read
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send() raises OSError once the client has left
+
+
+class Start(NamedTuple):
+    """A message http.response.start, checked and rendered. names: of its fields, in lower case."""
+
+    status: int
+    lines: bytes
+    names: frozenset[bytes]
+    length: int | None
+    closes: bool
+
+
+@lru_cache(256)
+def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
+    """An application answers with the same headers again and again, so what they come to is kept.
+
+    What tells the body's end, and whether the connection goes on, is ours to write. Raises ValueError.
+    """
+    length, closes = None, False
+    kept: list[Header] = []
+    for given, value in headers:
+        name = given.lower()
+        if name == b"content-length" and value.isdigit():
+            length = int(value)
+        elif name == b"connection" and b"close" in value.lower():
+            closes = True
+        if name not in (b"transfer-encoding", b"connection", b"content-length"):
+            kept.append((name, value))
+    lines = render_head(status, tuple(kept), b"")
+    return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
 
 
 class AsgiExchange:
@@ -48,7 +79,7 @@ class AsgiExchange:
         self._gone = False  # the client, or our interest in it
         self._waiter: asyncio.Future[None] | None = None
         # the answer
-        self._start: tuple[int, list[Header]] | None = None
+        self._start: Start | None = None
         self.started = False  # its first bytes are written
         self._response_done = False
         self._chunked = False
@@ -103,10 +134,9 @@ class AsgiExchange:
         else:
             self._response_done = True
             body = b"Internal Server Error"
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
             self._last = True
-            self._start = 500, headers
-            self._emit(self._render(500, headers, body, True), True)
+            self._start = _prepare(500, ((b"content-type", b"text/plain; charset=utf-8"),))
+            self._emit(self._render(self._start, body, True), True)
 
     def _scope(self) -> dict[str, Any]:
         request, connection = self._request, self._connection
@@ -124,8 +154,8 @@ class AsgiExchange:
             "query_string": query,
             "root_path": shared.root_path,
             "headers": list(request.headers),
-            "client": connection.client,
-            "server": connection.server,
+            "client": connection.ends.client,
+            "server": connection.ends.server,
             "state": dict(shared.state),
         }
 
@@ -171,19 +201,18 @@ class AsgiExchange:
             raise RuntimeError(f"expected the message {expected!r}, got {kind!r}")
 
     def _begin(self, message: Message) -> None:
-        status = message["status"]
+        status, headers = message["status"], message.get("headers") or ()
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise RuntimeError(f"http.response.start: expected a status from 200 to 599, got {status!r}")
-        headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers") or ()]
-        render_head(status, tuple(headers), b"")  # raises for what must not be sent, while a 500 is still possible
-        self._start = status, headers
+        # Checked here, while a 500 is still possible.
+        self._start = _prepare(status, tuple([(bytes(name), bytes(value)) for name, value in headers]))
 
     def _send_body(self, message: Message) -> None:
         body = bytes(message.get("body", b""))
         more = bool(message.get("more_body", False))
         if not self.started:
             assert self._start is not None
-            data = self._render(*self._start, body, not more)
+            data = self._render(self._start, body, not more)
         else:
             data = self._frame(body, not more)
         if not more:
@@ -201,39 +230,28 @@ class AsgiExchange:
             self._body.clear()
             self._connection.hold(False)
             assert self._start is not None
-            self._connection.finish(self._last, self._start[0], self._sent)
+            self._connection.finish(self._last, self._start.status, self._sent)
             self._wake()
 
-    def _render(self, status: int, headers: list[Header], body: bytes, end: bool) -> bytes:
+    def _render(self, start: Start, body: bytes, end: bool) -> bytes:
         """The head of the answer and the first piece of its body (RFC 9112 section 6.3: how its end is told)."""
         request, connection = self._request, self._connection
-        kept: list[Header] = []
-        names = set()
-        for name, value in headers:
-            if name == b"content-length" and value.isdigit():
-                self._left = int(value)
-            elif name == b"connection" and b"close" in value.lower():
-                self._last = True
-            if name not in (b"transfer-encoding", b"connection", b"content-length"):
-                kept.append((name, value))
-                names.add(name)
-        self._last = self._last or connection.must_close(self._turn)
-        bodiless = request.method == "HEAD" or not has_body(status)
-        if not has_body(status):
-            self._left = None
-        elif self._left is None and end and not (bodiless and not body):
-            self._left = len(body)
-        elif self._left is None and request.minor and not bodiless:
-            self._chunked = True
-            kept.append((b"transfer-encoding", b"chunked"))
-        elif self._left is None and not bodiless:
-            self._last = True  # HTTP/1.0: the end of the connection is the end of the body
+        self._last = self._last or start.closes or connection.must_close(self._turn)
+        bodiless = request.method == "HEAD" or not has_body(start.status)
+        if has_body(start.status):
+            self._left = start.length
+            if start.length is None and end and (body or not bodiless):
+                self._left = len(body)
+            elif start.length is None and not bodiless:
+                self._chunked = request.minor > 0
+                self._last = self._last or not self._chunked  # HTTP/1.0: the connection's end is the body's
         if self._left is not None:
-            kept.append((b"content-length", b"%d" % self._left))
-        head = render_head(status, tuple(kept), connection.own_lines(names, self._last, request.minor)) + b"\r\n"
+            framing = b"content-length: %d\r\n\r\n" % self._left
+        else:
+            framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        head = start.lines + connection.own_lines(start.names, self._last, request.minor) + framing
         if bodiless:
             self._left = 0
-            self._chunked = False
             return head
         return head + self._frame(body, end)
 
@@ -245,7 +263,7 @@ class AsgiExchange:
         if self._left is None:
             return body
         if len(body) > self._left:
-            if self._request.method != "HEAD" and self._start is not None and has_body(self._start[0]):
+            if self._request.method != "HEAD" and self._start is not None and has_body(self._start.status):
                 log.error("the application sent more than its content-length; the excess is dropped")
                 self._last = True
             body = body[: self._left]

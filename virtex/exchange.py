@@ -128,7 +128,11 @@ class Exchange(Ticket):
     __slots__ = ("_arriving", "_body", "_callback", "_head", "_response", "_server", "_view", "_wants", "begun")
 
     def __init__(self, server: Server, head: Head, wants: Wants, begun: int) -> None:
-        super().__init__()
+        # The ticket's; without a call to its __init__, which would cost a tenth of all that the core does for a request
+        self.items = self.rows = []
+        self.count = self.taken = self.answered = self.born = 0
+        self.resolved = False
+        # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
         self._server = server
         self._head = head
@@ -220,7 +224,7 @@ class Exchange(Ticket):
             if not len(self.items):
                 return self._finish(self._reply([]))
             server.admit(self)
-        except (RequestError, ItemError) as error:
+        except Exception as error:  # whatever it is, the request is over and must be counted so
             return self._finish(self._error(error))
         return None
 
@@ -264,6 +268,8 @@ class Exchange(Ticket):
                 log.exception("a connection failed to take its answer")
 
     def _reply(self, rows: list[Any] | Rows) -> Response:
+        if rows.__class__ is list and not self._wants.takes_npy:
+            return Response(200, JSON, [b'{"data":%b,"error":null}' % encode_data(rows)])
         if isinstance(rows, Rows):
             document = rows.npy() if self._wants.takes_npy else None
             if document is not None:
@@ -281,7 +287,7 @@ class Exchange(Ticket):
         if isinstance(error, ItemError):
             return refusal(error.status, str(error))
         if not isinstance(error, HandlerError):
-            cause, error = error, HandlerError(f"the answer could not be written: {type(error).__name__}")
+            cause, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
             error.__cause__ = cause
         return self._failure(error)
 

@@ -28,7 +28,7 @@ from .chunked import ChunkedBody
 from .connections import Connections
 from .errors import RequestError
 from .exchange import Head, Response, refusal
-from .http1 import CONTINUE, Request, find_overflow, parse_request
+from .http1 import CONTINUE, Request, find_fault, parse_request
 from .limits import Limits
 from .writer import BODY, END, NEXT_HEAD, REST_OF_HEAD, SKIPPED, Turn, Writer
 
@@ -47,7 +47,7 @@ class HttpProtocol(Writer):
     connections: what all connections of one server share; by default one object per loop and app.
     """
 
-    __slots__ = ("_body", "_left", "_memo", "_open", "_parser", "_partial", "_peer", "_small")
+    __slots__ = ("_body", "_left", "_memo", "_open", "_parser", "_partial", "_peer")
 
     def __init__(
         self,
@@ -61,7 +61,6 @@ class HttpProtocol(Writer):
         super().__init__(connections or _shared(app, limits, clock, loop))
         # Server
         self._open: Callable[[Head, int], Any] = app.open if self._direct else self._open_asgi
-        self._small = min(self._limits.request_line, self._limits.header_bytes)  # no head up to this is over a limit
         # Connection
         self._reader = self._read_head
         self._peer: Peer | None = Peer() if self._direct else None
@@ -170,10 +169,10 @@ class HttpProtocol(Writer):
             raw, fed = _skip_empty_lines(raw), 0
         end = raw.find(b"\r\n\r\n", max(0, fed - 3)) + 4
         whole = raw[:end] if end > 3 else raw
-        overflow = find_overflow(whole, self._limits) if len(whole) > self._small else None
-        self._feed_head(whole[fed:] if overflow is None else whole[fed : overflow[0]])
-        if overflow is not None:
-            raise overflow[1]
+        fault = find_fault(whole, self._limits)
+        self._feed_head(whole[fed:] if fault is None else whole[fed : fault[0]])
+        if fault is not None:
+            raise fault[1]
         if end < 4:
             self._wait_for_head(raw)
             return None

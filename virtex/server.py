@@ -83,6 +83,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._state = NEW
+        self.is_starting = True  # the handler is not there yet
         self._lazy = False
         self._why_failed = ""
         self._handler: RequestHandler | None = None
@@ -105,11 +106,6 @@ class Server:
         )
 
     # ---- life ----
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether the handler is not there yet."""
-        return self._state in (NEW, STARTING)
 
     async def startup(self, worker: Worker | None = None) -> None:
         """Make the handler and run its setup() off the loop; returns when requests can be answered.
@@ -155,6 +151,7 @@ class Server:
         self._thread = thread if self._executor_name == "thread" else None
         if self._thread is None:
             thread.stop()
+        self.is_starting = False
         if self._state is STARTING:
             self._state = READY
         log.info("service %r is ready in process %d", self.name, self._pid)
@@ -214,6 +211,7 @@ class Server:
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
+        self.is_starting = False
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
         early, self._early = self._early, []
@@ -354,8 +352,8 @@ class Server:
             self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
 
     def settled(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the clock."""
-        now = self._clock()
+        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        now = self.batcher.now or self._clock()
         self.batcher.company.answered(peer, now)
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():

@@ -280,7 +280,7 @@ class AccessLog:
         request = turn.request
         if request is None:
             return
-        client = connection.client
+        client = connection.ends.client
         # The target as it came, not decoded: llhttp let no control character pass, so no line can be forged.
         path, _, query = request.target.decode("latin-1").partition("?")
         environ = {

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .asgi import AsgiExchange
 from .connections import CLOSE, CONNECTION, KEEP, KEEP_1_0, NEVER, SECOND, Connections
@@ -26,6 +26,14 @@ LINGER_SECONDS = 2  # how long a connection that we ended is read, so that no re
 DRAIN_SECONDS = 0.5  # how long a connection at rest is still read while draining: its request may be on the way
 
 FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what the connection waits for
+
+
+class Ends(NamedTuple):
+    """client: None on a unix socket, whose path is then server[0]."""
+
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+    tls: bool
 
 
 class Turn:
@@ -45,8 +53,8 @@ class Writer(asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_clock", "_corked", "_current", "_direct", "_ended", "_flushable", "_full", "_invites", "_keep_alive", "_last",
-        "_limits", "_most", "_reader", "_reading", "_rest", "_since", "_stalled", "_turns", "_unsent", "_wait", "app",
+        "_clock", "_corked", "_current", "_direct", "_ended", "_ends", "_flushable", "_full", "_invites", "_keep_alive",
+        "_last", "_limits", "_most", "_reader", "_reading", "_rest", "_since", "_stalled", "_turns", "_unsent", "_wait", "app",
         "connections", "received", "transport", "watched_until", "writable",
     )
     # fmt: on
@@ -63,6 +71,7 @@ class Writer(asyncio.Protocol):
         # Connection
         self.transport: Any = None
         self.watched_until = NEVER
+        self._ends: Ends | None = None
         self._turns: deque[Turn] = deque()
         self._last: Turn | None = None  # nothing is read after it, and the connection closes behind its answer
         self._corked = False  # answers are collected, and written when everything at hand has been read
@@ -291,26 +300,25 @@ class Writer(asyncio.Protocol):
     def is_stalled(self) -> bool:
         return self._stalled != 0
 
+    @property
+    def ends(self) -> Ends:
+        """The connection's two ends. Asked of the socket once: each time is a system call."""
+        if self._ends is None:
+            ask = self.transport.get_extra_info
+            client, server = ask("peername"), ask("sockname")
+            self._ends = Ends(
+                (client[0], client[1]) if isinstance(client, tuple) else None,
+                (server[0], server[1]) if isinstance(server, tuple) else (server, None) if server else None,
+                ask("sslcontext") is not None,
+            )
+        return self._ends
+
     def is_secure(self, request: Request) -> bool:
         """Whether the client speaks TLS, with us or with a proxy that is trusted to say so."""
-        if self.transport.get_extra_info("sslcontext"):
-            return True
         says = self.connections.secure
-        return says is not None and says(self.transport.get_extra_info("peername"), request.headers)
+        return self.ends.tls or (says is not None and says(self.ends.client, request.headers))
 
-    @property
-    def client(self) -> tuple[str, int] | None:
-        name = self.transport.get_extra_info("peername")
-        return (name[0], name[1]) if isinstance(name, tuple) else None  # None: a unix socket
-
-    @property
-    def server(self) -> tuple[str, int | None] | None:
-        name = self.transport.get_extra_info("sockname")
-        if isinstance(name, tuple):
-            return name[0], name[1]
-        return (name, None) if isinstance(name, str) else None
-
-    def own_lines(self, given: set[bytes], last: bool, minor: int) -> bytes:
+    def own_lines(self, given: frozenset[bytes], last: bool, minor: int) -> bytes:
         """The lines of an answer's head that are ours, but for those that the application has given."""
         date = b"" if b"date" in given else b"date: %b\r\n" % self.connections.date(self._clock())
         server = b"" if b"server" in given else b"server: virtex\r\n"
