@@ -102,11 +102,11 @@ class Writer(asyncio.Protocol):
 
     # --- answering --------------------------------------------------------------------------------------------
 
-    def _on_answer(self, future: asyncio.Future[Response]) -> None:
+    def _on_answer(self, answered: Exchange) -> None:
         if self._corked or not self._turns:
             return
-        alone = len(self._turns) == 1 and self._turns[0].answer is future
-        if not alone or not self._answer_alone(future.result()):
+        alone = len(self._turns) == 1 and self._turns[0].answer is answered
+        if not alone or not self._answer_alone(answered.result()):
             self._flush()
 
     def _answer_alone(self, response: Response) -> bool:
