@@ -350,6 +350,15 @@ def test_what_npy_would_lose_is_a_type_error():
             _codec.encode_numpy(np.array(["a"], np.dtypes.StringDType()))
 
 
+def test_one_shape_in_two_orders_keeps_its_values():
+    array = np.arange(6.0).reshape(2, 3)
+    for _ in range(2):
+        for order in "CF":
+            back = _codec.decode_numpy(_codec.encode_numpy(np.array(array, order=order)))
+            assert back.tolist() == array.tolist()
+            assert back.flags.c_contiguous is (order == "C")
+
+
 def test_a_changed_field_name_is_written():
     array = np.zeros(2, [("a", "i4")])
     _codec.encode_numpy(array)
@@ -398,6 +407,7 @@ REFUSED = {
     "objects": (npy_of(header("'|O'"), DATA), "Python objects"),
     "objects in a field": (npy_of(header("[('a', '|O')]"), DATA), "Python objects"),
     "native order": (npy_of(header("'=f4'"), DATA), "dtype"),
+    "several bytes without order": (npy_of(header("'|f4'"), DATA), "dtype"),
     "no order": (npy_of(header("'f4'"), DATA), "dtype"),
     "no such size": (npy_of(header("'<f5'"), DATA), "dtype"),
     "no size": (npy_of(header("'|S0'", shape="(1000000000000,)")), "dtype"),
@@ -407,6 +417,7 @@ REFUSED = {
     "an unknown name": (npy_of(header("'float7_e1'"), DATA), "dtype"),
     "a size beyond an int": (npy_of(header("'|S99999999999999999999'"), DATA), "dtype"),
     "a list of no fields": (npy_of(header("[]"), DATA), "field"),
+    "fields of no bytes": (npy_of(header("[('a', '<f4', (0,))]", shape="(1000000000000,)")), "at least one byte"),
     "a field twice": (npy_of(header("[('a', '<f4'), ('a', '<f4')]"), DATA), "dtype"),
     "fields too deep": (npy_of(header("[('a', " * 9 + "'<f4'" + ")]" * 9), DATA), "levels"),
     "a subarray too big": (npy_of(header("[('a', '<f4', (99999999999,))]"), DATA), "dtype"),

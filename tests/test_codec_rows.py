@@ -205,9 +205,10 @@ def test_objects_of_other_members_are_item_errors(item):
 def test_the_lowest_wrong_item_is_named_whichever_its_column():
     good = texts([np.zeros(3, "f4")])[0]
     bad = good[:-2] + "*="
-    body = message([{"image": good, "mask": good}, {"image": good, "mask": bad}, {"image": bad, "mask": good}])
-    assert check_walk(body, NAMES)
-    assert fast(body, NAMES, "f4", (3,))[:2] == (BAD_ITEM, 1)
+    for first, second in (({"mask": bad}, {"image": bad}), ({"image": bad}, {"mask": bad}), ({"mask": bad},) * 2):
+        body = message([{"image": good, "mask": good} | change for change in ({}, first, second)])
+        assert check_walk(body, NAMES)
+        assert fast(body, NAMES, "f4", (3,))[:2] == (BAD_ITEM, 1)
 
 
 @pytest.mark.parametrize("names", [(), ("a", "a"), [str(i) for i in range(17)]])
@@ -440,6 +441,16 @@ def test_bools_that_are_neither_are_refused(isa):
     ],
 )
 def test_rows_that_are_none_are_the_callers_error(rows, error):
+    check_callers_error(rows, error)
+
+
+def test_rows_that_are_read_only_are_the_callers_error():
+    rows = np.zeros((2, 3), "f4")
+    rows.flags.writeable = False
+    check_callers_error(rows, ValueError)
+
+
+def check_callers_error(rows, error):
     for items in (_codec.scan(message([A, B])), _codec.items_of([A, B])):
         with pytest.raises(error, match="expected") as caught:
             items.into(rows)

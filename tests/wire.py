@@ -95,6 +95,9 @@ class StubExchange:
         self.view = bytearray(n)
         return memoryview(self.view)
 
+    def charge(self, n):
+        assert self.view is not None and n > 0
+
     def complete(self):
         if self.view is not None:
             self.body = bytes(self.view)

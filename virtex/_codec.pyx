@@ -841,7 +841,7 @@ cdef inline bint _is_header_of(_Header header, void *dtype, int ndim, const cnp.
         <void *>header.dtype == dtype
         and header.ndim == ndim
         and header.fortran == fortran
-        and memcmp(header.dims, dims, ndim * sizeof(cnp.npy_intp)) == 0
+        and (ndim == 0 or memcmp(header.dims, dims, ndim * sizeof(cnp.npy_intp)) == 0)
     )
 
 
@@ -869,7 +869,8 @@ cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
     header = _Header.__new__(_Header)
     header.text = _build_text(array.dtype, ndim, dims, fortran)
     header.dtype, header.ndim, header.fortran = array.dtype, ndim, fortran
-    memcpy(header.dims, dims, ndim * sizeof(cnp.npy_intp))
+    if ndim:  # of none, NumPy has no list
+        memcpy(header.dims, dims, ndim * sizeof(cnp.npy_intp))
     _headers[mix] = header
     return header.text
 

@@ -277,7 +277,19 @@ class HttpProtocol(Writer):
         """Let the transport read the rest of a large body into its final place: no copy is made of it on the way."""
         view[: len(data)] = data
         self.received = len(data)
+        turn.exchange.charge(len(data))  # type: ignore[union-attr]
         self.transport.set_protocol(_Filler(self, turn, view))
+
+    def charge(self, turn: Turn, nbytes: int) -> bool:
+        """Bytes of a large body came; when there is no room for them, refuse it and say False."""
+        try:
+            turn.exchange.charge(nbytes)  # type: ignore[union-attr]
+        except RequestError as error:
+            self.transport.set_protocol(self)
+            self._refuse(error)
+            self._flush()
+            return False
+        return True
 
     def filled(self, turn: Turn) -> None:
         self.transport.set_protocol(self)
@@ -430,7 +442,7 @@ class _Filler(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._at += nbytes
         self._connection.received = self._at
-        if self._at == len(self._view):
+        if self._connection.charge(self._turn, nbytes) and self._at == len(self._view):
             self._connection.filled(self._turn)
 
     def eof_received(self) -> bool:

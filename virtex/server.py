@@ -26,6 +26,7 @@ from typing import Any
 
 from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .bodies import Bodies
 from .device import Device
 from .errors import RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
@@ -83,6 +84,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._state = NEW
+        self.is_starting = True  # the handler is not there yet
         self._lazy = False
         self._why_failed = ""
         self._handler: RequestHandler | None = None
@@ -92,7 +94,8 @@ class Server:
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._early: list[Exchange] = []  # complete before the handler was there
-        self.read: Callable[[bytes | bytearray, bool], Any] = decode_items
+        self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
+        self.bodies = Bodies(self.limits.max_bytes)
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
         self._peers_kept = 1024
         self.batcher = Batcher(
@@ -105,11 +108,6 @@ class Server:
         )
 
     # ---- life ----
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether the handler is not there yet."""
-        return self._state in (NEW, STARTING)
 
     async def startup(self, worker: Worker | None = None) -> None:
         """Make the handler and run its setup() off the loop; returns when requests can be answered.
@@ -155,6 +153,7 @@ class Server:
         self._thread = thread if self._executor_name == "thread" else None
         if self._thread is None:
             thread.stop()
+        self.is_starting = False
         if self._state is STARTING:
             self._state = READY
         log.info("service %r is ready in process %d", self.name, self._pid)
@@ -180,7 +179,9 @@ class Server:
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
-        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes, new)
+        most = self.limits.max_bytes - self.limits.body  # for a body must be room too
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, most, new)
+        self.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
         log.info(
             "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
             self.name,
@@ -214,6 +215,7 @@ class Server:
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
+        self.is_starting = False
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
         early, self._early = self._early, []
@@ -354,8 +356,8 @@ class Server:
             self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
 
     def settled(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the clock."""
-        now = self._clock()
+        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        now = self.batcher.now or self._clock()
         self.batcher.company.answered(peer, now)
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():

@@ -85,16 +85,17 @@ VX_AVX2 static size_t vx_decode_avx2(uint8_t *dst, const uint8_t *src, size_t n)
 }
 
 /* Per 32 bits b1 b0 b2 b1 (shuffled from bytes b0 b1 b2) -> four 6-bit values -> four characters. The offset from value
- * to character depends on its range: A-Z (0..25), a-z (26..51), each digit, '+', '/': 13 ranges of a 16-entry table. */
+ * to character depends on its range: A-Z (0..25), a-z (26..51), each digit, '+', '/': 14 ranges of a 16-entry table. */
 VX_AVX2 static inline __m256i vx_encode_lanes(__m256i bytes)
 {
-    const __m256i offsets = VX_BOTH_LANES(71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 65, 0, 0);
-    __m256i ac = _mm256_mulhi_epu16(_mm256_and_si256(bytes, _mm256_set1_epi32(0x0fc0fc00)), _mm256_set1_epi32(0x04000040));
-    __m256i bd = _mm256_mullo_epi16(_mm256_and_si256(bytes, _mm256_set1_epi32(0x003f03f0)), _mm256_set1_epi32(0x01000010));
-    __m256i values = _mm256_or_si256(ac, bd);
-    __m256i range = _mm256_subs_epu8(values, _mm256_set1_epi8(51));
-    __m256i upper = _mm256_and_si256(_mm256_cmpgt_epi8(_mm256_set1_epi8(26), values), _mm256_set1_epi8(13));
-    return _mm256_add_epi8(values, _mm256_shuffle_epi8(offsets, _mm256_or_si256(range, upper)));
+    const __m256i offsets = VX_BOTH_LANES(65, 71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 0, 0);
+    __m256i ac = _mm256_and_si256(bytes, _mm256_set1_epi32(0x0fc0fc00));
+    __m256i bd = _mm256_and_si256(bytes, _mm256_set1_epi32(0x003f03f0));
+    __m256i values = _mm256_or_si256(_mm256_mulhi_epu16(ac, _mm256_set1_epi32(0x04000040)),
+                                     _mm256_mullo_epi16(bd, _mm256_set1_epi32(0x01000010)));
+    __m256i not_upper = _mm256_cmpgt_epi8(values, _mm256_set1_epi8(25)); /* which is -1 where it holds */
+    __m256i range = _mm256_sub_epi8(_mm256_subs_epu8(values, _mm256_set1_epi8(51)), not_upper);
+    return _mm256_add_epi8(values, _mm256_shuffle_epi8(offsets, range));
 }
 
 /* 24 bytes at src -> 32 characters, from one load that begins 4 bytes early, so that no byte crosses a lane:
