@@ -601,6 +601,33 @@ def test_exception_in_the_server_costs_its_connection_only(server, event_loop, w
     assert b"division" not in wire.output
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_answer_that_is_not_bytes_costs_its_connection_only(wire, server, later, caplog):
+    wire.send(OK)
+    server.later = later
+    server.answer = lambda exchange: Response(200, TEXT, [None])
+    wire.send(OK)
+    if later:
+        server.opened[1].resolve()
+        wire.settle()
+    assert wire.transport.aborted and "could not be written" in caplog.text
+
+
+def test_exception_while_the_client_leaves_keeps_no_other_request_from_being_told(wire, server, caplog):
+    server.later = True
+    wire.send(OK + OK)
+    server.opened[0].cancel = lambda reason: 1 / 0
+    wire.protocol.connection_lost(None)
+    assert server.opened[1].cancelled and len(server.left) == 1 and "ZeroDivisionError" in caplog.text
+
+
+def test_exception_in_a_clock_costs_its_connection_only(wire, server, caplog, event_loop):
+    other = wire.transport_of(HttpProtocol(server, connections=wire.connections))
+    wire.transport.close = lambda: 1 / 0
+    wire.advance(20)
+    assert wire.transport.aborted and other.closed and not other.aborted
+
+
 # --- large bodies -------------------------------------------------------------------------------------------
 
 

@@ -105,9 +105,15 @@ class Writer(asyncio.Protocol):
     def _on_answer(self, answered: Exchange) -> None:
         if self._corked or not self._turns:
             return
-        alone = len(self._turns) == 1 and self._turns[0].answer is answered
-        if not alone or not self._answer_alone(answered.result()):
-            self._flush()
+        try:
+            if (
+                len(self._turns) > 1
+                or self._turns[0].answer is not answered
+                or not self._answer_alone(answered.result())
+            ):
+                self._write_answers()
+        except Exception:
+            self._give_up()
 
     def _answer_alone(self, response: Response) -> bool:
         """The usual case of _flush() and _render(), in fewer steps: nothing before it, nothing behind, nothing odd.
@@ -145,6 +151,16 @@ class Writer(asyncio.Protocol):
             self.data_received(b"")
 
     def _flush(self) -> None:
+        try:
+            self._write_answers()
+        except Exception:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        log.exception("an answer could not be written; its connection is lost, and no other")
+        self.abort()
+
+    def _write_answers(self) -> None:
         """Write every answer whose turn it is, in one go; then look at what was held back until now."""
         self._flushable = False
         now = self._clock()
