@@ -103,6 +103,15 @@ def test_vector_code_leaves_no_dirty_upper_halves():
             assert not (leaves and dirty), f"{name}: {line}"
 
 
+def test_every_kernel_does_what_the_oracle_in_c_does(tmp_path):
+    """Some 26 million cases for each; tests/csrc/run also has them under sanitizers, and NEON's under qemu."""
+    source, program = ROOT / "tests/csrc/test_base64.c", tmp_path / "driver"
+    subprocess.run(["cc", "-O2", "-I", ROOT / "virtex/csrc", source, "-o", program], check=True)
+    result = subprocess.run([program, *codec_info()["available"]], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("no difference") == len(codec_info()["available"])
+
+
 def test_the_fastest_is_used_unless_one_is_forced():
     result = python("from virtex import codec_info; print(codec_info())", VIRTEX_SIMD="")
     info = eval(result.stdout)
@@ -442,6 +451,9 @@ REFUSED = {
     "a key twice": (npy_of(header()[:-2] + b"'shape': (2,)}", DATA), "once"),
     "a key missing": (npy_of(b"{'descr': '<f4', 'shape': (2,)}", DATA), "keys"),
     "a key too many": (npy_of(header()[:-2] + b"'x': 1}", DATA), "once"),
+    "something after the newline": (npy_of(header() + b" ", DATA), "after the dict"),
+    "two newlines": (npy_of(header() + b"\n", DATA), "after the dict"),
+    "a space before the dict": (npy_of(b" " + header(), DATA), "dict"),
     "something after the dict": (npy_of(header() + b";", DATA), "after the dict"),
     "a call": (npy_of(b"{'descr': '<f4', 'fortran_order': False, 'shape': tuple([2])}", DATA), "tuple"),
     "an open string": (npy_of(b"{'descr': '<f4"), "end of the string"),
