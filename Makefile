@@ -52,7 +52,7 @@ $(BIN)/python:
 	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "no C compiler (gcc): the codec can't be built" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Virtex needs Python 3.11, $(PYTHON) is {sys.version.split()[0]}")'
 	@echo "making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.demo: pyproject.toml $(SOURCES) | $(BIN)/python
 	@echo "installing Virtex, the demo's packages and the codec (a minute or two the first time)"

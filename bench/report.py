@@ -66,11 +66,15 @@ def serve_table(saved: dict[str, Any]) -> str:
     for result in saved["results"]:
         for row in result["rows"]:
             lines.append(
-                f"| {result['server']} | {row['connections']} | {row['per_cpu_second']:,} | {row['of_bare']:.2f} "
+                f"| {result['server']} | {row['connections']} | {row['per_cpu_second']:,} | {share(row)} "
                 f"| {row['per_second']:,} | {row['p50_ms']:.3f} | {row['p99_ms']:.3f} |"
             )
     idle = saved["idle_percent"].get("virtex")
     return "\n".join(lines) + ("" if idle is None else f"\n\nAn idle worker used {idle:.2f} % of a core.")
+
+
+def share(row: dict[str, Any]) -> str:
+    return f"{row['of_bare']:.2f}" if "of_bare" in row else "-"
 
 
 def codec_table(saved: dict[str, Any]) -> str:

@@ -9,34 +9,39 @@ CPU-second does not depend on how busy the load generator's core is; a request p
 from __future__ import annotations
 
 import argparse
-import http.client
-import importlib.util
 import json
-import os
-import platform
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-HERE = Path(__file__).parent
+from .host import (
+    GUNICORN,
+    HERE,
+    PYTHON,
+    UVICORN,
+    Load,
+    Running,
+    conclude,
+    cpus_apart,
+    fine_cpu_seconds,
+    keep_installed,
+    load,
+    machine,
+    need_proc,
+    need_wrk,
+    post,
+    running,
+    wrk_version,
+)
+
 ITEM = "x" * 100
 BODY = json.dumps({"data": [ITEM]}, separators=(",", ":"))
 REPLY = json.dumps({"data": [ITEM], "error": None}, separators=(",", ":"))
-TICK = os.sysconf("SC_CLK_TCK")  # of utime and stime in /proc, per second
-START_SECONDS = 60.0  # until a server answers; importing everything on a busy machine takes long
 
-PYTHON = [sys.executable, "-W", "ignore"]
-GUNICORN = [*PYTHON, "-m", "gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--log-level", "warning"]
-UVICORN = [*PYTHON, "-m", "uvicorn", "--no-access-log", "--log-level", "warning", "--lifespan", "off"]
 GRANIAN = [*PYTHON, "-m", "granian", "--interface", "asginl", "--workers", "1", "--log-level", "warning"]
 
 # name: (the module it needs, its command line for a port)
@@ -50,106 +55,14 @@ SERVERS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
 }
 
 
-class Load(NamedTuple):
-    """One run of wrk against one server."""
-
-    requests: int
-    seconds: float
-    cpu_seconds: float  # of the server, user and system
-    p50: float  # milliseconds
-    p99: float
-
-
 # Servers
 
 
-class Running(NamedTuple):
-    name: str
-    pid: int
-    port: int
-
-
-@contextmanager
-def running(name: str, cpus: set[int]) -> Iterator[Running]:
-    """A server on a free port of the loopback interface, stopped by its pid at the end."""
-    port = _free_port()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        SERVERS[name][1](str(port)),
-        env=environment,
-        preexec_fn=lambda: os.sched_setaffinity(0, cpus),  # safe here: this process has one thread
-    )
-    try:
-        _await_echo(name, process, port)
-        yield Running(name, process.pid, port)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise SystemExit(f"{name}: still running 30 s after SIGTERM") from None
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _await_echo(name: str, process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until the server answers, and check what it answers before anything is timed."""
-    deadline = time.monotonic() + START_SECONDS
-    while (came := _post(port)) is None or came[0] == 503:  # 503: it listens, but its handler is not there yet
-        if process.poll() is not None:
-            raise SystemExit(f"{name}: exited with {process.returncode} before it answered")
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{name}: no answer on port {port} after {START_SECONDS:g} s")
-        time.sleep(0.05)
-    if came != (200, REPLY.encode()):
-        raise SystemExit(f"{name}: expected 200 {REPLY}, got {came[0]} {came[1]!r}")
-
-
-def _post(port: int) -> tuple[int, bytes] | None:
-    """Status and body, or None while nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("POST", "/", BODY, {"content-type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read()
-    except OSError:
-        return None
-    finally:
-        connection.close()
-
-
-# CPU time
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its descendants, in /proc's grain (usually 10 ms)."""
-    ticks = 0
-    for one in _family(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15 of proc(5)
-    return ticks / TICK
-
-
-def fine_cpu_seconds(pid: int) -> float:
-    """Time on a CPU by the scheduler's clock, in nanoseconds: what an idle process uses is below a tick."""
-    spent = 0
-    for one in _family(pid):
-        for task in Path(f"/proc/{one}/task").iterdir():
-            spent += int((task / "schedstat").read_text().split()[0])
-    return spent / 1e9
-
-
-def _family(pid: int) -> list[int]:
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += _family(int(child))
-    return found
+def check(port: int) -> str | None:
+    """What is wrong with the echo; None while nobody answers."""
+    came = post(port, BODY.encode())
+    expected = 200, REPLY.encode()
+    return None if came is None else "" if came == expected else f"expected {expected}, got {came}"
 
 
 def idle(server: Running, seconds: float) -> float:
@@ -162,50 +75,35 @@ def idle(server: Running, seconds: float) -> float:
 # Load
 
 
-def load(server: Running, connections: int, seconds: int, cpus: set[int]) -> Load:
-    """Run wrk once. Exits with its words where anything but 200 came back: a failed run is an error, never a figure."""
-    url = f"http://127.0.0.1:{server.port}/"
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "post.lua"), url, "--", BODY]
-    before = cpu_seconds(server.pid)
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=seconds + 60,
-        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-    )
-    spent = cpu_seconds(server.pid) - before
-    if ended.returncode:
-        raise SystemExit(f"wrk: exit status {ended.returncode}: {ended.stderr or ended.stdout}")
-    said = json.loads(ended.stdout.splitlines()[-1])
-    if said["refused"] or said["broken"] or not said["requests"]:
-        raise SystemExit(f"{server.name} at {connections} connections did not answer all requests with 200: {said}")
-    return Load(said["requests"], said["microseconds"] / 1e6, spent, said["p50"] / 1e3, said["p99"] / 1e3)
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All servers at all connection counts, interleaved."""
-    serving, loading = _cpus()
+    serving, loading = cpus_apart()
     loads: dict[str, dict[int, list[Load]]] = {n: {c: [] for c in arguments.connections} for n in arguments.servers}
     with ExitStack() as stack:
-        servers = [stack.enter_context(running(name, serving)) for name in arguments.servers]
+        servers = [stack.enter_context(running(name, SERVERS[name][1], check, serving)) for name in arguments.servers]
         for server in servers:
-            load(server, 16, 1, loading)  # caches, branch predictors, the interpreter's inline caches
+            load(server, 16, 1, loading, BODY)  # caches, branch predictors, the interpreter's inline caches
         for connections in arguments.connections:
             for _ in range(arguments.runs):
                 for server in servers:
-                    loads[server.name][connections].append(load(server, connections, arguments.seconds, loading))
+                    loads[server.name][connections].append(load(server, connections, arguments.seconds, loading, BODY))
                     print(".", end="", flush=True, file=sys.stderr)
         print(file=sys.stderr)
         idles = {server.name: idle(server, arguments.idle) for server in servers}
     return {
         "what": "echo of one 100-character string, one worker",
-        "machine": machine(serving, loading),
+        "machine": machine_of(serving, loading),
         "runs": arguments.runs,
         "seconds": arguments.seconds,
         "idle_percent": idles,
         "results": [_summary(name, loads) for name in arguments.servers],
     }
+
+
+def machine_of(serving: set[int], loading: set[int]) -> dict[str, Any]:
+    found = machine("uvloop", "httptools", "orjson", "numpy", "gunicorn", "uvicorn", "granian")
+    found["versions"]["wrk"] = wrk_version()
+    return found | {"servers_on_cpus": sorted(serving), "wrk_on_cpus": sorted(loading)}
 
 
 def _summary(name: str, loads: dict[str, dict[int, list[Load]]]) -> dict[str, Any]:
@@ -227,50 +125,6 @@ def _medians(runs: Sequence[Load]) -> dict[str, float]:
         "p50_ms": round(median(run.p50 for run in runs), 3),
         "p99_ms": round(median(run.p99 for run in runs), 3),
     }
-
-
-# The machine
-
-
-def _cpus() -> tuple[set[int], set[int]]:
-    """One CPU for the servers, and the others for wrk; the same one where there is no other."""
-    mine = sorted(os.sched_getaffinity(0))
-    return {mine[0]}, set(mine[1:]) or {mine[0]}
-
-
-def machine(serving: set[int], loading: set[int]) -> dict[str, Any]:
-    """What the figures depend on."""
-    from virtex import __version__, codec_info
-
-    names = ("uvloop", "httptools", "orjson", "numpy", "gunicorn", "uvicorn", "granian")
-    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.split("\n")[0].split(" Copyright")[0]
-    return {
-        "cpu": _cpu_name(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "servers_on_cpus": sorted(serving),
-        "wrk_on_cpus": sorted(loading),
-        "codec": str(codec_info()),
-        "versions": {
-            "virtex": __version__,
-            "python": platform.python_version(),
-            "wrk": wrk,
-            **{name: _version(name) for name in names},
-        },
-    }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 # The command
@@ -318,20 +172,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    if not Path("/proc/self/stat").exists():
-        raise SystemExit("bench/serve.py reads CPU time from /proc: it needs Linux")
-    if shutil.which("wrk") is None:
-        raise SystemExit("bench/serve.py sends its load with wrk, which is not installed: apt install wrk")
-    for name in list(arguments.servers):
-        if importlib.util.find_spec(SERVERS[name][0]) is None:
-            print(f"{name} is left out: {SERVERS[name][0]} is not installed", file=sys.stderr)
-            arguments.servers.remove(name)
+    need_proc("bench/serve.py")
+    need_wrk("bench/serve.py")
+    keep_installed(arguments, {name: module for name, (module, _) in SERVERS.items()})
     saved = measure(arguments)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(saved, indent=1) + "\n")
-    print("\n".join(f"{key}: {value}" for key, value in saved["machine"].items()))
-    print(report(saved))
-    print(f"saved to {arguments.json}")
+    conclude(saved, arguments.json, report(saved))
 
 
 if __name__ == "__main__":

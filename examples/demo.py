@@ -225,10 +225,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped then too
-    if arguments.serve:
-        serve(arguments)
-        return 0
-    return 0 if demo(arguments) else 1
+    try:
+        if arguments.serve:
+            serve(arguments)
+            return 0
+        return 0 if demo(arguments) else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

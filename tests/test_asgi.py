@@ -404,11 +404,27 @@ def test_root_path_is_ahead_of_the_path(serve):
     assert paths == [("/api", "/api/", b"/api/")]
 
 
+def test_scheme_is_https_where_a_trusted_proxy_says_so_or_tls_ends_here(serve):
+    schemes = []
+
+    async def app(scope, receive, send):
+        schemes.append(scope["scheme"])
+        await echo(scope, receive, send)
+
+    wire = serve(app)
+    wire.connections.secure = lambda peer, headers: dict(headers).get(b"x-forwarded-proto") == b"https"
+    wire.send(GET, head(b"X-Forwarded-Proto: https")).settle()
+    wire = serve(app)
+    wire.transport.extra["sslcontext"] = object()
+    wire.send(GET).settle()
+    assert schemes == ["http", "https", "https"]
+
+
 # --- lifespan -----------------------------------------------------------------------------------------------
 
 
-def run(event_loop, app, state=None):
-    lifespan = Lifespan(app, {} if state is None else state)
+def run(event_loop, app, state=None, mode="auto"):
+    lifespan = Lifespan(app, {} if state is None else state, mode)
 
     async def both():
         await lifespan.startup()
@@ -445,6 +461,9 @@ def test_application_without_lifespan_is_served(event_loop):
         raise NotImplementedError(scope["type"])
 
     run(event_loop, app)
+    run(event_loop, app, mode="off")
+    with pytest.raises(RuntimeError, match="NotImplementedError"):
+        run(event_loop, app, mode="on")
 
 
 def test_shutdown_that_fails_is_logged(event_loop, caplog):

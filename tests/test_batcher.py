@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from test_ring import Recorder
 
-from virtex.batcher import AsyncExecutor, Batcher, Observer, Peer, ThreadExecutor
+from virtex.batcher import ANSWERED_KEPT, AsyncExecutor, Batcher, Observer, Peer, ThreadExecutor
 from virtex.errors import ItemError, RequestError
 from virtex.handler import RequestHandler
 from virtex.steps import Steps
@@ -331,13 +331,13 @@ def test_idle_means_nothing_scheduled(rig):
 
 def test_full_batches_do_not_pile_up_memory_of_who_was_answered(rig):
     peer = Peer()
-    for _ in range(100):
+    for _ in range(2 * ANSWERED_KEPT):
         rig.send("abcd", peer)
         rig.loop.settle()
         rig.executor.finish()
         rig.answered(peer)
         rig.loop.advance(0.001)
-    assert len(rig.batcher.company._answered) <= 6
+    assert len(rig.batcher.company._answered) <= ANSWERED_KEPT + 1
 
 
 class Life(RuleBasedStateMachine):

@@ -1,19 +1,32 @@
-"""HttpClient: what it sends, what it makes of an answer, bundles; each by all of its faces."""
+"""HttpClient: what it sends, what it makes of an answer, bundles, connections; each by all of its faces."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import gzip
+import os
 import socket
+import ssl
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
-from peer import DEADLINE, FACES, Face, Wire, echo, message, once, reply, serving
+import uvloop
+from peer import DEADLINE, FACES, Face, Wire, always, echo, message, once, reply, serving
 
-from virtex.client import HttpClient
+from virtex import Limits
+from virtex.client import LIMITS, HttpClient
 from virtex.errors import ClientError
 from virtex.message import HttpMessage
+
+CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
 
 
 @pytest.fixture(params=FACES.values(), ids=FACES.keys())
@@ -42,8 +55,9 @@ def test_the_request_names_its_path_host_type_and_length() -> None:
     with serving(keep) as peer, HttpClient(headers={"X-Key": "s3cret"}) as client:
         client.post(peer.url("/a b/%2F?q=1 2"), message(1))
         head, body = seen[0]
-    lines = head.decode().split("\r\n")
-    assert lines[0] == "POST /a%20b/%2F?q=1%202 HTTP/1.1"
+    target, *lines = head.decode().split("\r\n")
+    lines = [line.lower() for line in lines]
+    assert target == "POST /a%20b/%2F?q=1%202 HTTP/1.1"
     assert f"host: {peer.url()[7:-1]}" in lines
     assert "content-type: application/json" in lines
     assert "x-key: s3cret" in lines
@@ -130,11 +144,11 @@ def test_an_argument_that_cannot_be_meant_is_refused_by_name(options: dict[str, 
         (reply([1, 2]), "expected a message, got status 200 with 5 bytes: '[1,2]'", 200),
         (reply(b""), "expected a message, got status 200 with 0 bytes", 200),
         (reply(b"", "308 Permanent Redirect", "location: https://there/\r\n"), "a redirect to https://there/", 308),
-        (reply(b"\x1f\x8b", headers="content-encoding: gzip\r\n"), "Content-Encoding gzip, which was not", 200),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "expected an HTTP reply, got bytes that are none", 0),
-        (b"", "closed before the answer came", 0),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", "closed in the middle of the answer", 0),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{", "closed in the middle of the answer", 0),
+        (reply(b"no gzip", headers="content-encoding: gzip\r\n"), "while decompressing data", 0),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "illegal status line", 0),
+        (b"", "disconnected without sending a response", 0),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", "without sending complete message body", 0),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{", "without sending complete message body", 0),
     ],
 )
 def test_an_answer_that_is_no_message_becomes_one_whose_error_says_why(
@@ -157,7 +171,47 @@ def test_a_refused_connection_becomes_an_error_with_its_url(face: Face) -> None:
     with HttpClient(url) as client:
         answer = face(client, "post", message(1))
         assert answer.data == []
-        assert answer.error == f"{url}: [Errno 111] Connection refused"
+        refused = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
+        assert answer.error in (f"{url}: {refused}", f"{url}: All connection attempts failed")
+
+
+def test_a_compressed_answer_is_read(face: Face) -> None:
+    answer = reply(gzip.compress(b'{"data": [7]}'), headers="content-encoding: gzip\r\n")
+    with serving(always(answer)) as peer, HttpClient(peer.url()) as client:
+        assert face(client, "post", message(1)).data == [7]
+
+
+def test_no_answer_in_time_is_an_error_and_its_connection_is_closed(face: Face) -> None:
+    left = threading.Event()
+
+    def silent(wire: Wire) -> None:
+        wire.read()
+        if wire.read() is None:
+            left.set()
+
+    with serving(silent) as peer, HttpClient(peer.url(), timeout=0.05) as client:
+        assert face(client, "post", message(1)).error == f"{peer.url()}: no answer within 0.05 s"
+        assert left.wait(DEADLINE)
+
+
+def test_a_post_whose_connection_breaks_is_not_sent_again() -> None:
+    read = []
+
+    def answer_the_first(wire: Wire) -> None:
+        read.append(wire.read())
+        wire.send(reply({"data": [1]}))
+        read.append(wire.read())
+
+    async def main(client: HttpClient) -> list[HttpMessage]:
+        return [await client.post_async(message(1)), await client.post_async(message(2))]
+
+    for post_twice in (lambda: [client.post(message(1)), client.post(message(2))], lambda: asyncio.run(main(client))):
+        read.clear()
+        with serving(answer_the_first) as peer, HttpClient(peer.url()) as client:
+            first, second = post_twice()
+            assert first.data == [1]
+            assert "disconnected without sending a response" in second.error
+            assert (len(read), len(peer.wires)) == (2, 1)
 
 
 # Bundles
@@ -261,3 +315,287 @@ def test_a_client_is_a_context_manager_of_both_kinds() -> None:
         client = asyncio.run(main(peer.url()))
         with pytest.raises(RuntimeError, match="closed"):
             client.post(message(1))
+
+
+# Connections
+
+
+def test_a_connection_is_used_again_by_plain_code_and_within_each_loop() -> None:
+    async def main() -> None:
+        for n in range(3):
+            assert (await client.post_async(message(n))).data == [n]
+
+    with serving(echo) as peer, HttpClient(peer.url()) as client:
+        for n in range(3):
+            assert client.post(message(n)).data == [n]
+            asyncio.run(main())
+            uvloop.run(main())
+        assert len(peer.wires) == 1 + 3 + 3
+
+
+def test_a_connection_that_the_server_ends_is_not_used_again(face: Face) -> None:
+    answer = reply({"data": [1]}, headers="connection: close\r\n")
+    with serving(always(answer)) as peer, HttpClient(peer.url()) as client:
+        for _ in range(3):
+            assert face(client, "post", message(1)).data == [1]
+        assert len(peer.wires) == 3
+
+
+def test_a_connection_is_given_up_before_the_server_would_close_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < LIMITS.keepalive_expiry < Limits().keep_alive_seconds
+    monkeypatch.setattr("virtex.client.LIMITS", httpx2.Limits(keepalive_expiry=0))
+    with serving(echo) as peer, HttpClient(peer.url()) as client:
+        assert [client.post(message(n)).data for n in range(2)] == [[0], [1]]
+        assert len(peer.wires) == 2
+
+
+def test_no_more_idle_connections_are_kept_than_max_connections() -> None:
+    together = threading.Barrier(4)
+    left = threading.Semaphore(0)
+
+    def in_fours(wire: Wire) -> None:
+        wire.read()
+        together.wait(DEADLINE)
+        wire.send(reply({"data": [1]}))
+        if wire.read() is None:
+            left.release()
+
+    with (
+        serving(in_fours) as peer,
+        HttpClient(peer.url(), max_connections=1) as client,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        assert all(answer.data == [1] for answer in threads.map(client.post, [message(1)] * 4))
+        assert all(left.acquire(timeout=DEADLINE) for _ in range(3))
+        assert not left.acquire(blocking=False)
+
+
+def test_nothing_is_taken_from_the_environment_and_no_cookie_is_kept(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = []
+
+    def keep(wire: Wire) -> None:
+        while (request := wire.read()) is not None:
+            heads.append(request[0].lower())
+            wire.send(reply({"data": [1]}, headers="set-cookie: a=b\r\n"))
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
+    with serving(keep) as peer, HttpClient(peer.url()) as client:
+        answers = face(client, "post_bundle", [message(1)] * 20)
+        assert {tuple(answer.data) for answer in answers} == {(1,)}
+        assert not any(b"cookie" in head for head in heads)
+
+
+def test_a_connection_that_the_server_closed_while_idle_is_replaced(face: Face) -> None:
+    gone = threading.Event()
+
+    def leave(wire: Wire) -> None:
+        once(reply({"data": [1]}))(wire)
+        wire.sock.close()
+        gone.set()
+
+    with serving(leave) as peer, HttpClient(peer.url()) as client:
+        for _ in range(3):
+            gone.clear()
+            assert face(client, "post", message(1)).error is None
+            assert gone.wait(DEADLINE)
+
+
+def test_threads_share_a_client_and_each_gets_its_own_answers() -> None:
+    def post(n: int) -> bool:
+        return client.post(message(n, str(n))).data == [n, str(n)]
+
+    with serving(echo) as peer, HttpClient(peer.url()) as client, ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(post, range(400)))
+        assert len(peer.wires) <= 8
+
+
+def test_the_plain_face_works_while_a_loop_runs_in_the_thread() -> None:
+    async def main() -> list[Any]:
+        return [client.post(message(1)).data, *(answer.data for answer in client.post_bundle([message(2), message(3)]))]
+
+    with serving(echo) as peer, HttpClient(peer.url()) as client:
+        assert asyncio.run(main()) == [[1], [2], [3]]
+
+
+def test_a_cancelled_post_closes_its_connection() -> None:
+    arrived, left = threading.Event(), threading.Event()
+
+    def wait(wire: Wire) -> None:
+        wire.read()
+        arrived.set()
+        if wire.read() is None:
+            left.set()
+
+    async def main() -> None:
+        task = asyncio.create_task(client.post_async(message(1)))
+        assert await asyncio.to_thread(arrived.wait, DEADLINE)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with serving(wait) as peer, HttpClient(peer.url()) as client:
+        asyncio.run(main())
+        assert left.wait(DEADLINE)
+
+
+def test_a_connection_in_use_when_the_client_is_closed_answers_and_ends(face: Face) -> None:
+    left = threading.Event()
+
+    def close_and_answer(wire: Wire) -> None:
+        wire.read()
+        client.close()
+        wire.send(reply({"data": [1]}))
+        if wire.read() is None:
+            left.set()
+
+    with serving(close_and_answer) as peer:
+        client = HttpClient(peer.url())
+        assert face(client, "post", message(1)).data == [1]
+        assert left.wait(DEADLINE)
+
+
+FORK = """
+import os, signal, sys
+from virtex.client import HttpClient
+from virtex.message import HttpMessage
+client = HttpClient(sys.argv[1])
+assert client.post(HttpMessage(data=["parent"])).data == ["parent"]
+go_read, go_write = os.pipe()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    answer = client.post(HttpMessage(data=["child"])).data
+    client.close()
+    os.read(go_read, 1)
+    os._exit(answer != ["child"])
+assert client.post(HttpMessage(data=["parent again"])).data == ["parent again"]
+client.close()
+sys.stdin.readline()
+os.write(go_write, b"x")
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_child_opens_its_own_connection_and_holds_none_of_its_parents() -> None:
+    ended = threading.Barrier(3)
+
+    def until_left(wire: Wire) -> None:
+        echo(wire)
+        ended.wait(DEADLINE)
+
+    with serving(until_left) as peer:
+        command = [sys.executable, "-W", "error", "-c", FORK, peer.url()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            ended.wait(DEADLINE)  # both connections have ended, though the child still lives
+            assert len(peer.wires) == 2
+            process.communicate(b"\n", timeout=DEADLINE)
+        assert process.returncode == 0
+
+
+BUSY_FORK = """
+import os, signal, sys, threading
+from virtex.client import HttpClient
+from virtex.message import HttpMessage
+client = HttpClient(sys.argv[1])
+post = lambda item: client.post(HttpMessage(data=[item])).data == [item]
+assert post("idle")
+held = []
+thread = threading.Thread(target=lambda: held.append(post("held")))
+thread.start()
+sys.stdin.readline()  # the server has read it
+child = os.fork()
+if child == 0:
+    signal.alarm(10)  # ends a child that waits for what it shares with nobody
+    os._exit(not post("child"))
+assert os.waitpid(child, 0)[1] == 0
+assert post("parent")
+thread.join()
+assert held == [True]
+"""
+
+
+def test_a_child_forked_during_a_post_of_another_thread_can_post_and_the_answer_is_the_parents() -> None:
+    arrived, release = threading.Event(), threading.Event()
+
+    def hold(wire: Wire) -> None:
+        while (request := wire.read()) is not None:
+            item = orjson.loads(request[1])["data"][0]
+            if item == "held":
+                arrived.set()
+                assert release.wait(DEADLINE)
+            if item == "parent":
+                release.set()
+            wire.send(reply({"data": [item]}))
+
+    with serving(hold) as peer:
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BUSY_FORK, peer.url()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            assert arrived.wait(DEADLINE)
+            process.communicate(b"\n", timeout=2 * DEADLINE)
+        assert process.returncode == 0
+
+
+DROPPED = """
+import asyncio, gc, sys, uvloop
+from virtex.client import HttpClient
+from virtex.message import HttpMessage
+
+async def inside():
+    client = HttpClient(sys.argv[1])
+    answers = await client.post_bundle_async([HttpMessage(data=[n]) for n in range(30)])
+    assert [answer.data for answer in answers] == [[n] for n in range(30)]
+
+for run in asyncio.run, uvloop.run:
+    for n in range(2):
+        client = HttpClient(sys.argv[1])
+        assert client.post(HttpMessage(data=[n])).data == [n]
+        assert run(client.post_async(HttpMessage(data=[n]))).data == [n]
+        if n == 0:
+            del client  # the other one lives longer, the last until the interpreter ends
+            gc.collect()
+    run(inside())
+    gc.collect()
+"""
+
+
+def test_a_dropped_client_leaves_no_warning() -> None:
+    with serving(echo) as peer:
+        command = [sys.executable, "-W", "error", "-c", DROPPED, peer.url()]
+        ended = subprocess.run(command, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
+def test_no_descriptor_is_left_behind(face: Face) -> None:
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
+    with serving(once(b"")) as peer, HttpClient(peer.url(), timeout=5) as client:
+        for _ in range(20):
+            face(client, "post", message(1))
+    assert before is None or len(os.listdir("/proc/self/fd")) <= before
+
+
+# TLS
+
+
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+def test_https_posts_over_a_verified_connection(face: Face) -> None:
+    trusting = ssl.create_default_context(cafile=CERTIFICATE)
+    with (
+        serving(echo, context=_server_context()) as peer,
+        HttpClient(peer.url(scheme="https"), ssl_context=trusting) as client,
+    ):
+        for item in ("small", "x" * 5_000_000, "small"):
+            assert face(client, "post", message(item)).data == [item]
+
+
+def test_a_certificate_nobody_vouches_for_is_an_error(face: Face) -> None:
+    with serving(echo, context=_server_context()) as peer, HttpClient(peer.url(scheme="https")) as client:
+        assert "certificate verify failed" in face(client, "post", message(1)).error

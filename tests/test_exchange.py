@@ -119,3 +119,53 @@ def test_an_answer_that_is_not_acceptable_is_a_406(accept):
     with pytest.raises(RequestError) as error:
         negotiate(b"", b"", accept)
     assert error.value.status == 406
+
+
+def test_a_body_is_charged_until_it_is_answered_refused_or_given_up():
+    async def put(app):
+        held = []
+        for end in ("answer", "refuse", "cancel"):
+            exchange = opened(app)
+            exchange.write(b'{"data":[1' if end != "answer" else b'{"data":[1]}')
+            held.append(app.bodies.held)
+            if end == "cancel":
+                exchange.cancel("left")
+            elif end == "answer":
+                await exchange.complete()
+            else:
+                exchange.complete()
+            held.append(app.bodies.held)
+        return held
+
+    assert on_loop(put) == [12, 0, 10, 0, 10, 0]
+
+
+def test_a_large_body_is_read_where_it_came_and_its_memory_used_again():
+    async def put(app):
+        text = b'{"data":["%b"]}' % (b"x" * 200_000)
+        seen = []
+        for _ in range(2):
+            exchange = opened(app)
+            view = exchange.buffer(len(text))
+            seen.append(bytes(view[-1:]))
+            view[:] = text
+            exchange.charge(len(text))
+            assert len((await exchange.complete()).buffers[0]) > 200_000
+        return seen, app.bodies.held
+
+    assert on_loop(put) == ([b"\0", b"}"], 0)
+
+
+def test_all_bodies_together_stay_within_the_budget():
+    async def put(app):
+        app.bodies.budget = 100
+        first, second = opened(app), opened(app)
+        first.write(b"x" * 90)
+        with pytest.raises(RequestError) as error:
+            second.write(b"x" * 20)
+        second.cancel("refused")
+        status = error.value.status, app.bodies.held
+        first.cancel("left")
+        return *status, app.bodies.held
+
+    assert on_loop(put) == (503, 90, 0)

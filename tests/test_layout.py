@@ -18,6 +18,7 @@ PARTS = {
     "connections": "protocol",
     "http1": "protocol",
     "listener": "protocol",
+    "writer": "protocol",
     "settings": "worker",
     "steps": "handler",
 }

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,18 @@ def python(script: str) -> str:
 
 
 def test_importing_virtex_loads_nothing_but_itself() -> None:
-    heavy = {"asyncio", "gunicorn", "httptools", "httpx", "numpy", "orjson", "socket", "ssl", "uvloop", "virtex._codec"}
+    heavy = {
+        "asyncio",
+        "gunicorn",
+        "httptools",
+        "httpx2",
+        "numpy",
+        "orjson",
+        "socket",
+        "ssl",
+        "uvloop",
+        "virtex._codec",
+    }
     script = (
         f"import sys; before = set(sys.modules); import virtex; print(sorted((set(sys.modules) - before) & {heavy}))"
     )
@@ -62,6 +74,16 @@ def test_the_citation_names_this_version_and_its_day() -> None:
     assert date
     assert f"\nversion: {virtex.__version__}\n" in citation
     assert f"\ndate-released: {date[1]}\n" in citation
+    assert f"  version = {{{virtex.__version__}}},\n" in (ROOT / "README.md").read_text()
+
+
+def test_an_install_brings_nothing_that_the_package_does_not_import() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    imported: set[str] = set()
+    for path in (ROOT / "virtex").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+    assert brought <= imported
 
 
 @pytest.fixture(scope="module")

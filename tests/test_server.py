@@ -7,9 +7,12 @@ import orjson
 import pytest
 from asks import ask_asgi, ask_direct
 
+import virtex.exchange
+import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.errors import ItemError
+from virtex.exchange import Head
 from virtex.handler import Worker
 
 
@@ -305,6 +308,55 @@ def test_batches_of_one_are_an_ordinary_case(echo, ask):
     app = echo(max_batch_size=1)
     answers = run(app, *(ask(app, b'{"data":[%d, %d]}' % (i, -i)) for i in range(2)))
     assert [answer.json["data"] for answer in answers] == [[0, 0], [1, -1]]
+
+
+def test_authorize_guards_everything_but_health_before_the_body_is_read(ask):
+    seen = []
+
+    def authorize(head):
+        seen.append((head.method, head.path))
+        return None if (b"authorization", b"Bearer good") in head.headers else 401
+
+    app = http_server("guarded", Echo(), authorize=authorize)
+    good = [(b"authorization", b"Bearer good")]
+    let_in, kept_out, root, health = run(
+        app,
+        ask(app, BODY, headers=good),
+        ask(app, BODY),
+        ask(app, method="GET"),
+        ask(app, method="GET", path="/health/ready"),
+    )
+    assert let_in.status == 200
+    assert (kept_out.status, root.status) == (401, 401)
+    assert kept_out.headers[b"www-authenticate"] == b"Bearer" and kept_out.error == "not authorized"
+    assert health.status == 200
+    assert ("GET", "/health/ready") not in seen
+
+
+def test_authorize_is_asked_again_for_a_head_that_is_the_same():
+    allowed = [None, 403]
+    app = http_server("guarded", Echo(), authorize=lambda head: allowed.pop(0))
+    head = Head("POST", "/", [], None, None)
+
+    async def main():
+        await app.startup()
+        first = app.open(head, 0)
+        first.cancel("enough")
+        second = app.open(head, 0)
+        await app.shutdown()
+        return second.status
+
+    assert asyncio.run(main()) == 403
+
+
+@pytest.mark.parametrize(
+    "authorize", [lambda head: 1 / 0, lambda head: 200, lambda head: True], ids=["raises", "200", "True"]
+)
+def test_an_authorize_that_fails_lets_nobody_in(authorize, ask, caplog):
+    app = http_server("guarded", Echo(), authorize=authorize)
+    (answer,) = run(app, ask(app, BODY))
+    assert answer.status == 500
+    assert "authorize" in caplog.text
 
 
 # ---- life ----
@@ -632,6 +684,64 @@ def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():
     assert asyncio.run(main()) == (200, 503, 200)
 
 
+def test_a_model_that_never_comes_back_does_not_keep_the_service_from_ending(caplog):
+    class Hangs(Life):
+        def run_inference(self, model_input):
+            self.go.wait(10)
+            return model_input
+
+    async def main():
+        handler = Hangs()
+        app = http_server("hangs", handler, executor="thread", limits=Limits(answer_seconds=0.05))
+        await app.startup()
+        handler.go.clear()
+        late = await ask_direct(app, BODY)
+        await asyncio.wait_for(app.shutdown(), 5)
+        handler.go.set()
+        return late.status, "teardown" in handler.threads
+
+    assert asyncio.run(main()) == (504, False)
+    assert "has not come back" in caplog.text
+
+
+def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_nothing(monkeypatch, caplog):
+    real = virtex.exchange.encode_data
+
+    def encode(rows):
+        if rows == ["nasty"]:
+            raise RecursionError
+        return real(rows)
+
+    monkeypatch.setattr(virtex.exchange, "encode_data", encode)
+
+    async def main():
+        app = http_server("echo", Echo())
+        await app.startup()
+        opened = [app.open(Head("POST", "/", [], None, None), 0) for _ in range(3)]
+        for exchange, item in zip(opened, ("nasty", "raises", "fine"), strict=True):
+            exchange.write(b'{"data":["%b"]}' % item.encode())
+            exchange.complete()
+        opened[1].add_done_callback(lambda _: 1 / 0)
+        fine = await asyncio.wait_for(opened[2], 5)
+        await app.shutdown()
+        return opened[0].result().status, fine.status
+
+    assert asyncio.run(main()) == (500, 200)
+    assert "the message could not be handled: RecursionError" in caplog.text
+    assert "failed to take its answer" in caplog.text
+
+
+def test_a_request_that_can_not_be_read_for_lack_of_memory_is_over_too(monkeypatch, ask):
+    def read(body):
+        raise MemoryError
+
+    monkeypatch.setattr(virtex.message, "strings", read)
+    app = http_server("echo", Echo())
+    (answer,) = run(app, ask(app, BODY))
+    assert answer.status == 500
+    assert "could not be handled: MemoryError" in answer.error
+
+
 def test_a_watchdog_over_an_inline_model_is_refused():
     with pytest.raises(ValueError, match='needs executor="thread"'):
         run(http_server("echo", Echo(), watchdog=1.0))
@@ -742,6 +852,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         {"executor": "process"},
         {"limits": {}},
         {"watchdog": 0},
+        {"authorize": "token"},
         {"prom_host": ""},
         {"prom_host": "http://"},
         {"prom_port": 0},

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from test_ring import Recorder
 
 from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_server
-from virtex._codec import decode_npy, decode_numpy, encode_npy, encode_numpy, items_of
+from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batcher import Batcher
 from virtex.errors import HandlerError, RequestError
 from virtex.steps import TensorSteps

@@ -12,18 +12,50 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .http1 import Header, Request, has_body, render_head
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol, Turn
+    from .protocol import HttpProtocol
+    from .writer import Turn
 
 log = logging.getLogger("virtex")
 
 Message = MutableMapping[str, Any]
 HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its connection is not read
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send() raises OSError once the client has left
+
+
+class Start(NamedTuple):
+    """A message http.response.start, checked and rendered. names: of its fields, in lower case."""
+
+    status: int
+    lines: bytes
+    names: frozenset[bytes]
+    length: int | None
+    closes: bool
+
+
+@lru_cache(256)
+def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
+    """An application answers with the same headers again and again, so what they come to is kept.
+
+    What tells the body's end, and whether the connection goes on, is ours to write. Raises ValueError.
+    """
+    length, closes = None, False
+    kept: list[Header] = []
+    for given, value in headers:
+        name = given.lower()
+        if name == b"content-length" and value.isdigit():
+            length = int(value)
+        elif name == b"connection" and b"close" in value.lower():
+            closes = True
+        if name not in (b"transfer-encoding", b"connection", b"content-length"):
+            kept.append((name, value))
+    lines = render_head(status, tuple(kept), b"")
+    return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
 
 
 class AsgiExchange:
@@ -47,7 +79,7 @@ class AsgiExchange:
         self._gone = False  # the client, or our interest in it
         self._waiter: asyncio.Future[None] | None = None
         # the answer
-        self._start: tuple[int, list[Header]] | None = None
+        self._start: Start | None = None
         self.started = False  # its first bytes are written
         self._response_done = False
         self._chunked = False
@@ -102,10 +134,9 @@ class AsgiExchange:
         else:
             self._response_done = True
             body = b"Internal Server Error"
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
             self._last = True
-            self._start = 500, headers
-            self._emit(self._render(500, headers, body, True), True)
+            self._start = _prepare(500, ((b"content-type", b"text/plain; charset=utf-8"),))
+            self._emit(self._render(self._start, body, True), True)
 
     def _scope(self) -> dict[str, Any]:
         request, connection = self._request, self._connection
@@ -117,14 +148,14 @@ class AsgiExchange:
             "asgi": dict(VERSIONS),
             "http_version": "1.1" if request.minor else "1.0",
             "method": request.method,
-            "scheme": connection.scheme,
+            "scheme": "https" if connection.is_secure(request) else "http",
             "path": shared.root_path + path,
             "raw_path": shared.root_path.encode() + raw_path,
             "query_string": query,
             "root_path": shared.root_path,
             "headers": list(request.headers),
-            "client": connection.client,
-            "server": connection.server,
+            "client": connection.ends.client,
+            "server": connection.ends.server,
             "state": dict(shared.state),
         }
 
@@ -170,19 +201,18 @@ class AsgiExchange:
             raise RuntimeError(f"expected the message {expected!r}, got {kind!r}")
 
     def _begin(self, message: Message) -> None:
-        status = message["status"]
+        status, headers = message["status"], message.get("headers") or ()
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise RuntimeError(f"http.response.start: expected a status from 200 to 599, got {status!r}")
-        headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers") or ()]
-        render_head(status, tuple(headers), b"")  # raises for what must not be sent, while a 500 is still possible
-        self._start = status, headers
+        # Checked here, while a 500 is still possible.
+        self._start = _prepare(status, tuple([(bytes(name), bytes(value)) for name, value in headers]))
 
     def _send_body(self, message: Message) -> None:
         body = bytes(message.get("body", b""))
         more = bool(message.get("more_body", False))
         if not self.started:
             assert self._start is not None
-            data = self._render(*self._start, body, not more)
+            data = self._render(self._start, body, not more)
         else:
             data = self._frame(body, not more)
         if not more:
@@ -200,39 +230,28 @@ class AsgiExchange:
             self._body.clear()
             self._connection.hold(False)
             assert self._start is not None
-            self._connection.finish(self._last, self._start[0], self._sent)
+            self._connection.finish(self._last, self._start.status, self._sent)
             self._wake()
 
-    def _render(self, status: int, headers: list[Header], body: bytes, end: bool) -> bytes:
+    def _render(self, start: Start, body: bytes, end: bool) -> bytes:
         """The head of the answer and the first piece of its body (RFC 9112 section 6.3: how its end is told)."""
         request, connection = self._request, self._connection
-        kept: list[Header] = []
-        names = set()
-        for name, value in headers:
-            if name == b"content-length" and value.isdigit():
-                self._left = int(value)
-            elif name == b"connection" and b"close" in value.lower():
-                self._last = True
-            if name not in (b"transfer-encoding", b"connection", b"content-length"):
-                kept.append((name, value))
-                names.add(name)
-        self._last = self._last or connection.must_close(self._turn)
-        bodiless = request.method == "HEAD" or not has_body(status)
-        if not has_body(status):
-            self._left = None
-        elif self._left is None and end and not (bodiless and not body):
-            self._left = len(body)
-        elif self._left is None and request.minor and not bodiless:
-            self._chunked = True
-            kept.append((b"transfer-encoding", b"chunked"))
-        elif self._left is None and not bodiless:
-            self._last = True  # HTTP/1.0: the end of the connection is the end of the body
+        self._last = self._last or start.closes or connection.must_close(self._turn)
+        bodiless = request.method == "HEAD" or not has_body(start.status)
+        if has_body(start.status):
+            self._left = start.length
+            if start.length is None and end and (body or not bodiless):
+                self._left = len(body)
+            elif start.length is None and not bodiless:
+                self._chunked = request.minor > 0
+                self._last = self._last or not self._chunked  # HTTP/1.0: the connection's end is the body's
         if self._left is not None:
-            kept.append((b"content-length", b"%d" % self._left))
-        head = render_head(status, tuple(kept), connection.own_lines(names, self._last, request.minor)) + b"\r\n"
+            framing = b"content-length: %d\r\n\r\n" % self._left
+        else:
+            framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        head = start.lines + connection.own_lines(start.names, self._last, request.minor) + framing
         if bodiless:
             self._left = 0
-            self._chunked = False
             return head
         return head + self._frame(body, end)
 
@@ -244,7 +263,7 @@ class AsgiExchange:
         if self._left is None:
             return body
         if len(body) > self._left:
-            if self._request.method != "HEAD" and self._start is not None and has_body(self._start[0]):
+            if self._request.method != "HEAD" and self._start is not None and has_body(self._start.status):
                 log.error("the application sent more than its content-length; the excess is dropped")
                 self._last = True
             body = body[: self._left]
@@ -263,17 +282,23 @@ class AsgiExchange:
 class Lifespan:
     """The lifespan of an ASGI application, for serve() and the worker: startup() and shutdown(), each once."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any]) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any], mode: str = "auto") -> None:
         self._app = app
         self._state = state
+        self._mode = mode  # "auto", "on": an application without lifespan is an error, "off": it is not asked
         self._task: asyncio.Task[None] | None = None
+        self._raised: Exception | None = None
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
 
     async def startup(self, worker: object = None) -> None:
         """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
+        if self._mode == "off":
+            return
         self._task = asyncio.get_running_loop().create_task(self._run())
         answer = await self._ask("lifespan.startup")
+        if answer is None and self._mode == "on":
+            raise RuntimeError(f"expected the application to have a lifespan, but it raised {self._raised!r}")
         if answer is not None and answer["type"] == "lifespan.startup.failed":
             raise RuntimeError(f"the application did not start: {answer.get('message') or 'it gave no reason'}")
 
@@ -295,6 +320,7 @@ class Lifespan:
             await self._app(scope, self._inbox.get, self._answers.put)
         except Exception as error:
             # The specification lets an application that has no lifespan raise here; it is served without.
+            self._raised = error
             log.debug("the application has no lifespan: %r", error)
 
     async def _ask(self, kind: str) -> Message | None:

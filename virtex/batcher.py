@@ -31,6 +31,7 @@ from .steps import Outcome, Steps, drive, failure_of
 log = logging.getLogger("virtex")
 
 RETRY_SOON = ((b"retry-after", b"1"),)
+ANSWERED_KEPT = 1024  # entries of connections that were answered, before those that are too old are looked for
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 
 
@@ -110,7 +111,8 @@ class Company:
             return
         peer.open -= 1
         if not peer.open and self._window:
-            self._expire(now)
+            if len(self._answered) > ANSWERED_KEPT:
+                self._expire(now)
             peer.answered = now
             self._expected += 1
             self._answered.append((now, peer))
@@ -315,6 +317,7 @@ class Batcher:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
+        self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
 
     def run_with(self, executor: Executor, steps: Callable[[], Steps], ring: Ring | None = None) -> None:
         """Start cutting. steps: makes the Steps of one batch. ring: takes the place of the one that is there, empty."""
@@ -430,6 +433,7 @@ class Batcher:
     def _done(self, batch: Batch) -> None:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
         self._running.remove(batch)
+        self.now = self._clock()
         ok = True
         for (ticket, start, _), outcome in batch.answers():
             if not isinstance(outcome, (HandlerError, ItemError)):
@@ -441,6 +445,7 @@ class Batcher:
                     outcome.index += start  # from within the span to within the request
                 self._ring.cancel(ticket)
                 ticket.resolve([], outcome)
+        self.now = 0
         outcome = None  # type: ignore[assignment]  # the last of the references to the batch's rows
         if self._observer is not None:
             self.tell(self._observer.batch_done, self._report(batch, ok))

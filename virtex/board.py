@@ -16,7 +16,7 @@ from typing import NamedTuple
 SLOTS = 1024
 FREE, LOADING, READY, DRAINING = range(4)
 _SLOT = struct.Struct("=IIII")
-_HEADER = struct.Struct("=II")  # was a worker ever ready, failed starts since
+_HEADER = struct.Struct("=III")  # was a worker ever ready, failed starts since, slots that were ever used
 
 
 class Entry(NamedTuple):
@@ -32,7 +32,7 @@ class Board:
     """The mapping. Writes are single aligned words of one owner; a reader may see a slot between two of them."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _HEADER.size + SLOTS * _SLOT.size)
+        self._memory = mmap.mmap(-1, _HEADER.size + SLOTS * _SLOT.size)  # zeros: every slot is FREE
 
     def take(self, age: int) -> int:
         """Claim the lowest free slot for a worker that is about to be forked. Called in the master."""
@@ -40,6 +40,8 @@ class Board:
             entry = self.entry(index)
             if entry.state == FREE or (entry.pid and not _is_alive(entry.pid)):
                 self._write(index, Entry(LOADING, age, 0, 0))
+                served, failures, used = self._header()
+                self._set_header(served, failures, max(used, index + 1))
                 return index
         raise RuntimeError(f"expected at most {SLOTS} workers")
 
@@ -50,7 +52,16 @@ class Board:
     def set_state(self, index: int, state: int) -> None:
         self._write(index, self.entry(index)._replace(state=state))
         if state == READY:
-            _HEADER.pack_into(self._memory, 0, 1, 0)
+            self._set_header(1, 0, self._header()[2])
+
+    def publish(self, index: int, connections: int) -> None:
+        """How many connections this worker has."""
+        self._write(index, self.entry(index)._replace(connections=connections))
+
+    def fewest(self, index: int) -> int | None:
+        """The connections of that other ready worker which has the fewest; None when there is no other."""
+        others = (self.entry(other) for other in range(self._header()[2]) if other != index)
+        return min((entry.connections for entry in others if entry.state == READY), default=None)
 
     def release(self, index: int) -> None:
         self._write(index, Entry(FREE, 0, 0, 0))
@@ -60,18 +71,25 @@ class Board:
 
     def living(self) -> list[Entry]:
         """Every worker there is, or, without a pid, will be in a moment."""
-        entries = [self.entry(index) for index in range(SLOTS)]
+        entries = [self.entry(index) for index in range(self._header()[2])]
         return [entry for entry in entries if entry.state != FREE and (not entry.pid or _is_alive(entry.pid))]
 
     def has_served(self) -> bool:
         """Whether any worker of this master was ever ready."""
-        return bool(_HEADER.unpack_from(self._memory, 0)[0])
+        return bool(self._header()[0])
 
     def count_failure(self) -> int:
         """One more worker could not start since the last one that could; returns how many now."""
-        served, failures = _HEADER.unpack_from(self._memory, 0)
-        _HEADER.pack_into(self._memory, 0, served, failures + 1)
-        return int(failures) + 1
+        served, failures, used = self._header()
+        self._set_header(served, failures + 1, used)
+        return failures + 1
+
+    def _header(self) -> tuple[int, int, int]:
+        served, failures, used = _HEADER.unpack_from(self._memory, 0)
+        return served, failures, used
+
+    def _set_header(self, served: int, failures: int, used: int) -> None:
+        _HEADER.pack_into(self._memory, 0, served, failures, used)
 
     def _write(self, index: int, entry: Entry) -> None:
         _SLOT.pack_into(self._memory, _HEADER.size + index * _SLOT.size, *entry)

@@ -1,44 +1,52 @@
 """HttpClient: posts messages to a service, from plain code, from threads and from coroutines.
 
-    HttpMessage -> bytes -> wire ... wire -> bytes -> HttpMessage
+    HttpMessage -> bytes -> httpx2 ... httpx2 -> bytes -> HttpMessage
 
-A request is never sent twice: a connection that breaks before its answer is an error, for the model may have run.
+It drives httpx2's transports, not its Client: that would keep cookies, and read proxies and .netrc from the
+environment. Each transport is a lane, one exchange at a time over a connection of its own: an idle one can be closed by
+anyone, one in use by nobody, and no exchange pays for a pool's look at all the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, overload
-from urllib.parse import quote, urlsplit
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, closing, suppress
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Self
 
+import httpx2
 import orjson
-from httptools import HttpParserError
 
 from .errors import ClientError
 from .message import HttpMessage
-from .wire import Origin, Outcome, Pool, Reply, Work, addresses, addresses_async, drive, drive_async, exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-JOINED = 64 * 1024  # a body up to this size leaves in one send() with its head; copying a longer one costs more
+# Seconds idle; below the 75 of our server and the 60 of most proxies, so that the client is the first to close.
+LIMITS = httpx2.Limits(keepalive_expiry=30.0)
+
+Answer = tuple[int, HttpMessage]  # its status, 0 where no reply came
+AsyncLane = AsyncGenerator[httpx2.AsyncHTTPTransport, None]
 
 
 class HttpClient:
     """Posts HttpMessages and gives back the service's, keeping its connections open in between.
 
-    url: where `post(message)` goes, http:// or https://; `post(url, message)` goes elsewhere. timeout: seconds from the
-    call to the whole answer, connecting included; None waits for ever. raise_errors: raise ClientError instead of
-    answering HttpMessage(data=[], error=...). headers: sent with every request. max_connections: how many messages of
-    a bundle are under way at once, and how many idle connections per origin are kept. ssl_context: for https, in place
-    of ssl.create_default_context().
+    url: where `post(message)` goes, http:// or https://; `post(url, message)` goes elsewhere. timeout: seconds that
+    each step may take: connecting, a write, the wait for more of the answer; None is for ever. raise_errors: raise
+    ClientError instead of answering HttpMessage(data=[], error=...). headers: sent with every request.
+    max_connections: how many messages of a bundle are under way at once, and how many idle connections are kept, of
+    plain code and of each event loop. ssl_context: for https, in place of one that trusts whom the system trusts.
 
-    May be shared by threads and by event loops, and used after a fork: a child opens its own connections. Proxies of
-    the environment are not used and redirects are not followed: a redirect is an error that names its target.
+    May be shared by threads and by event loops, and used after a fork: a child opens its own connections. A post is
+    never sent twice: a connection that breaks before its answer is an error, for the model may have run. One that the
+    server closed, or that was idle for 30 s, is not used again. Proxies, .netrc and certificates of the environment
+    are not used, cookies are not kept, redirects are not followed: one is an error that names its target.
     Raises ValueError for a URL, a header or a number that can't be meant.
     """
 
@@ -62,17 +70,16 @@ class HttpClient:
         self.timeout = timeout
         self.raise_errors = raise_errors
         self.max_connections = max_connections
-        self._headers = _header_lines(headers or {})
-        self._pool = Pool(max_connections, ssl_context)
-        # Not __del__: this also runs at exit, and never on a client whose __init__ raised.
-        self._close = weakref.finalize(self, self._pool.close)
+        self._headers = _headers(headers or {})
+        self._context = ssl_context or _system_trust()
+        self._closed = False
+        self._lanes: list[httpx2.HTTPTransport] = []  # the idle ones, newest last
+        self._lanes_of_loops: dict[asyncio.AbstractEventLoop, list[AsyncLane]] = {}
+        weakref.finalize(self, _close_beyond, 0, self._lanes)  # unlike __del__, it also runs at exit
+        _clients.add(self)
 
-    # One message
+    # Posts
 
-    @overload
-    def post(self, url: HttpMessage, /) -> HttpMessage: ...
-    @overload
-    def post(self, url: str | None = None, message: HttpMessage | None = None) -> HttpMessage: ...
     def post(self, url: str | HttpMessage | None = None, message: HttpMessage | None = None) -> HttpMessage:
         """Post one message, `post(message)` or `post(url, message)`, and wait for its answer.
 
@@ -80,26 +87,14 @@ class HttpClient:
         Raises ClientError for the latter with raise_errors=True, TypeError for what is no message, ValueError without
         a URL, RuntimeError once closed.
         """
-        url, message = self._arguments(url, message)
-        return self._answer(url, drive([self._work(url, message)], 1, self.timeout)[0])
+        url, message = _given(url, message)
+        return self._deliver(self._exchange(url, *_checked([message])))
 
-    @overload
-    async def post_async(self, url: HttpMessage, /) -> HttpMessage: ...
-    @overload
-    async def post_async(self, url: str | None = None, message: HttpMessage | None = None) -> HttpMessage: ...
     async def post_async(self, url: str | HttpMessage | None = None, message: HttpMessage | None = None) -> HttpMessage:
         """Post one message as `post` does, without blocking the running loop. Cancelling it closes its connection."""
-        url, message = self._arguments(url, message)
-        return self._answer(url, await self._outcome(url, message))
+        url, message = _given(url, message)
+        return self._deliver(await self._exchange_async(url, *_checked([message])))
 
-    # Many messages
-
-    @overload
-    def post_bundle(self, url: Iterable[HttpMessage], /) -> list[HttpMessage]: ...
-    @overload
-    def post_bundle(
-        self, url: str | None = None, messages: Iterable[HttpMessage] | None = None
-    ) -> list[HttpMessage]: ...
     def post_bundle(
         self, url: str | Iterable[HttpMessage] | None = None, messages: Iterable[HttpMessage] | None = None
     ) -> list[HttpMessage]:
@@ -108,129 +103,166 @@ class HttpClient:
         Gives the answers in the order of the messages. Raises as `post` does, before anything is sent where a message
         is none; with raise_errors=True the first failure of the list is raised when all have ended.
         """
-        url, bundle = self._bundle(url, messages)
-        outcomes = drive((self._work(url, message) for message in bundle), self.max_connections, self.timeout)
-        return [self._answer(url, outcome) for outcome in outcomes]
+        url, messages = _given(url, messages)
+        bundle = _checked(messages)
+        with ThreadPoolExecutor(min(self.max_connections, len(bundle)) or 1) as threads:
+            answers = list(threads.map(partial(self._exchange, url), bundle))
+        return [self._deliver(answer) for answer in answers]
 
-    @overload
-    async def post_bundle_async(self, url: Iterable[HttpMessage], /) -> list[HttpMessage]: ...
-    @overload
-    async def post_bundle_async(
-        self, url: str | None = None, messages: Iterable[HttpMessage] | None = None
-    ) -> list[HttpMessage]: ...
     async def post_bundle_async(
         self, url: str | Iterable[HttpMessage] | None = None, messages: Iterable[HttpMessage] | None = None
     ) -> list[HttpMessage]:
         """Post many messages as `post_bundle` does, without blocking the running loop."""
-        url, bundle = self._bundle(url, messages)
-        outcomes: list[Outcome] = [TimeoutError()] * len(bundle)
-        todo = iter(enumerate(bundle))
+        url, messages = _given(url, messages)
+        turns = asyncio.Semaphore(self.max_connections)
 
-        async def lane() -> None:
-            for index, message in todo:
-                outcomes[index] = await self._outcome(url, message)
+        async def in_turn(message: HttpMessage) -> Answer:
+            async with turns:
+                return await self._exchange_async(url, message)
 
-        async with asyncio.TaskGroup() as lanes:
-            for _ in range(min(self.max_connections, len(bundle))):
-                lanes.create_task(lane())
-        return [self._answer(url, outcome) for outcome in outcomes]
+        answers = await asyncio.gather(*map(in_turn, _checked(messages)))
+        return [self._deliver(answer) for answer in answers]
 
     # The end
 
     def close(self) -> None:
         """Close every idle connection; a post under way ends first and closes its own. May be called again."""
-        self._close()
+        self._closed = True
+        _close_beyond(0, self._lanes)
+        self._lanes_of_loops.clear()
 
     async def aclose(self) -> None:
-        """Close as `close` does: no connection belongs to a loop, so there is nothing to wait for."""
-        self._close()
+        """Close as `close` does, and wait until the idle connections of the running loop are closed."""
+        lanes = self._lanes_of_loops.pop(asyncio.get_running_loop(), [])
+        self.close()
+        for lane in lanes:
+            await lane.aclose()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._close()
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     # Inside
 
-    def _arguments(self, url: str | HttpMessage | None, message: HttpMessage | None) -> tuple[str, HttpMessage]:
-        if message is None and not isinstance(url, str):
-            url, message = None, url
-        message = _checked(message)
-        return self._url(url), message
-
-    def _bundle(
-        self, url: str | Iterable[HttpMessage] | None, messages: Iterable[HttpMessage] | None
-    ) -> tuple[str, list[HttpMessage]]:
-        if messages is None and not isinstance(url, str):
-            url, messages = None, url
-        if messages is None or isinstance(messages, (HttpMessage, str, bytes)):
-            raise TypeError(f"messages: expected an iterable of HttpMessages, got {type(messages).__name__}")
-        return self._url(url), [_checked(message) for message in messages]
-
-    def _url(self, url: object) -> str:
-        if url is None:
-            url = self.url
-        if not isinstance(url, str):
-            raise ValueError(f"no URL to post to: expected HttpClient(url) or post(url, message), got {url!r}")
-        return url
-
-    def _request(self, url: str, message: HttpMessage) -> tuple[Origin, list[bytes]]:
-        if self._pool.closed:
+    def _request(self, url: str | None, message: HttpMessage) -> httpx2.Request:
+        if self._closed:
             raise RuntimeError("this HttpClient is closed")
-        origin, target, host = _parse(url)
-        body = message.json
-        start = b"POST %b HTTP/1.1\r\nhost: %b\r\n" % (target, host)
-        head = b"%b%bcontent-length: %d\r\n\r\n" % (start, self._headers, len(body))
-        return origin, [head + body] if len(body) <= JOINED else [head, body]
+        target = _parse(self.url if url is None else url)
+        extensions = {"timeout": httpx2.Timeout(self.timeout).as_dict()}
+        return httpx2.Request("POST", target, headers=self._headers, content=message.json, extensions=extensions)
 
-    def _work(self, url: str, message: HttpMessage) -> Work[Reply]:
-        origin, request = self._request(url, message)
-        sock = self._pool.take(origin)
-        return (yield from exchange(self._pool, origin, sock or addresses(origin), request))
-
-    async def _outcome(self, url: str, message: HttpMessage) -> Outcome:
-        origin, request = self._request(url, message)
+    def _exchange(self, url: str | None, message: HttpMessage) -> Answer:
+        request = self._request(url, message)
         try:
-            async with asyncio.timeout(self.timeout):
-                sock = self._pool.take(origin)
-                work = exchange(self._pool, origin, sock or await addresses_async(origin), request)
-                return await drive_async(work)
-        except (OSError, HttpParserError) as error:
-            return error
+            lane = self._lanes.pop()
+        except IndexError:
+            lane = httpx2.HTTPTransport(self._context, limits=LIMITS)
+        try:
+            with closing(lane.handle_request(request)) as response:
+                response.read()
+        except httpx2.RequestError as error:
+            return 0, _refusal(request, error)
+        finally:
+            self._lanes.append(lane)
+            _close_beyond(0 if self._closed else self.max_connections, self._lanes)
+        return response.status_code, _message(request, response)
 
-    def _answer(self, url: str, outcome: Outcome) -> HttpMessage:
-        if isinstance(outcome, Exception):
-            status, message = 0, HttpMessage(data=[], error=f"{url}: {_words(outcome, self.timeout)}")
-        else:
-            status, message = outcome.status, _message(url, outcome)
+    async def _exchange_async(self, url: str | None, message: HttpMessage) -> Answer:
+        request = self._request(url, message)
+        lanes = self._lanes_of_this_loop()
+        lane = lanes.pop() if lanes else _async_lane(self._context)
+        transport = await anext(lane)
+        try:
+            async with aclosing(await transport.handle_async_request(request)) as response:
+                await response.aread()
+        except httpx2.RequestError as error:
+            return 0, _refusal(request, error)
+        finally:
+            if len(lanes) < self.max_connections:
+                lanes.append(lane)
+        return response.status_code, _message(request, response)
+
+    def _lanes_of_this_loop(self) -> list[AsyncLane]:
+        loop = asyncio.get_running_loop()
+        if loop not in self._lanes_of_loops:
+            for ended in [other for other in list(self._lanes_of_loops) if other.is_closed()]:
+                self._lanes_of_loops.pop(ended, None)
+        return self._lanes_of_loops.setdefault(loop, [])
+
+    def _deliver(self, answer: Answer) -> HttpMessage:
+        status, message = answer
         if self.raise_errors and message.error is not None:
             raise ClientError(status, message)
         return message
 
 
+# Lanes
+
+
+def _close_beyond(count: int, lanes: list[httpx2.HTTPTransport]) -> None:
+    with suppress(IndexError):  # other threads take from the list, too
+        while len(lanes) > count:
+            lanes.pop().close()
+
+
+async def _async_lane(context: SSLContext) -> AsyncLane:
+    """A lane of a loop, closed in time: asyncio ends a generator once it is dropped, and all when the loop ends."""
+    async with httpx2.AsyncHTTPTransport(context, limits=LIMITS) as transport:
+        while True:
+            yield transport
+
+
+@cache  # reading the certificates takes longer than a hundred posts
+def _system_trust() -> SSLContext:
+    return httpx2.create_ssl_context(trust_env=False)
+
+
+_clients: weakref.WeakSet[HttpClient] = weakref.WeakSet()
+_of_parent: list[object] = []  # kept for ever: what a child drops of its parent's loops, it would make them close
+
+
+def _after_fork() -> None:
+    """In the child: close its copies of the idle connections, which says nothing to the server."""
+    for client in list(_clients):
+        _close_beyond(0, client._lanes)
+        _of_parent.append(client._lanes_of_loops)
+        client._lanes_of_loops = {}
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 # Arguments
 
 
-def _checked(message: object) -> HttpMessage:
-    if not isinstance(message, HttpMessage):
-        raise TypeError(f"message: expected an HttpMessage, got {type(message).__name__}")
-    if not isinstance(message.data, list):
-        raise TypeError(f"message.data: expected a list of items, got {type(message.data).__name__}")
-    return message
+def _given(url: Any, content: Any) -> tuple[str | None, Any]:
+    """Tell `post(content)` from `post(url, content)`."""
+    return (None, url) if content is None and not isinstance(url, str) else (url, content)
 
 
-def _header_lines(headers: Mapping[str, str]) -> bytes:
+def _checked(messages: Any) -> list[HttpMessage]:
+    if messages is None or isinstance(messages, (HttpMessage, str, bytes)):
+        raise TypeError(f"messages: expected an iterable of HttpMessages, got {type(messages).__name__}")
+    bundle = list(messages)
+    for message in bundle:
+        if not isinstance(message, HttpMessage):
+            raise TypeError(f"message: expected an HttpMessage, got {type(message).__name__}")
+        if not isinstance(message.data, list):
+            raise TypeError(f"message.data: expected a list of items, got {type(message.data).__name__}")
+    return bundle
+
+
+def _headers(given: Mapping[str, str]) -> httpx2.Headers:
     fields = {"accept": "application/json", "content-type": "application/json"}
-    for name, value in headers.items():
+    for name, value in given.items():
         if name.lower() in ("connection", "content-length", "host", "transfer-encoding"):
             raise ValueError(f"headers: {name!r} belongs to the connection and is set by the client itself")
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
@@ -238,58 +270,47 @@ def _header_lines(headers: Mapping[str, str]) -> bytes:
         if not value.isprintable():
             raise ValueError(f"headers: {name}: expected printable characters, got {value!r}")
         fields[name.lower()] = value
-    return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("latin-1")
+    return httpx2.Headers(fields, encoding="latin-1")
 
 
-@lru_cache(maxsize=256)  # parsing costs as much as an exchange on loopback; a caller uses few URLs
-def _parse(url: str) -> tuple[Origin, bytes, bytes]:
-    """Split a URL into its origin, the request target and the Host header."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def _parse(url: object) -> httpx2.URL:
+    if not isinstance(url, str):
+        raise ValueError(f"no URL to post to: expected HttpClient(url) or post(url, message), got {url!r}")
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parsed = httpx2.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"expected a URL like http://host:8081/path, got {url!r}")
-    if parts.username is not None:
+    if parsed.userinfo:
         raise ValueError("credentials in a URL end up in logs: put them in HttpClient(headers={'authorization': ...})")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-    if parts.query:
-        target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
-    name = f"[{host}]" if ":" in host else host
-    return Origin(parts.scheme, host, port), target.encode(), (f"{name}:{port}" if parts.port else name).encode()
+    return parsed
 
 
 # Answers
 
 
-def _message(url: str, reply: Reply) -> HttpMessage:
-    """The HttpMessage a reply carries, or one whose error says what came instead."""
+def _message(request: httpx2.Request, response: httpx2.Response) -> HttpMessage:
+    """The message that a reply carries, or one whose error says what came instead."""
     try:
-        content = orjson.loads(reply.body)
+        content = orjson.loads(response.content)
     except orjson.JSONDecodeError:
         content = None
-    ok = 200 <= reply.status < 300
-    if isinstance(content, dict):
-        data, error = content.get("data"), content.get("error")
-        if error:
+    match content:
+        case {"error": error} if error:
             return HttpMessage(data=[], error=error if isinstance(error, str) else orjson.dumps(error).decode())
-        if ok and isinstance(data, list):
+        case {"data": list(data)} if response.is_success:
             return HttpMessage(data=data)
-    return HttpMessage(data=[], error=f"{url}: expected a message, got {_glimpse(reply)}")
+    came = f" with {len(response.content)} bytes: {response.content[:200].decode('utf-8', 'replace')!r}"
+    if response.has_redirect_location:
+        came = f", a redirect to {response.headers['location']}, which is not followed"
+    error = f"{request.url}: expected a message, got status {response.status_code}{came}"
+    return HttpMessage(data=[], error=error)
 
 
-def _glimpse(reply: Reply) -> str:
-    if reply.location:
-        return f"status {reply.status}, a redirect to {reply.location.decode('latin-1')}, which is not followed"
-    if reply.encoding not in (b"", b"identity"):
-        coding = reply.encoding.decode("latin-1")
-        return f"status {reply.status} with Content-Encoding {coding}, which was not asked for"
-    text = reply.body[:200].decode("utf-8", "replace")
-    return f"status {reply.status} with {len(reply.body)} bytes: {text!r}"
-
-
-def _words(error: Exception, timeout: float | None) -> str:
-    if isinstance(error, TimeoutError) and error.errno is None:
-        return f"no answer within {timeout:g} s"
-    if isinstance(error, HttpParserError):
-        return f"expected an HTTP reply, got bytes that are none: {error}"
-    return str(error) or type(error).__name__
+def _refusal(request: httpx2.Request, error: httpx2.RequestError) -> HttpMessage:
+    """The message for an exchange that brought no reply."""
+    words = str(error) or "the connection broke before the answer came"
+    if isinstance(error, httpx2.TimeoutException):
+        words = f"no answer within {request.extensions['timeout']['read']:g} s"
+    return HttpMessage(data=[], error=f"{request.url}: {words}")

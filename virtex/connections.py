@@ -9,17 +9,21 @@ keep-alive time, not once per request, and ten thousand idle ones cost nothing b
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
+from .exchange import Response
 from .http1 import Header, has_body, render_head
 from .limits import Limits
 from .server import Server
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol, Turn
+    from .writer import Turn, Writer
+
+log = logging.getLogger("virtex")
 
 SECOND = 1_000_000_000  # ns
 NEVER = 1 << 62
@@ -30,7 +34,7 @@ HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
 CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
 
-AccessLog = Callable[["HttpProtocol", "Turn", int, int, int], None]
+AccessLog = Callable[["Writer", "Turn", int, int, int], None]
 
 
 class Connections:
@@ -53,31 +57,32 @@ class Connections:
         self.clock = clock
         self.loop = loop
         # while serving
-        self.open: set[HttpProtocol] = set()
+        self.open: set[Writer] = set()
         self.requests = 0  # heads taken, for max_requests
         self.draining = False
         self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
         self.access: AccessLog | None = None  # status, body bytes, ns; None: nobody reads it
         self.state: dict[str, Any] = {}  # ASGI lifespan's
-        self.root_path = ""
+        self.root_path = ""  # a prefix of paths that is not the application's business
+        self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
         self.changed: asyncio.Event | None = None  # set when the last connection leaves
         self._full: bytes = b""
         # clocks
-        self._due: dict[int, set[HttpProtocol]] = {}
+        self._due: dict[int, set[Writer]] = {}
         self._timer: asyncio.TimerHandle | None = None
         # the date and the heads that carry it
         self._heads: dict[tuple[int, tuple[Header, ...], int], bytes] = {}
         self._heads_until = 0
 
-    def add(self, connection: HttpProtocol) -> bool:
+    def add(self, connection: Writer) -> bool:
         """Count a connection in; False when it is one too many."""
         self.open.add(connection)
         if self._timer is None:
             self._start_timer()
         return len(self.open) <= self.limits.connections
 
-    def remove(self, connection: HttpProtocol) -> None:
+    def remove(self, connection: Writer) -> None:
         self.open.discard(connection)
         self._forget(connection)  # or a closed connection would be kept until its time has come
         if not self.open and self.changed is not None:
@@ -85,7 +90,7 @@ class Connections:
 
     # --- clocks -----------------------------------------------------------------------------------------------
 
-    def watch(self, connection: HttpProtocol, deadline: int) -> None:
+    def watch(self, connection: Writer, deadline: int) -> None:
         """Ask `connection` at `deadline`, and no later than the next tick after it, how long it may still wait."""
         if deadline >= connection.watched_until:
             return  # it is asked sooner than that anyway, and asked again then
@@ -93,7 +98,7 @@ class Connections:
         connection.watched_until = deadline
         self._due.setdefault(deadline // SECOND, set()).add(connection)
 
-    def _forget(self, connection: HttpProtocol) -> None:
+    def _forget(self, connection: Writer) -> None:
         booked = self._due.get(connection.watched_until // SECOND)
         if booked is not None:
             booked.discard(connection)
@@ -104,7 +109,11 @@ class Connections:
         for second in [second for second in self._due if second * SECOND <= now]:
             for connection in self._due.pop(second):
                 connection.watched_until = NEVER
-                connection.check_clock(now)
+                try:
+                    connection.check_clock(now)
+                except Exception:
+                    log.exception("a connection's clock could not be read; it is lost, and no other")
+                    connection.abort()
 
     def _start_timer(self) -> None:
         loop = self.loop or asyncio.get_running_loop()
@@ -143,7 +152,7 @@ class Connections:
             return False
         return True
 
-    def abort(self, connections: Iterable[HttpProtocol] | None = None) -> None:
+    def abort(self, connections: Iterable[Writer] | None = None) -> None:
         for connection in list(self.open if connections is None else connections):
             connection.abort()
 
@@ -165,6 +174,12 @@ class Connections:
             if len(self._heads) < HEADS_KEPT:
                 self._heads[key] = head
         return head
+
+    def usual_head(self, response: Response, now: int) -> bytes | None:
+        """The head of a 200 on a connection that goes on, if it was rendered in this second and nobody logs it."""
+        if now >= self._heads_until or self.closing or self.access is not None or response.status != 200:
+            return None
+        return self._heads.get((200, response.headers, KEEP))
 
     def date(self, now: int) -> bytes:
         if now >= self._heads_until:

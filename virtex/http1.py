@@ -38,7 +38,7 @@ Header = tuple[bytes, bytes]
 class Request:
     """A request's head, checked. length: of the body in bytes, None when it is chunked."""
 
-    __slots__ = ("expects", "headers", "keep_alive", "length", "method", "minor", "path", "target")
+    __slots__ = ("expects", "headers", "is_usual", "keep_alive", "length", "method", "minor", "path", "target")
 
     def __init__(self, method: str, target: bytes, path: str, minor: int, headers: list[Header]) -> None:
         self.method = method
@@ -49,6 +49,7 @@ class Request:
         self.length: int | None = 0
         self.keep_alive = minor == 1
         self.expects = False  # Expect: 100-continue
+        self.is_usual = False  # HTTP/1.1 that goes on, and whose answer has a body
 
 
 def parse_request(raw: bytes, limits: Limits) -> Request:
@@ -158,18 +159,24 @@ def _frame(request: Request, framing: dict[bytes, bytes]) -> None:
         if expectation.lower() != b"100-continue":
             raise RequestError(417, "expected Expect: 100-continue or none")
         request.expects = request.length != 0
+    request.is_usual = request.minor == 1 and request.keep_alive and request.method != "HEAD"
 
 
-def find_overflow(raw: bytes, limits: Limits) -> tuple[int, RequestError] | None:
-    """Where a head, whole or not yet, goes over a limit: how many of its bytes were needed to know, and the refusal."""
-    end = raw.find(b"\r\n")
-    line = end if end >= 0 else len(raw) - 1  # its last byte may be the CR
+def find_fault(raw: bytes, limits: Limits) -> tuple[int, RequestError] | None:
+    """Where a head, whole or not yet, goes over a limit: how many of its bytes were needed to know, and the refusal.
+
+    The same for a request line that ends in a bare LF: llhttp takes that for the HTTP/0.9 of old, and would go on.
+    """
+    end = raw.find(b"\n")
+    line = end - 1 if end >= 0 else len(raw) - 1  # its last byte may be the CR
     if line > limits.request_line:
         error = RequestError(414, f"expected a request line of at most {limits.request_line} bytes")
         return limits.request_line + 2, error
-    if end >= 0 and len(raw) - end - 2 > limits.header_bytes:
+    if end >= 0 and raw[end - 1] != 13:
+        return end + 1, RequestError(400, "expected the request line to end in CR LF")
+    if end >= 0 and len(raw) - end - 1 > limits.header_bytes:
         error = RequestError(431, f"expected at most {limits.header_bytes} bytes of header fields")
-        return end + 3 + limits.header_bytes, error
+        return end + 2 + limits.header_bytes, error
     return None
 
 

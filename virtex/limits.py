@@ -15,25 +15,17 @@ class Limits:
     request_line: int = 8192  # RFC 9112 section 3 asks for 8000 at least; longer is 414
     header_fields: int = 128  # browsers behind proxies send about 40; more is 431
     header_bytes: int = 65536  # all fields together, cookies and tokens included; more is 431
-    body: int = (
-        64 << 20
-    )  # a batch of 100 images of 224x224x3 float32 as base64 is 80 MB: raise it for that; more is 413
-    framing: int = 65536  # chunk sizes, extensions and trailers of one body: bytes that carry nothing (CVE-2023-39326)
-    header_seconds: float = (
-        10.0  # from a request's first byte to its last header, absolute: a slow-header client is cut, 408
-    )
+    body: int = 64 << 20  # 80 images of 224x224x3 float32 in base64; more is 413
+    framing: int = 65536  # chunk sizes, extensions, trailers: bytes of a body that carry nothing (CVE-2023-39326)
+    header_seconds: float = 10.0  # from a request's first byte to its last header, however they come: then 408
     idle_seconds: float = 15.0  # a new connection that sends nothing is closed
-    keep_alive_seconds: float = (
-        75.0  # longer than a load balancer keeps an idle connection (60 s is usual), or it sends into a close
-    )
+    keep_alive_seconds: float = 75.0  # longer than load balancers keep idle connections (60), or they send into a close
     body_rate: float = 1024.0  # a body slower than this on average, after body_grace_seconds, is cut, 408
     body_grace_seconds: float = 5.0
     write_stall_seconds: float = 30.0  # a client that reads nothing of its answer for so long is cut
     connections: int = 10_000  # per worker; one more is answered 503 and closed
     pipelined: int = 16  # requests of one connection waiting for their turn; then reading pauses
-    max_bytes: int = (
-        4 << 30
-    )  # of the buffers that a TensorHandler's requests are decoded into; more is refused at start
+    max_bytes: int = 4 << 30  # of all bodies, charged as they arrive (503), and of the rows of declared inputs
     answer_seconds: float = 60.0  # from the end of a request's headers to its answer; then 504
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl as tls
 import time
@@ -15,6 +16,91 @@ from .limits import Limits
 from .protocol import HttpProtocol
 from .server import Server
 
+log = logging.getLogger("virtex")
+
+YIELD_SECONDS = 0.005
+RETRY_SECONDS = 0.5
+
+
+class Acceptor:
+    """Takes connections from a socket that other processes listen on too, one per turn of the loop.
+
+    The loop's own server takes every connection that waits, so the first process to wake would have them all. has_more:
+    told how many connections it has, says whether this process has more than another; then it gives that other
+    YIELD_SECONDS to be quicker.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connections: Connections,
+        ssl: tls.SSLContext | None,
+        has_more: Callable[[int], bool],
+    ) -> None:
+        self.sockets = (sock,)
+        self._sock = sock
+        self._connections = connections
+        self._ssl = ssl
+        self._has_more = has_more
+        self._loop = asyncio.get_running_loop()
+        self._joining: set[asyncio.Task[Any]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._loop.add_reader(sock, self._on_waiting)
+
+    def close(self) -> None:
+        """Take what waits already, then stop: a connection left in the queue of a closed socket is reset."""
+        while self._accept():
+            pass
+        if self._pause is None:
+            self._loop.remove_reader(self._sock)
+        else:
+            self._pause.cancel()
+        self._sock.close()
+
+    def _on_waiting(self) -> None:
+        if self._has_more(len(self._connections.open) + len(self._joining)):
+            self._stop_for(YIELD_SECONDS)
+        else:
+            self._accept()
+
+    def _stop_for(self, seconds: float) -> None:
+        """The socket stays readable meanwhile, so without the pause the loop would spin."""
+        if self._pause is None:
+            self._loop.remove_reader(self._sock)
+            self._pause = self._loop.call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        """Whoever else listens was not quicker, so this process takes one all the same."""
+        self._pause = None
+        self._loop.add_reader(self._sock, self._on_waiting)
+        self._accept()
+
+    def _accept(self) -> bool:
+        """Returns whether there was a connection."""
+        try:
+            sock, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError:  # no file descriptors or memory left
+            log.exception("no connection can be accepted for %g s", RETRY_SECONDS)
+            self._stop_for(RETRY_SECONDS)
+            return False
+        sock.setblocking(False)
+        task = self._loop.create_task(self._join(sock))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+        return True
+
+    async def _join(self, sock: socket.socket) -> None:
+        connections = self._connections
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: HttpProtocol(connections.app, connections=connections), sock, ssl=self._ssl
+            )
+        except (OSError, tls.SSLError) as error:
+            log.debug("a connection did not begin: %r", error)
+            sock.close()
+
 
 class Listener:
     """A started application and its listening sockets; `async with` drains it at the end. Made by serve()."""
@@ -22,7 +108,7 @@ class Listener:
     def __init__(self, connections: Connections, lifecycle: Any) -> None:
         self.connections = connections
         self._lifecycle = lifecycle
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | Acceptor] = []
         self._closed = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
@@ -38,23 +124,35 @@ class Listener:
             raise ValueError(f"expected a TCP socket, but this listener is on {name!r}")
         return int(name[1])
 
-    async def listen(self, sock: socket.socket, backlog: int, ssl: tls.SSLContext | None = None) -> None:
-        """Take connections from one more bound socket, which is the listener's from now on."""
-        loop = asyncio.get_running_loop()
-        connections = self.connections
-        self._servers.append(
-            await loop.create_server(
-                lambda: HttpProtocol(connections.app, connections=connections), sock=sock, backlog=backlog, ssl=ssl
-            )
-        )
+    async def listen(
+        self,
+        sock: socket.socket,
+        backlog: int,
+        ssl: tls.SSLContext | None = None,
+        has_more: Callable[[int], bool] | None = None,
+    ) -> None:
+        """Take connections from one more bound socket, which is the listener's from now on.
 
-    async def drain(self, grace: float = 30.0) -> None:
+        has_more: given where other processes listen on it too, see Acceptor.
+        """
+        connections = self.connections
+        if has_more is not None:
+            sock.listen(backlog)
+            self._servers.append(Acceptor(sock, connections, ssl, has_more))
+            return
+        server = await asyncio.get_running_loop().create_server(
+            lambda: HttpProtocol(connections.app, connections=connections), sock=sock, backlog=backlog, ssl=ssl
+        )
+        self._servers.append(server)
+
+    async def drain(self, grace: float = 30.0, delay: float = 0.0) -> None:
         """Stop: be unready at once, answer what was taken, cut what is left after `grace` seconds, shut the app down.
 
-        Calling it again waits for the first call.
+        delay: so many of these seconds new connections are still taken, for a load balancer that takes a while to see
+        that this server is unready. Calling it again waits for the first call.
         """
         if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._drain(grace))
+            self._draining = asyncio.get_running_loop().create_task(self._drain(grace, min(delay, grace)))
         await asyncio.shield(self._draining)
 
     async def close(self) -> None:
@@ -65,15 +163,18 @@ class Listener:
         """Returns when drain() or close() is done."""
         await self._closed.wait()
 
-    async def _drain(self, grace: float) -> None:
+    async def _drain(self, grace: float, delay: float) -> None:
         connections = self.connections
         deadline = time.monotonic() + grace
         try:
             self._lifecycle.drain()
+            connections.closing = True
+            if delay:
+                await asyncio.sleep(delay)
             await self._stop_listening()
             connections.drain()
             if grace:
-                await connections.wait_empty(grace)
+                await connections.wait_empty(grace - delay)
             connections.abort()
             await connections.wait_empty(1.0)
             left = max(1.0, deadline - time.monotonic())
@@ -129,10 +230,11 @@ async def start(
     *,
     limits: Limits | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
+    lifespan: str = "auto",
 ) -> Listener:
     """Start `app` and return its listener, which does not listen yet. worker: for the handler's setup()."""
     connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
-    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state)
+    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state, lifespan)
     await lifecycle.startup(worker)
     return Listener(connections, lifecycle)
 

@@ -102,7 +102,7 @@ def not_json(error: orjson.JSONDecodeError) -> RequestError:
     return RequestError(400, f"expected JSON: {error}")
 
 
-def decode_items(body: bytes | bytearray, is_npy: bool) -> list[Any]:
+def decode_items(body: bytes | bytearray | memoryview, is_npy: bool) -> list[Any]:
     """The items of a body for a list handler: JSON values, or the arrays of .npy documents."""
     if is_npy:
         return decode_npy(body)
@@ -116,16 +116,29 @@ def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
     Raises HandlerError naming the item that JSON can't carry.
     """
     try:
+        data = orjson.dumps(rows, _array_to_list, _OPTIONS)
+    except TypeError:
+        return _encode_carefully(rows, step)
+    for row in rows:
+        if row.__class__ not in _FINITE and b"null" in data:
+            return _encode_carefully(rows, step)
+    return data
+
+
+def _encode_carefully(rows: list[Any], step: str) -> bytes:
+    try:
         return _dumps(rows)
     except TypeError as error:
         for i, row in enumerate(rows):
             try:
                 _dumps(row)
             except TypeError as cause:
-                raise HandlerError(f"{step} gave a {type(row).__name__} that can't be sent: {cause}", i) from None
+                reason = f"{step} gave a {type(row).__name__} that can't be sent: {cause}"
+                raise HandlerError(reason, i) from None
         raise HandlerError(f"{step} gave rows that can't be sent: {error}") from None
 
 
+_FINITE = frozenset({str, int, bool})  # of these, no null can have been a float that is not finite
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
 
 

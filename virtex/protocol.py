@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,39 +25,21 @@ import httptools
 from .asgi import AsgiExchange
 from .batcher import Peer
 from .chunked import ChunkedBody
-from .connections import CLOSE, CONNECTION, KEEP, KEEP_1_0, NEVER, SECOND, Connections
+from .connections import Connections
 from .errors import RequestError
-from .exchange import Exchange, Head, Response, refusal
-from .http1 import CONTINUE, Request, find_overflow, has_body, parse_request
+from .exchange import Head, Response, refusal
+from .http1 import CONTINUE, Request, find_fault, parse_request
 from .limits import Limits
+from .writer import BODY, END, NEXT_HEAD, REST_OF_HEAD, SKIPPED, Turn, Writer
 
 log = logging.getLogger("virtex")
 
 LARGE = 64 << 10  # bytes; a body with more to come than this is read by the kernel into its final place
 READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, and other connections wait meanwhile
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
-JOINED = 64 << 10  # bytes; answers up to this are copied into one write, larger ones are handed over in pieces
-REST_KEPT = 64 << 10  # bytes of pipelined requests held for later; beyond, the connection is not read
-SKIPPED = 64 << 10  # bytes of an unwanted body that are read and dropped; to save the connection, or a reset
-LINGER_SECONDS = 2  # how long a connection that we ended is read, so that no reset overtakes the last answer
-DRAIN_SECONDS = 0.5  # how long a connection at rest is still read while draining: its request may be on the way
-
-FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what the connection waits for
 
 
-class Turn:
-    """A request's place in the order of its connection: it is answered when all before it are."""
-
-    __slots__ = ("answer", "begun", "exchange", "request")
-
-    def __init__(self, request: Request | None, begun: int) -> None:
-        self.request = request  # None: what came was none
-        self.begun = begun
-        self.exchange: Exchange | AsgiExchange | None = None
-        self.answer: Response | asyncio.Future[Response] | None = None  # None: not complete, or streamed by asgi.py
-
-
-class HttpProtocol(asyncio.Protocol):
+class HttpProtocol(Writer):
     """One connection; `loop.create_server(lambda: HttpProtocol(app), ...)` serves `app` in your own program.
 
     app: a `Server`, which starts itself on the first request, or any ASGI 3 application, whose lifespan is then your
@@ -66,42 +47,7 @@ class HttpProtocol(asyncio.Protocol):
     connections: what all connections of one server share; by default one object per loop and app.
     """
 
-    __slots__ = (
-        "_app",
-        "_body",
-        "_clock",
-        "_corked",
-        "_current",
-        "_direct",
-        "_ended",
-        "_flushable",
-        "_full",
-        "_invites",
-        "_keep_alive",
-        "_last",
-        "_left",
-        "_limits",
-        "_memo",
-        "_most",
-        "_open",
-        "_parser",
-        "_partial",
-        "_peer",
-        "_reader",
-        "_reading",
-        "_rest",
-        "_since",
-        "_small",
-        "_stalled",
-        "_turns",
-        "_unsent",
-        "_wait",
-        "connections",
-        "received",
-        "transport",
-        "watched_until",
-        "writable",
-    )  # fmt: skip
+    __slots__ = ("_body", "_left", "_memo", "_open", "_parser", "_partial", "_peer")
 
     def __init__(
         self,
@@ -112,44 +58,18 @@ class HttpProtocol(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop | None = None,
         connections: Connections | None = None,
     ) -> None:
+        super().__init__(connections or _shared(app, limits, clock, loop))
         # Server
-        shared = connections or _shared(app, limits, clock, loop)
-        self.connections = shared
-        self._app = app
-        self._direct = shared.direct
-        self._limits = shared.limits
-        self._clock = shared.clock
-        self._keep_alive = int(shared.limits.keep_alive_seconds * SECOND)
-        self._small = min(shared.limits.request_line, shared.limits.header_bytes)  # no head up to this is over a limit
-        self._most = shared.limits.pipelined if shared.direct else 1
-        self._open: Callable[[Head, int], Any] = app.open if shared.direct else self._open_asgi
+        self._open: Callable[[Head, int], Any] = app.open if self._direct else self._open_asgi
         # Connection
-        self.transport: Any = None
-        self.watched_until = NEVER
-        self.writable: asyncio.Future[None] | None = None  # asgi.py awaits it while the client does not read
-        self._peer: Peer | None = Peer() if shared.direct else None
-        self._turns: deque[Turn] = deque()
-        self._full = False
-        self._reader: Callable[[bytes], bytes] = self._read_head
+        self._reader = self._read_head
+        self._peer: Peer | None = Peer() if self._direct else None
         self._parser: httptools.HttpRequestParser | None = None
         self._memo: tuple[bytes, Request, Head] | None = None
-        self._rest = b""  # read, but not yet looked at
-        self._corked = False  # answers are collected, and written when everything at hand has been read
-        self._flushable = False  # there may be something to write
-        self._last: Turn | None = None  # nothing is read after it, and the connection closes behind its answer
-        self._reading = True
-        self._ended = False  # the client sends no more; it may still read
-        self._since = 0  # when what we wait for began to be waited for
-        self._wait = FIRST_BYTE
-        self._stalled = 0  # since when the client has read nothing of what we wrote; 0: it reads
-        self._unsent = 0
         # Request being read
-        self._current: Turn | None = None
-        self._invites = False  # its client waits for 100 Continue
         self._partial = b""  # of its head
         self._body: ChunkedBody | None = None
         self._left = 0  # bytes of its body, as declared, that are still to come
-        self.received = 0
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------
 
@@ -188,7 +108,7 @@ class HttpProtocol(asyncio.Protocol):
         self._ended = True
         unfinished = self._current
         if unfinished is not None and unfinished.exchange is not None:
-            unfinished.exchange.cancel("the client left")
+            self._tell(unfinished.exchange.cancel, "the client left")
             self._turns.remove(unfinished)  # RFC 9112 section 8: half a request is not one
         # TLS ends both directions at once
         return bool(self._turns) and self._wait != END and not self.transport.get_extra_info("sslcontext")
@@ -197,32 +117,20 @@ class HttpProtocol(asyncio.Protocol):
         self.connections.remove(self)
         self._reader = _ignore
         self._memo = None  # the two would keep this object in a cycle
+        self._resume_writer()
         for turn in self._turns:
             if turn.exchange is not None and not isinstance(turn.answer, Response):
-                turn.exchange.cancel("the client left")
+                self._tell(turn.exchange.cancel, "the client left")
         self._turns.clear()
         if self._peer is not None:
-            self._app.leave(self._peer)
-        self._resume_writer()
+            self._tell(self.app.leave, self._peer)
 
-    def pause_writing(self) -> None:
-        self._stalled = self._clock()
-        self._unsent = self.transport.get_write_buffer_size()
-        self._watch(self._limits.write_stall_seconds)
-        self._update_reading()
-
-    def resume_writing(self) -> None:
-        self._stalled = 0
-        if self._wait == NEXT_HEAD:
-            self._since = self._clock()  # while it read an answer, it was not idle
-            self._watch(self._limits.keep_alive_seconds)
-        self._resume_writer()
-        self._update_reading()
-
-    def _resume_writer(self) -> None:
-        if self.writable is not None and not self.writable.done():
-            self.writable.set_result(None)
-        self.writable = None
+    def _tell(self, call: Callable[[Any], object], argument: Any) -> None:
+        """An application that raises while it is told of an end must not keep others from being told."""
+        try:
+            call(argument)
+        except Exception:
+            log.exception("the application raised")
 
     # --- reading: each reader takes bytes and returns those that the next reader is to have ----------------------
 
@@ -268,17 +176,21 @@ class HttpProtocol(asyncio.Protocol):
             raw, fed = _skip_empty_lines(raw), 0
         end = raw.find(b"\r\n\r\n", max(0, fed - 3)) + 4
         whole = raw[:end] if end > 3 else raw
-        overflow = find_overflow(whole, self._limits) if len(whole) > self._small else None
-        self._feed_head(whole[fed:] if overflow is None else whole[fed : overflow[0]])
-        if overflow is not None:
-            raise overflow[1]
+        fault = find_fault(whole, self._limits)
+        self._feed_head(whole[fed:] if fault is None else whole[fed : fault[0]])
+        if fault is not None:
+            raise fault[1]
         if end < 4:
             self._wait_for_head(raw)
             return None
         self._partial = b""
         self._wait = NEXT_HEAD
         request = parse_request(whole, self._limits)
-        head = Head(request.method, request.path, request.headers, request.length, self._peer)
+        path = request.path
+        root = self.connections.root_path
+        if root and (path == root or path.startswith(root + "/")):
+            path = path[len(root) :] or "/"
+        head = Head(request.method, path, request.headers, request.length, self._peer)
         at = len(data) - len(raw) + end
         if request.length != 0:
             self._step_over_body(request, data, at)
@@ -327,7 +239,8 @@ class HttpProtocol(asyncio.Protocol):
         self.received = 0
         self._watch(self._limits.body_grace_seconds)
         self._invites = request.expects and not data
-        self._flushable = self._invites and self._direct  # an ASGI application invites by reading
+        if self._invites and self._direct:  # an ASGI application invites by reading
+            self._flushable = True
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._reader = self._read_chunks
@@ -364,7 +277,19 @@ class HttpProtocol(asyncio.Protocol):
         """Let the transport read the rest of a large body into its final place: no copy is made of it on the way."""
         view[: len(data)] = data
         self.received = len(data)
+        turn.exchange.charge(len(data))  # type: ignore[union-attr]
         self.transport.set_protocol(_Filler(self, turn, view))
+
+    def charge(self, turn: Turn, nbytes: int) -> bool:
+        """Bytes of a large body came; when there is no room for them, refuse it and say False."""
+        try:
+            turn.exchange.charge(nbytes)  # type: ignore[union-attr]
+        except RequestError as error:
+            self.transport.set_protocol(self)
+            self._refuse(error)
+            self._flush()
+            return False
+        return True
 
     def filled(self, turn: Turn) -> None:
         self.transport.set_protocol(self)
@@ -385,13 +310,6 @@ class HttpProtocol(asyncio.Protocol):
             self._reader = self._read_head
             self._since = self._clock()
         return data[len(piece) :]
-
-    def _discard(self, data: bytes) -> bytes:
-        """What comes after the last request is read, so that no reset destroys the answer, but never looked at."""
-        self.received += len(data)
-        if self.received > SKIPPED and self._wait == END:
-            self.transport.close()
-        return b""
 
     def _complete(self, turn: Turn) -> None:
         """The request is all there: hand it over, and wait for the next."""
@@ -442,7 +360,7 @@ class HttpProtocol(asyncio.Protocol):
             turn = Turn(None, self._clock())
             self._turns.append(turn)
         if turn.exchange is not None:
-            turn.exchange.cancel(error.reason)
+            self._tell(turn.exchange.cancel, error.reason)
             if isinstance(turn.exchange, AsgiExchange) and turn.exchange.started:
                 self.abort()  # half of another answer is out
                 return
@@ -451,6 +369,11 @@ class HttpProtocol(asyncio.Protocol):
         else:
             turn.answer = plain(error.status, error.reason, error.headers)
         self._stop_at(turn)
+
+    def _time_out(self, what: str) -> None:
+        self.transport.set_protocol(self)
+        self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
+        self._flush()
 
     def _fail(self) -> None:
         log.exception("a request could not be read")
@@ -466,177 +389,6 @@ class HttpProtocol(asyncio.Protocol):
         self._wait = NEXT_HEAD  # there is none, but while an answer is out nothing is waited for
         self._reader = self._discard
 
-    # --- answering --------------------------------------------------------------------------------------------
-
-    def _on_answer(self, _: object) -> None:
-        if not self._corked and self._turns:
-            self._flush()
-
-    def finish(self, last: bool, status: int, length: int) -> None:
-        """The answer of the first turn was streamed by asgi.py, to its end."""
-        turn = self._turns.popleft()
-        if self.connections.access is not None:
-            self.connections.access(self, turn, status, length, self._clock() - turn.begun)
-        if turn is self._current and turn.request is not None:
-            self._abandon_body(turn)
-        self._since = self._clock()
-        if last or turn is self._last:
-            self._end()
-        elif self._rest and not self._corked:
-            self.data_received(b"")
-
-    def _flush(self) -> None:
-        """Write every answer whose turn it is, in one go; then look at what was held back until now."""
-        self._flushable = False
-        now = self._clock()
-        out: list[Any] = []
-        last = False
-        turns = self._turns
-        shared = self.connections
-        while turns and not last:
-            turn = turns[0]
-            answer = turn.answer
-            if answer is None:
-                if self._invites and self._direct and turn is self._current:
-                    self._invites = False
-                    out.append(CONTINUE)
-                break
-            if answer.__class__ is not Response:
-                if not answer.done():  # type: ignore[union-attr]
-                    break
-                answer = answer.result()  # type: ignore[union-attr]
-            turns.popleft()
-            last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
-            last = self._render(turn, answer, last, now, out)  # type: ignore[arg-type]
-        if out:
-            self._write(out)
-        if last:
-            self._end()
-        elif not turns and self._wait == NEXT_HEAD:
-            self._since = now
-            if now + self._keep_alive < self.watched_until:
-                shared.watch(self, now + self._keep_alive)
-        if self._rest and not last and len(turns) < self._most:
-            self.data_received(b"")
-
-    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> bool:
-        """Append the bytes of an answer; returns whether it is the connection's last."""
-        request = turn.request
-        says = CLOSE if last else KEEP if request is None or request.minor else KEEP_1_0
-        try:
-            head = self.connections.head(response.status, response.headers, says, now)
-        except ValueError:
-            log.exception("an answer could not be sent")
-            response, last = refusal(500, "the server made an answer that can't be sent"), True
-            head = self.connections.head(500, response.headers, CLOSE, now)
-        length = 0
-        for buffer in response.buffers:
-            length += len(buffer)
-        if has_body(response.status):
-            out.append(b"%b%d\r\n\r\n" % (head, length))
-            if request is None or request.method != "HEAD":
-                out += response.buffers
-        else:
-            out.append(head)
-        if self.connections.access is not None:
-            self.connections.access(self, turn, response.status, length, now - turn.begun)
-        return last
-
-    def _write(self, out: list[Any]) -> None:
-        size = 0
-        for piece in out:
-            size += len(piece)
-        if size <= JOINED:
-            self.transport.write(b"".join(out))
-        else:
-            self.transport.writelines(out)
-
-    # --- ending -----------------------------------------------------------------------------------------------
-
-    def _end(self) -> None:
-        """Close behind the last answer: end our side, then read until the client has ended its own.
-
-        RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way.
-        """
-        self._reader = self._discard
-        self._rest = b""
-        self._wait = END
-        self._since = self._clock()
-        self._watch(LINGER_SECONDS)
-        if self._ended or not self.transport.can_write_eof():
-            self.transport.close()
-        else:
-            self.transport.write_eof()
-            self._update_reading()
-
-    def drain(self) -> None:
-        """The server drains: answer what is here, and what comes at once, then close."""
-        self._watch(DRAIN_SECONDS)
-
-    def abort(self) -> None:
-        self.transport.abort()
-
-    # --- clocks and flow ----------------------------------------------------------------------------------------
-
-    def _watch(self, seconds: float) -> None:
-        self.connections.watch(self, self._clock() + int(seconds * SECOND))
-
-    def check_clock(self, now: int) -> None:
-        """Called by Connections when a wait may have lasted too long: end it, or say when to ask again."""
-        stalled = self._until_stalled(now)
-        waited = self._until_waited(now)
-        if min(stalled, waited) > now:
-            self.connections.watch(self, min(stalled, waited))
-        elif stalled <= now or self._wait == END:
-            self.transport.abort()
-        elif self._wait in (FIRST_BYTE, NEXT_HEAD):
-            self.transport.close()  # RFC 9112 section 9.5: no answer to what was not asked
-        else:
-            what = "head" if self._wait == REST_OF_HEAD else "body"
-            self.transport.set_protocol(self)
-            self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
-            self._flush()
-
-    def _until_stalled(self, now: int) -> int:
-        if not self._stalled:
-            return NEVER
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < self._unsent:
-            self._stalled, self._unsent = now, unsent
-        return self._stalled + int(self._limits.write_stall_seconds * SECOND)
-
-    def _until_waited(self, now: int) -> int:
-        wait, limits = self._wait, self._limits
-        if wait == BODY:
-            if not self._reading:
-                return now + SECOND  # it is we who make it wait
-            return self._since + int(max(limits.body_grace_seconds, self.received / limits.body_rate) * SECOND)
-        if wait == REST_OF_HEAD:
-            return self._since + int(limits.header_seconds * SECOND)
-        if wait == END:
-            unsent = self.transport.get_write_buffer_size()
-            return self._since + int((limits.write_stall_seconds if unsent else LINGER_SECONDS) * SECOND)
-        if self._turns or self._stalled:
-            return NEVER
-        if self.connections.draining:
-            return max(self._since, self.connections.drain_since) + int(DRAIN_SECONDS * SECOND)
-        return self._since + (self._keep_alive if wait == NEXT_HEAD else int(limits.idle_seconds * SECOND))
-
-    def hold(self, full: bool) -> None:
-        """asgi.py has as much of the body as it wants to keep, or room again."""
-        self._full = full
-        self._update_reading()
-
-    def _update_reading(self) -> None:
-        """Read, unless the client does not read, or we hold as much of what it sent as we want to."""
-        reading = self._wait == END or not (self._stalled or self._full or len(self._rest) > REST_KEPT)
-        if reading != self._reading and not self.transport.is_closing():
-            self._reading = reading
-            if reading:
-                self.transport.resume_reading()
-            else:
-                self.transport.pause_reading()
-
     # --- the ASGI lane ------------------------------------------------------------------------------------------
 
     def _open_asgi(self, head: Head, now: int) -> AsgiExchange | Response:
@@ -646,30 +398,6 @@ class HttpProtocol(asyncio.Protocol):
             return plain(413, f"expected a body of at most {self._limits.body} bytes, got {head.length}")
         return AsgiExchange(self, turn, turn.request)
 
-    @property
-    def app(self) -> Any:
-        return self._app
-
-    @property
-    def is_stalled(self) -> bool:
-        return self._stalled != 0
-
-    @property
-    def scheme(self) -> str:
-        return "https" if self.transport.get_extra_info("sslcontext") else "http"
-
-    @property
-    def client(self) -> tuple[str, int] | None:
-        name = self.transport.get_extra_info("peername")
-        return (name[0], name[1]) if isinstance(name, tuple) else None  # None: a unix socket
-
-    @property
-    def server(self) -> tuple[str, int | None] | None:
-        name = self.transport.get_extra_info("sockname")
-        if isinstance(name, tuple):
-            return name[0], name[1]
-        return (name, None) if isinstance(name, str) else None
-
     def must_close(self, turn: Turn) -> bool:
         """Whether the connection ends with this answer, as far as can be told when its head is written."""
         request = turn.request
@@ -677,12 +405,6 @@ class HttpProtocol(asyncio.Protocol):
         reads_on = turn is not self._current or (self._skips_rest() and not self._invites)
         ends = self.connections.closing or self._ended
         return not request.keep_alive or turn is self._last or (ends and not self._rest) or not reads_on
-
-    def own_lines(self, given: set[bytes], last: bool, minor: int) -> bytes:
-        """The lines of an answer's head that are ours, but for those that the application has given."""
-        date = b"" if b"date" in given else b"date: %b\r\n" % self.connections.date(self._clock())
-        server = b"" if b"server" in given else b"server: virtex\r\n"
-        return date + server + CONNECTION[CLOSE if last else KEEP if minor else KEEP_1_0]
 
     def invite(self, turn: Turn) -> None:
         """The application reads the body: now is the time for 100 Continue, if the client waits for it."""
@@ -720,7 +442,7 @@ class _Filler(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._at += nbytes
         self._connection.received = self._at
-        if self._at == len(self._view):
+        if self._connection.charge(self._turn, nbytes) and self._at == len(self._view):
             self._connection.filled(self._turn)
 
     def eof_received(self) -> bool:

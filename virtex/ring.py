@@ -43,7 +43,8 @@ class Ticket:
             return
         self.answered += len(rows)
         if self.answered < self.count:
-            self.rows.append(rows.copy())  # the original may alias rows of a batch that will be used again
+            # A copy: the original may alias rows of a batch that will be used again.
+            self.rows = [*self.rows, rows.copy()]
         elif self.rows:
             parts = [*self.rows, rows]
             self.resolve(list(chain(*parts)) if isinstance(rows, list) else rows.joined(parts), None)

@@ -26,8 +26,9 @@ from typing import Any
 
 from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .bodies import Bodies
 from .device import Device
-from .errors import RequestError
+from .errors import Headers, RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
 from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
@@ -58,6 +59,7 @@ class Server:
         limits: Limits,
         observer: Observer | None,
         watchdog: float | None,
+        authorize: Callable[[Head], int | None] | None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         # Process: as configured
@@ -71,6 +73,7 @@ class Server:
         self._executor_name = executor
         self._clock = clock
         self._watchdog = watchdog
+        self._authorize = authorize
         self._info = self._describe()
         # Loop: bound by _bind(), because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
@@ -83,6 +86,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._state = NEW
+        self.is_starting = True  # the handler is not there yet
         self._lazy = False
         self._why_failed = ""
         self._handler: RequestHandler | None = None
@@ -92,7 +96,8 @@ class Server:
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._early: list[Exchange] = []  # complete before the handler was there
-        self.read: Callable[[bytes | bytearray, bool], Any] = decode_items
+        self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
+        self.bodies = Bodies(self.limits.max_bytes)
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
         self._peers_kept = 1024
         self.batcher = Batcher(
@@ -105,11 +110,6 @@ class Server:
         )
 
     # ---- life ----
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether the handler is not there yet."""
-        return self._state in (NEW, STARTING)
 
     async def startup(self, worker: Worker | None = None) -> None:
         """Make the handler and run its setup() off the loop; returns when requests can be answered.
@@ -155,6 +155,7 @@ class Server:
         self._thread = thread if self._executor_name == "thread" else None
         if self._thread is None:
             thread.stop()
+        self.is_starting = False
         if self._state is STARTING:
             self._state = READY
         log.info("service %r is ready in process %d", self.name, self._pid)
@@ -180,7 +181,9 @@ class Server:
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
-        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, self.limits.max_bytes, new)
+        most = self.limits.max_bytes - self.limits.body  # for a body must be room too
+        ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, most, new)
+        self.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
         log.info(
             "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
             self.name,
@@ -214,6 +217,7 @@ class Server:
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
+        self.is_starting = False
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
         early, self._early = self._early, []
@@ -239,7 +243,11 @@ class Server:
             await self._settled
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._handler is not None:
+        if self._handler is None:
+            return
+        if self.batcher.running_since:
+            log.warning("service %r: the model has not come back; its teardown is left out", self.name)
+        else:
             await self._tear_down(self._handler)
 
     async def _tear_down(self, handler: RequestHandler) -> None:
@@ -266,6 +274,8 @@ class Server:
         try:
             if self._state is not READY:
                 self._begin(Worker(), lazy=True)
+            if self._authorize is not None and not head.path.startswith("/health/"):
+                self._check_authorized(self._authorize, head)
             if head.wants is not None:
                 return self._take(head, now)
             if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
@@ -277,6 +287,22 @@ class Server:
         if self.observer is not None:
             self.batcher.tell(self.observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
         return response
+
+    def _check_authorized(self, authorize: Callable[[Head], int | None], head: Head) -> None:
+        """Raise RequestError with the status that the user's function wants, 500 for what it should not do."""
+        try:
+            status = authorize(head)
+        except Exception:
+            log.exception("authorize raised")
+            raise RequestError(500, "authorize raised") from None
+        if status is None:
+            return
+        if not _whole(status, 400) or status > 599:
+            log.error("authorize returned %r; expected None, or a status from 400 to 599", status)
+            raise RequestError(500, "authorize returned no status")
+        # RFC 9110 section 15.5.2: a 401 says by what scheme to do better
+        challenge: Headers = ((b"www-authenticate", b"Bearer"),) if status == 401 else ()
+        raise RequestError(status, "not authorized", challenge)
 
     def leave(self, peer: Peer) -> None:
         """A connection is gone, and its exchanges are cancelled: nobody waits for it any more."""
@@ -350,8 +376,8 @@ class Server:
             self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
 
     def settled(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the clock."""
-        now = self._clock()
+        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        now = self.batcher.now or self._clock()
         self.batcher.company.answered(peer, now)
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():
@@ -554,6 +580,7 @@ def http_server(
     limits: Limits | None = None,
     observer: Observer | None = None,
     watchdog: float | None = None,
+    authorize: Callable[[Head], int | None] | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -563,6 +590,8 @@ def http_server(
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
     coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
     a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
+    authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
+    status to refuse it with (401, 403, 429). It must return at once: the loop waits.
     prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name
     of prom_interval.
 
@@ -587,6 +616,7 @@ def http_server(
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
     _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
+    _check(authorize is None or callable(authorize), "authorize", authorize, "a function of the head, or None")
     _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
     return Server(
         name,
@@ -598,6 +628,7 @@ def http_server(
         limits=limits or Limits(),
         observer=observer,
         watchdog=watchdog,
+        authorize=authorize,
     )
 
 

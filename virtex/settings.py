@@ -5,8 +5,11 @@ A setting that stands at gunicorn's default says nothing: the Limits of the appl
 
 from __future__ import annotations
 
+import os
 import resource
+from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 from .limits import Limits
@@ -60,8 +63,38 @@ def check(cfg: Any) -> None:
     refused = [f"{name}: {why}" for name, why in _REFUSED.items() if name in cfg.settings and is_set(cfg, name)]
     if cfg.asgi_loop not in ("auto", "uvloop"):
         refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
+    drain_delay()
     if refused:
         raise ValueError("VirtexWorker does not take these settings:\n  " + "\n  ".join(refused))
+
+
+def drain_delay() -> float:
+    """Seconds for which a worker that was told to stop still takes connections; gunicorn has no setting for it."""
+    text = os.environ.get("VIRTEX_DRAIN_DELAY", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 3600:
+        raise ValueError(f"VIRTEX_DRAIN_DELAY={text!r}: expected seconds from 0 to 3600")
+    return seconds
+
+
+def trust(cfg: Any) -> Callable[[Any, list[tuple[bytes, bytes]]], bool]:
+    """secure_scheme_headers, believed if they come from forwarded_allow_ips or by a unix socket, as in gunicorn."""
+    names = {name.lower().encode(): value.lower().encode() for name, value in cfg.secure_scheme_headers.items()}
+    anybody = "*" in cfg.forwarded_allow_ips
+    networks = [] if anybody else cfg.forwarded_allow_networks()
+
+    def says_https(peer: Any, headers: list[tuple[bytes, bytes]]) -> bool:
+        if isinstance(peer, tuple) and not anybody:
+            address = ip_address(peer[0].partition("%")[0])
+            if not any(address in network for network in networks):
+                return False
+        said = [value.lower() == names[name] for name, value in headers if name in names]
+        return bool(said) and all(said)  # two that contradict each other prove nothing
+
+    return says_https
 
 
 def is_set(cfg: Any, name: str) -> bool:

@@ -206,7 +206,7 @@ class RowRing(Ring):
             fits = max(limit // (self.slabs * row), 0)
             raise MemoryError(
                 f"{self.slabs} buffers of {max_batch_size} rows of {row} bytes are {self.slabs * self.slab_bytes} "
-                f"bytes; limits.max_bytes is {limit}: "
+                f"bytes; limits.max_bytes leaves {limit}: "
                 + (f"max_batch_size={fits} would fit" if fits else "not even batches of one would fit")
             )
         self._new = allocate
@@ -296,7 +296,7 @@ def is_alone(arrays: dict[str, Array], name: str) -> bool:
 _ALONE = (lambda arrays: sys.getrefcount(arrays["a"]))({"a": np.empty(1)})
 
 
-def reader(inputs: Inputs, body: bytes | bytearray, is_npy: bool) -> Source:
+def reader(inputs: Inputs, body: bytes | bytearray | memoryview, is_npy: bool) -> Source:
     """The items of a body for declared inputs, not decoded yet. Raises RequestError (400, 415) or ItemError."""
     names = None if isinstance(inputs, Tensor) else tuple(inputs)
     if is_npy:

@@ -19,7 +19,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,10 +33,11 @@ from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from . import settings
 from .board import DRAINING, LOADING, READY, Board
+from .connections import Connections
 from .limits import Limits
 from .listener import Listener, start
-from .protocol import HttpProtocol, Turn
 from .server import Server
+from .writer import Turn, Writer
 
 HEARTBEAT_SECONDS = 1.0
 QUICK_SECONDS = 0.5  # for SIGINT and SIGQUIT
@@ -116,8 +119,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def handle_abort(self, sig: int, frame: Any) -> None:
         """Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it."""
         self.alive = False
-        self.log.critical("no heartbeat for %s s; every thread's stack follows on stderr", self.cfg.timeout)
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        stacks = [
+            f"thread {ident}:\n" + "".join(traceback.format_stack(frame if ident == threading.get_ident() else other))
+            for ident, other in sys._current_frames().items()
+        ]
+        self.log.critical("no heartbeat for %s s; this is where it stands\n%s", self.cfg.timeout, "\n".join(stacks))
         self.cfg.worker_abort(self)
         os._exit(1)
 
@@ -132,8 +138,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             return self._stop.is_set()
         heart = asyncio.get_running_loop().create_task(self._beat(listener))
         if not self._stop.is_set():
-            listener.connections.closing = self.cfg.keepalive == 0
-            listener.connections.access = AccessLog(self.log) if self.log.access_log_enabled else None
+            self._configure(listener.connections)
             await self._listen(listener)
             self.board.set_state(self.index, READY)
             self.log.info("worker %d of %d is ready", self.index, self.count)
@@ -144,7 +149,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         return True
 
     async def _start(self) -> Listener | None:
-        starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits()))
+        starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits(), lifespan=self.cfg.asgi_lifespan))
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -163,18 +168,31 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         of_app = self.wsgi.limits if isinstance(self.wsgi, Server) else Limits()
         return settings.merge_limits(of_app, self.cfg, self.log)
 
+    def _configure(self, connections: Connections) -> None:
+        connections.closing = self.cfg.keepalive == 0
+        connections.root_path = self.cfg.root_path.rstrip("/")
+        connections.secure = settings.trust(self.cfg)
+        if self.log.access_log_enabled:
+            connections.access = AccessLog(self.log)
+
     async def _listen(self, listener: Listener) -> None:
         context = ssl_context(self.cfg) if self.cfg.is_ssl else None
         for sock in self.sockets:  # read here, not in __init__: reuse_port replaces them after the fork
             sock.setblocking(False)
-            # The backlog is passed because listen() is called again, and the default of 100 would shrink it.
-            await listener.listen(sock.sock, self.cfg.backlog, context)
+            # The backlog is passed because listen() is called again, and a default would shrink it.
+            await listener.listen(sock.sock, self.cfg.backlog, context, self._has_more)
+
+    def _has_more(self, connections: int) -> bool:
+        self.board.publish(self.index, connections)
+        fewest = self.board.fewest(self.index)
+        return fewest is not None and connections > fewest
 
     async def _beat(self, listener: Listener) -> None:
         """Tell the master that the loop turns; look whether it is time to go."""
         pause = min(HEARTBEAT_SECONDS, self.timeout / 2) if self.timeout else HEARTBEAT_SECONDS
         while True:
             self.notify()
+            self.board.publish(self.index, len(listener.connections.open))
             if os.getppid() != self.ppid:
                 self._say_once("the master is gone: stopping")
             elif listener.connections.requests >= self.max_requests:
@@ -202,7 +220,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.board.set_state(self.index, DRAINING)
         self._arm_watchdog()
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
-        draining = asyncio.ensure_future(listener.drain(grace))
+        draining = asyncio.ensure_future(listener.drain(grace, 0.0 if self._quick else settings.drain_delay()))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
@@ -263,11 +281,11 @@ class AccessLog:
     def __init__(self, log: Any) -> None:
         self._log = log
 
-    def __call__(self, connection: HttpProtocol, turn: Turn, status: int, length: int, ns: int) -> None:
+    def __call__(self, connection: Writer, turn: Turn, status: int, length: int, ns: int) -> None:
         request = turn.request
         if request is None:
             return
-        client = connection.client
+        client = connection.ends.client
         # The target as it came, not decoded: llhttp let no control character pass, so no line can be forged.
         path, _, query = request.target.decode("latin-1").partition("?")
         environ = {

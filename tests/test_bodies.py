@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from virtex.bodies import KEPT, Bodies
+from virtex.errors import RequestError
+
+
+def test_bytes_are_charged_as_they_come_and_refused_beyond_the_budget():
+    bodies = Bodies(100)
+    bodies.charge(60)
+    bodies.charge(40)
+    with pytest.raises(RequestError, match="more than 100 bytes") as error:
+        bodies.charge(1)
+    assert error.value.status == 503
+    assert (b"retry-after", b"1") in error.value.headers
+    assert bodies.held == 101, "whoever was refused gives back all that came"
+
+
+@pytest.mark.parametrize("n", [1, 65536, 65537, 3_000_000])
+def test_memory_is_page_aligned_and_used_again(n):
+    bodies = Bodies(1)
+    view = bodies.take(n)
+    assert len(view) == n and not view.readonly
+    assert np.frombuffer(view, np.uint8).ctypes.data % 4096 == 0
+    view[-1:] = b"x"
+    bodies.give_back(view)
+    assert bodies.take(n)[-1:] == b"x", "new memory would be zero"
+
+
+def test_memory_that_somebody_looks_at_is_not_used_again():
+    bodies = Bodies(1)
+    view = bodies.take(100_000)
+    view[:1] = b"x"
+    kept = view[:1]
+    bodies.give_back(view)
+    assert bodies.take(100_000)[:1] == b"\0"
+    assert kept == b"x"
+
+
+def test_no_more_is_kept_free_than_said():
+    bodies = Bodies(1)
+    views = [bodies.take(KEPT // 4) for _ in range(10)]
+    while views:
+        bodies.give_back(views.pop())
+    assert bodies._kept == KEPT

@@ -1,0 +1,65 @@
+"""Memory for bodies that arrive: where large ones go, and how many bytes all of them may take.
+
+Rules: knows bytes, not requests. A byte is charged when it has arrived, not when it was announced: announcing costs a
+client nothing, and memory that nobody has written to costs us nothing either. A large body gets memory of a pool,
+page-aligned, so that the kernel can write it into its final place and the codec can read it there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+
+from .errors import RequestError
+
+KEPT = 64 << 20  # bytes of free memory that a worker keeps for the next large bodies
+SMALLEST = 64 << 10
+
+
+class Bodies:
+    """At most `budget` bytes of bodies at a time; `held` says how many there are."""
+
+    __slots__ = ("_free", "_kept", "budget", "held")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.held = 0
+        self._kept = 0
+        self._free: dict[int, list[mmap.mmap]] = {}
+
+    def charge(self, n: int) -> None:
+        """So many bytes have arrived. Raises RequestError (503) when that is over the budget; they count anyway."""
+        self.held += n
+        if self.held > self.budget:
+            raise RequestError(
+                503,
+                f"no room: the bodies of all requests take more than {self.budget} bytes",
+                ((b"retry-after", b"1"),),
+            )
+
+    def take(self, n: int) -> memoryview:
+        """Memory for n bytes, of unknown content, on a page of its own."""
+        size = max(SMALLEST, 1 << (n - 1).bit_length())
+        free = self._free.get(size)
+        if free:
+            self._kept -= size
+            return memoryview(free.pop())[:n]
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:n]
+
+    def give_back(self, view: memoryview) -> None:
+        """Let memory from take() be used again, unless somebody still looks at it or enough is kept."""
+        memory = view.obj
+        view.release()
+        assert isinstance(memory, mmap.mmap)
+        size = len(memory)
+        if self._kept + size <= KEPT and sys.getrefcount(memory) <= _ALONE:
+            self._kept += size
+            self._free.setdefault(size, []).append(memory)
+
+
+def _alone() -> int:
+    memory = mmap.mmap(-1, 1)
+    return sys.getrefcount(memory)
+
+
+_ALONE = _alone()

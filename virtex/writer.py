@@ -1,0 +1,376 @@
+"""The answering half of a connection: answers in the order of the requests, clocks, flow control, the end.
+
+protocol.py is the reading half. What a connection waits for is `_wait`, and since when `_since`; connections.py asks,
+at the time it was told, whether that has lasted too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .asgi import AsgiExchange
+from .connections import CLOSE, CONNECTION, KEEP, KEEP_1_0, NEVER, SECOND, Connections
+from .exchange import Exchange, Response, refusal
+from .http1 import CONTINUE, Request, has_body
+
+log = logging.getLogger("virtex")
+
+JOINED = 64 << 10  # bytes; answers up to this are copied into one write, larger ones are handed over in pieces
+REST_KEPT = 64 << 10  # bytes of pipelined requests held for later; beyond, the connection is not read
+SKIPPED = 64 << 10  # bytes of an unwanted body that are read and dropped; to save the connection, or a reset
+LINGER_SECONDS = 2  # how long a connection that we ended is read, so that no reset overtakes the last answer
+DRAIN_SECONDS = 0.5  # how long a connection at rest is still read while draining: its request may be on the way
+
+FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what the connection waits for
+
+
+class Ends(NamedTuple):
+    """client: None on a unix socket, whose path is then server[0]."""
+
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+    tls: bool
+
+
+class Turn:
+    """A request's place in the order of its connection: it is answered when all before it are."""
+
+    __slots__ = ("answer", "begun", "exchange", "request")
+
+    def __init__(self, request: Request | None, begun: int) -> None:
+        self.request = request  # None: what came was none
+        self.begun = begun
+        self.exchange: Exchange | AsgiExchange | None = None
+        self.answer: Response | Exchange | None = None  # None: not complete, or streamed by asgi.py
+
+
+class Writer(asyncio.Protocol):
+    """Answers what protocol.py has read."""
+
+    # fmt: off
+    __slots__ = (
+        "_clock", "_corked", "_current", "_direct", "_ended", "_ends", "_flushable", "_full", "_invites",
+        "_keep_alive", "_last", "_limits", "_most", "_reader", "_reading", "_rest", "_since", "_stalled", "_turns",
+        "_unsent", "_wait", "app", "connections", "received", "transport", "watched_until", "writable",
+    )
+    # fmt: on
+
+    def __init__(self, connections: Connections) -> None:
+        # Server
+        self.connections = connections
+        self.app = connections.app
+        self._direct = connections.direct
+        self._limits = connections.limits
+        self._clock = connections.clock
+        self._keep_alive = int(connections.limits.keep_alive_seconds * SECOND)
+        self._most = connections.limits.pipelined if connections.direct else 1
+        # Connection
+        self.transport: Any = None
+        self.watched_until = NEVER
+        self._ends: Ends | None = None
+        self._turns: deque[Turn] = deque()
+        self._last: Turn | None = None  # nothing is read after it, and the connection closes behind its answer
+        self._corked = False  # answers are collected, and written when everything at hand has been read
+        self._flushable = False  # there may be something to write
+        self._ended = False  # the client sends no more; it may still read
+        # What it waits for
+        self._wait = FIRST_BYTE
+        self._since = 0
+        self._stalled = 0  # since when the client has read nothing of what we wrote; 0: it reads
+        self._unsent = 0
+        self.writable: asyncio.Future[None] | None = None  # asgi.py awaits it while the client does not read
+        # Reading, as far as it must be stopped and resumed
+        self._reader: Callable[[bytes], bytes] = self._discard
+        self._reading = True
+        self._rest = b""  # read, but not yet looked at
+        self._full = False
+        self.received = 0  # bytes of the present body
+        self._current: Turn | None = None  # the request that is being read
+        self._invites = False  # its client waits for 100 Continue
+
+    # --- what the reading half does ---------------------------------------------------------------------------
+
+    def _time_out(self, what: str) -> None:
+        raise NotImplementedError
+
+    def _abandon_body(self, turn: Turn) -> None:
+        raise NotImplementedError
+
+    # --- answering --------------------------------------------------------------------------------------------
+
+    def _on_answer(self, answered: Exchange) -> None:
+        """The answer of a request is there. Called while a whole batch is being answered, so it reads no other request.
+
+        Where others wait too, they are written together, when the batch has been answered.
+        """
+        if self._corked:
+            self._flushable = True
+            return
+        try:
+            turns = self._turns
+            if turns and (
+                len(turns) > 1 or turns[0].answer is not answered or not self._answer_alone(answered.result())
+            ):
+                self._flush_soon()
+        except Exception:
+            self._give_up()
+
+    def _flush_soon(self) -> None:
+        if not self._flushable:
+            self._flushable = True
+            (self.connections.loop or asyncio.get_running_loop()).call_soon(self._flush)
+
+    def _answer_alone(self, response: Response) -> bool:
+        """The usual case of _flush() and _render(), in fewer steps: nothing before it, nothing behind, nothing odd.
+
+        Returns False where the case is not the usual one, and nothing was done.
+        """
+        request, shared = self._turns[0].request, self.connections
+        if request is None or not request.is_usual or self._wait != NEXT_HEAD or self._ended or self._rest:
+            return False
+        now = self._clock()
+        head = shared.usual_head(response, now)
+        if head is None:
+            return False
+        body = b"".join(response.buffers)
+        if len(body) > JOINED:
+            return False
+        self._turns.clear()
+        self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        self._since = now
+        if now + self._keep_alive < self.watched_until:
+            shared.watch(self, now + self._keep_alive)
+        return True
+
+    def finish(self, last: bool, status: int, length: int) -> None:
+        """The answer of the first turn was streamed by asgi.py, to its end."""
+        turn = self._turns.popleft()
+        if self.connections.access is not None:
+            self.connections.access(self, turn, status, length, self._clock() - turn.begun)
+        if turn is self._current and turn.request is not None:
+            self._abandon_body(turn)
+        self._since = self._clock()
+        if last or turn is self._last:
+            self._end()
+        elif self._rest and not self._corked:
+            self.data_received(b"")
+
+    def _flush(self) -> None:
+        self._flushable = False
+        try:
+            if self._turns:
+                self._write_answers()
+        except Exception:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        log.exception("an answer could not be written; its connection is lost, and no other")
+        self.abort()
+
+    def _write_answers(self) -> None:
+        """Write every answer whose turn it is, in one go; then look at what was held back until now."""
+        now = self._clock()
+        out: list[Any] = []
+        last = False
+        turns = self._turns
+        shared = self.connections
+        while turns and not last:
+            turn = turns[0]
+            answer = turn.answer
+            if answer is None:
+                if self._invites and self._direct and turn is self._current:
+                    self._invites = False
+                    out.append(CONTINUE)
+                break
+            if answer.__class__ is not Response:
+                if not answer.done():  # type: ignore[union-attr]
+                    break
+                answer = answer.result()  # type: ignore[union-attr]
+            turns.popleft()
+            last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
+            last = self._render(turn, answer, last, now, out)
+        if out:
+            self._write(out)
+        if last:
+            self._end()
+        elif not turns and self._wait == NEXT_HEAD:
+            self._since = now
+            if now + self._keep_alive < self.watched_until:
+                shared.watch(self, now + self._keep_alive)
+        if self._rest and not last and len(turns) < self._most:
+            self.data_received(b"")
+
+    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> bool:
+        """Append the bytes of an answer; returns whether it is the connection's last."""
+        request = turn.request
+        says = CLOSE if last else KEEP if request is None or request.minor else KEEP_1_0
+        try:
+            head = self.connections.head(response.status, response.headers, says, now)
+        except ValueError:
+            log.exception("an answer could not be sent")
+            response, last = refusal(500, "the server made an answer that can't be sent"), True
+            head = self.connections.head(500, response.headers, CLOSE, now)
+        length = 0
+        for buffer in response.buffers:
+            length += len(buffer)
+        if has_body(response.status):
+            out.append(b"%b%d\r\n\r\n" % (head, length))
+            if request is None or request.method != "HEAD":
+                out += response.buffers
+        else:
+            out.append(head)
+        if self.connections.access is not None:
+            self.connections.access(self, turn, response.status, length, now - turn.begun)
+        return last
+
+    def _write(self, out: list[Any]) -> None:
+        size = 0
+        for piece in out:
+            size += len(piece)
+        if size <= JOINED:
+            self.transport.write(b"".join(out))
+        else:
+            self.transport.writelines(out)
+
+    # --- ending -----------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Close behind the last answer: end our side, then read until the client has ended its own.
+
+        RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way.
+        """
+        self._reader = self._discard
+        self._rest = b""
+        self._wait = END
+        self._since = self._clock()
+        self._watch(LINGER_SECONDS)
+        if self._ended or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self._update_reading()
+
+    def drain(self) -> None:
+        """The server drains: answer what is here, and what comes at once, then close."""
+        self._watch(DRAIN_SECONDS)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    # --- clocks and flow ----------------------------------------------------------------------------------------
+
+    def _watch(self, seconds: float) -> None:
+        self.connections.watch(self, self._clock() + int(seconds * SECOND))
+
+    def check_clock(self, now: int) -> None:
+        """Called by Connections when a wait may have lasted too long: end it, or say when to ask again."""
+        stalled = self._until_stalled(now)
+        waited = self._until_waited(now)
+        if min(stalled, waited) > now:
+            self.connections.watch(self, min(stalled, waited))
+        elif stalled <= now or self._wait == END:
+            self.transport.abort()
+        elif self._wait in (FIRST_BYTE, NEXT_HEAD):
+            self.transport.close()  # RFC 9112 section 9.5: no answer to what was not asked
+        else:
+            self._time_out("head" if self._wait == REST_OF_HEAD else "body")
+
+    def _until_stalled(self, now: int) -> int:
+        if not self._stalled:
+            return NEVER
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._stalled, self._unsent = now, unsent
+        return self._stalled + int(self._limits.write_stall_seconds * SECOND)
+
+    def _until_waited(self, now: int) -> int:
+        wait, limits = self._wait, self._limits
+        if wait == BODY:
+            if not self._reading:
+                return now + SECOND  # it is we who make it wait
+            return self._since + int(max(limits.body_grace_seconds, self.received / limits.body_rate) * SECOND)
+        if wait == REST_OF_HEAD:
+            return self._since + int(limits.header_seconds * SECOND)
+        if wait == END:
+            unsent = self.transport.get_write_buffer_size()
+            return self._since + int((limits.write_stall_seconds if unsent else LINGER_SECONDS) * SECOND)
+        if self._turns or self._stalled:
+            return NEVER
+        if self.connections.draining:
+            return max(self._since, self.connections.drain_since) + int(DRAIN_SECONDS * SECOND)
+        return self._since + (self._keep_alive if wait == NEXT_HEAD else int(limits.idle_seconds * SECOND))
+
+    def hold(self, full: bool) -> None:
+        """asgi.py has as much of the body as it wants to keep, or room again."""
+        self._full = full
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        """Read, unless the client does not read, or we hold as much of what it sent as we want to."""
+        reading = self._wait == END or not (self._stalled or self._full or len(self._rest) > REST_KEPT)
+        if reading != self._reading and not self.transport.is_closing():
+            self._reading = reading
+            if reading:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def _discard(self, data: bytes) -> bytes:
+        """What comes after the last request is read, so that no reset destroys the answer, but never looked at."""
+        self.received += len(data)
+        if self.received > SKIPPED and self._wait == END:
+            self.transport.close()
+        return b""
+
+    def pause_writing(self) -> None:
+        self._stalled = self._clock()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._watch(self._limits.write_stall_seconds)
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = 0
+        if self._wait == NEXT_HEAD:
+            self._since = self._clock()  # while it read an answer, it was not idle
+            self._watch(self._limits.keep_alive_seconds)
+        self._resume_writer()
+        self._update_reading()
+
+    def _resume_writer(self) -> None:
+        if self.writable is not None and not self.writable.done():
+            self.writable.set_result(None)
+        self.writable = None
+
+    # --- what asgi.py asks --------------------------------------------------------------------------------------
+
+    @property
+    def is_stalled(self) -> bool:
+        return self._stalled != 0
+
+    @property
+    def ends(self) -> Ends:
+        """The connection's two ends. Asked of the socket once: each time is a system call."""
+        if self._ends is None:
+            ask = self.transport.get_extra_info
+            client, server = ask("peername"), ask("sockname")
+            self._ends = Ends(
+                (client[0], client[1]) if isinstance(client, tuple) else None,
+                (server[0], server[1]) if isinstance(server, tuple) else (server, None) if server else None,
+                ask("sslcontext") is not None,
+            )
+        return self._ends
+
+    def is_secure(self, request: Request) -> bool:
+        """Whether the client speaks TLS, with us or with a proxy that is trusted to say so."""
+        says = self.connections.secure
+        return self.ends.tls or (says is not None and says(self.ends.client, request.headers))
+
+    def own_lines(self, given: frozenset[bytes], last: bool, minor: int) -> bytes:
+        """The lines of an answer's head that are ours, but for those that the application has given."""
+        date = b"" if b"date" in given else b"date: %b\r\n" % self.connections.date(self._clock())
+        server = b"" if b"server" in given else b"server: virtex\r\n"
+        return date + server + CONNECTION[CLOSE if last else KEEP if minor else KEEP_1_0]
