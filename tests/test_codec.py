@@ -222,7 +222,7 @@ ARRAYS = {
     "strings big-endian": np.array(["ab"], ">U2"),
     "datetimes": np.array(["2020-01-01", "NaT"], "M8[ns]"),
     "datetimes of 25 s": np.array([1, 2], "M8[25s]"),
-    "generic timedelta": np.array([1], "m8"),
+    "generic timedelta": np.array([1]).view("m8"),
     "timedeltas big-endian": np.array([1, 2], ">m8[D]"),
     "void": np.zeros(2, "V7"),
     "0-d": np.array(1.5),
