@@ -168,7 +168,7 @@ class Server:
         """How batches of this handler run; raises for what can't be."""
         executor = self._choose(handler, thread)
         if not isinstance(handler, TensorHandler):
-            return partial(self.batcher.run_with, executor, partial(Steps, handler, self._clock))
+            return partial(self.batcher.run_with, executor, Steps(handler, self._clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         device = None if handler.device is None else Device(handler.device)
@@ -177,7 +177,7 @@ class Server:
         ring = self._rows_for(handler, device)
         self.read = partial(reader, handler.inputs)
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
-        return partial(self.batcher.run_with, executor, partial(TensorSteps, handler, self._clock, device), ring)
+        return partial(self.batcher.run_with, executor, TensorSteps(handler, self._clock, device), ring)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
