@@ -383,6 +383,14 @@ def test_decoded_arrays_share_nothing(isa):
     assert not np.shares_memory(first, second)
 
 
+def test_very_large_arrays_round_trip():
+    array = np.arange(5 << 20)  # 40 MB: memory that glibc takes fresh from the system
+    text = _codec.encode_numpy(array)
+    assert (_codec.decode_numpy(text) == array).all()
+    assert _codec.encode_rows(array[None])[10:-16] == _codec.encode_numpy(array).encode()
+    assert (_codec.decode_npy(_codec.encode_npy(array))[0] == array).all()
+
+
 def test_a_view_outlives_the_array():
     view = _codec.decode_numpy(_codec.encode_numpy(np.arange(1000)))[500:]
     for _ in range(10):
