@@ -318,6 +318,16 @@ def test_ttin_and_ttou_change_the_number_of_workers():
         assert post(server)[0] == 200
 
 
+def test_usr2_starts_a_second_master_beside_the_first():
+    with serving("gunicorn", ECHO) as server:
+        server.wait_log("of 1 is ready")
+        server.signal(signal.SIGUSR2)
+        server.wait_log("worker 0 of 1 is ready", 2)
+        server.signal(signal.SIGTERM)
+        server.wait_exit()
+        assert post(server) == (200, ANSWER)
+
+
 def test_usr1_reopens_the_logs_of_every_worker(tmp_path):
     log, moved = tmp_path / "error.log", tmp_path / "moved.log"
     with serving("gunicorn", ECHO, "--error-logfile", str(log)) as server:

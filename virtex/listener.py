@@ -179,6 +179,8 @@ class Listener:
             await connections.wait_empty(1.0)
             left = max(1.0, deadline - time.monotonic())
             await asyncio.wait_for(self._lifecycle.shutdown(), left)
+        except TimeoutError:
+            log.warning("the application did not shut down within %g s", left)
         finally:
             self._closed.set()
 

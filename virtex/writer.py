@@ -103,17 +103,26 @@ class Writer(asyncio.Protocol):
     # --- answering --------------------------------------------------------------------------------------------
 
     def _on_answer(self, answered: Exchange) -> None:
-        if self._corked or not self._turns:
+        """The answer of a request is there. Called while a whole batch is being answered, so it reads no other request.
+
+        Where others wait too, they are written together, when the batch has been answered.
+        """
+        if self._corked:
+            self._flushable = True
             return
         try:
-            if (
-                len(self._turns) > 1
-                or self._turns[0].answer is not answered
-                or not self._answer_alone(answered.result())
+            turns = self._turns
+            if turns and (
+                len(turns) > 1 or turns[0].answer is not answered or not self._answer_alone(answered.result())
             ):
-                self._write_answers()
+                self._flush_soon()
         except Exception:
             self._give_up()
+
+    def _flush_soon(self) -> None:
+        if not self._flushable:
+            self._flushable = True
+            (self.connections.loop or asyncio.get_running_loop()).call_soon(self._flush)
 
     def _answer_alone(self, response: Response) -> bool:
         """The usual case of _flush() and _render(), in fewer steps: nothing before it, nothing behind, nothing odd.
@@ -151,8 +160,10 @@ class Writer(asyncio.Protocol):
             self.data_received(b"")
 
     def _flush(self) -> None:
+        self._flushable = False
         try:
-            self._write_answers()
+            if self._turns:
+                self._write_answers()
         except Exception:
             self._give_up()
 
@@ -162,7 +173,6 @@ class Writer(asyncio.Protocol):
 
     def _write_answers(self) -> None:
         """Write every answer whose turn it is, in one go; then look at what was held back until now."""
-        self._flushable = False
         now = self._clock()
         out: list[Any] = []
         last = False
