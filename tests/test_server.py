@@ -851,6 +851,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         {"max_queue_size": 0},
         {"executor": "process"},
         {"limits": {}},
+        {"observer": Watching},
         {"watchdog": 0},
         {"authorize": "token"},
         {"prom_host": ""},

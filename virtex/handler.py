@@ -115,6 +115,7 @@ class TensorHandler(RequestHandler):
     def process_request(self, data: list[Any]) -> Any:
         """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.
 
+        For your checks; the server does not call it, so it can't be overridden.
         Raises ItemError naming the first item that is not what `inputs` declare.
         """
         if isinstance(self.inputs, Tensor):

@@ -60,7 +60,8 @@ def _parse_fields(text: str) -> Any:
     return stack[0][0]
 
 
-def _named_dtype(name: str) -> np.dtype[Any]:
+def named_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of ml_dtypes that a .npy document names. Raises ValueError for another name, ImportError without it."""
     if name not in _NAMED:
         raise ValueError("neither NumPy nor ml_dtypes has it")
     import ml_dtypes
@@ -75,7 +76,7 @@ def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]
     try:
         descr = raw.decode("utf-8" if utf8 else "latin-1")
         if named:
-            return _named_dtype(descr)
+            return named_dtype(descr)
         dtype = np.lib.format.descr_to_dtype(_parse_fields(descr)) if fields else np.dtype(descr)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         got = raw.decode("latin-1")
