@@ -17,7 +17,6 @@ import gc
 import time
 import timeit
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,12 +109,12 @@ class Engine:
         self.items = Undecoded if kind == "rows" else list
         self.left = self.open = 0
         if kind == "engine":
-            self.batcher.run_with(Ready(), partial(Steps, Nothing()))
+            self.batcher.run_with(Ready(), Steps(Nothing()))
         elif kind == "list":
-            self.batcher.run_with(InlineExecutor(), partial(Steps, Nothing()))
+            self.batcher.run_with(InlineExecutor(), Steps(Nothing()))
         else:
             ring: Ring = RowRing(NoRows.inputs, size, 4 * size, 1 << 20)
-            self.batcher.run_with(InlineExecutor(), partial(TensorSteps, NoRows()), ring)
+            self.batcher.run_with(InlineExecutor(), TensorSteps(NoRows()), ring)
 
     def run(self, rounds: int) -> float:
         """CPU seconds per item: others on the machine do not count."""

@@ -204,7 +204,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 def wrk_version() -> str:
     said = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout
-    return said.split("\n")[0].split(" Copyright")[0]
+    return said.split()[1]
 
 
 def _cpu_name() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +104,7 @@ class Simulation:
         self.loop = VirtualLoop()
         self.executor = Punctual(self.loop)
         self.batcher = Batcher(self.loop, max_batch_size, window, QUEUE * 100, self.loop.clock)  # type: ignore[arg-type]
-        self.batcher.run_with(self.executor, partial(Steps, Accelerator()))
+        self.batcher.run_with(self.executor, Steps(Accelerator()))
         self.latencies: list[int] = []
         self.idle: list[Peer] = []
 

@@ -68,7 +68,14 @@ def _commands(kind: str, port: int, arguments: tuple[str, ...]) -> list[str]:
     where = ["--host", "127.0.0.1", "--port", str(port)]
     commands = {
         "gunicorn": [
-            *("-m", "gunicorn", "service:app", "-k", "virtex.VirtexWorker", "--no-control-socket"),
+            # The script: on SIGUSR2 `python -m gunicorn` comes back with gunicorn's folder ahead of stdlib's http.
+            *(
+                str(Path(sys.executable).with_name("gunicorn")),
+                "service:app",
+                "-k",
+                "virtex.VirtexWorker",
+                "--no-control-socket",
+            ),
             *(() if "--bind" in arguments else ("--bind", f"127.0.0.1:{port}")),
         ],
         "gunicorn-asgi": [

@@ -40,7 +40,7 @@ class Rig:
             self.start()
 
     def start(self):
-        self.batcher.run_with(self.executor, lambda: Steps(Echo(), self.loop.clock))
+        self.batcher.run_with(self.executor, Steps(Echo(), self.loop.clock))
 
     def send(self, items, peer=None):
         """A whole request: headers, body, admission."""
@@ -469,7 +469,7 @@ class Future(Recorder):
 async def answers_of(executor, handler, *requests):
     loop = asyncio.get_running_loop()
     batcher = Batcher(loop, 8, 0, 64)
-    batcher.run_with(executor, lambda: Steps(handler))
+    batcher.run_with(executor, Steps(handler))
     futures = [Future(items) for items in requests]
     for future in futures:
         batcher.admit(future, 0)

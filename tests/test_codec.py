@@ -103,6 +103,15 @@ def test_vector_code_leaves_no_dirty_upper_halves():
             assert not (leaves and dirty), f"{name}: {line}"
 
 
+def test_every_kernel_does_what_the_oracle_in_c_does(tmp_path):
+    """Some 26 million cases for each; tests/csrc/run also has them under sanitizers, and NEON's under qemu."""
+    source, program = ROOT / "tests/csrc/test_base64.c", tmp_path / "driver"
+    subprocess.run(["cc", "-O2", "-I", ROOT / "virtex/csrc", source, "-o", program], check=True)
+    result = subprocess.run([program, *codec_info()["available"]], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("no difference") == len(codec_info()["available"])
+
+
 def test_the_fastest_is_used_unless_one_is_forced():
     result = python("from virtex import codec_info; print(codec_info())", VIRTEX_SIMD="")
     info = eval(result.stdout)
@@ -222,7 +231,7 @@ ARRAYS = {
     "strings big-endian": np.array(["ab"], ">U2"),
     "datetimes": np.array(["2020-01-01", "NaT"], "M8[ns]"),
     "datetimes of 25 s": np.array([1, 2], "M8[25s]"),
-    "generic timedelta": np.array([1], "m8"),
+    "generic timedelta": np.array([1]).view("m8"),
     "timedeltas big-endian": np.array([1, 2], ">m8[D]"),
     "void": np.zeros(2, "V7"),
     "0-d": np.array(1.5),
@@ -374,6 +383,14 @@ def test_decoded_arrays_share_nothing(isa):
     assert not np.shares_memory(first, second)
 
 
+def test_very_large_arrays_round_trip():
+    array = np.arange(5 << 20)  # 40 MB: memory that glibc takes fresh from the system
+    text = _codec.encode_numpy(array)
+    assert (_codec.decode_numpy(text) == array).all()
+    assert _codec.encode_rows(array[None])[10:-16] == _codec.encode_numpy(array).encode()
+    assert (_codec.decode_npy(_codec.encode_npy(array))[0] == array).all()
+
+
 def test_a_view_outlives_the_array():
     view = _codec.decode_numpy(_codec.encode_numpy(np.arange(1000)))[500:]
     for _ in range(10):
@@ -442,6 +459,9 @@ REFUSED = {
     "a key twice": (npy_of(header()[:-2] + b"'shape': (2,)}", DATA), "once"),
     "a key missing": (npy_of(b"{'descr': '<f4', 'shape': (2,)}", DATA), "keys"),
     "a key too many": (npy_of(header()[:-2] + b"'x': 1}", DATA), "once"),
+    "something after the newline": (npy_of(header() + b" ", DATA), "after the dict"),
+    "two newlines": (npy_of(header() + b"\n", DATA), "after the dict"),
+    "a space before the dict": (npy_of(b" " + header(), DATA), "dict"),
     "something after the dict": (npy_of(header() + b";", DATA), "after the dict"),
     "a call": (npy_of(b"{'descr': '<f4', 'fortran_order': False, 'shape': tuple([2])}", DATA), "tuple"),
     "an open string": (npy_of(b"{'descr': '<f4"), "end of the string"),

@@ -17,7 +17,6 @@ PARTS = {
     "chunked": "protocol",
     "connections": "protocol",
     "http1": "protocol",
-    "listener": "protocol",
     "writer": "protocol",
     "settings": "worker",
     "steps": "handler",

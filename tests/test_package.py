@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -74,6 +75,15 @@ def test_the_citation_names_this_version_and_its_day() -> None:
     assert f"\nversion: {virtex.__version__}\n" in citation
     assert f"\ndate-released: {date[1]}\n" in citation
     assert f"  version = {{{virtex.__version__}}},\n" in (ROOT / "README.md").read_text()
+
+
+def test_an_install_brings_nothing_that_the_package_does_not_import() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    imported: set[str] = set()
+    for path in (ROOT / "virtex").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+    assert brought <= imported
 
 
 @pytest.fixture(scope="module")

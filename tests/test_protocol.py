@@ -6,7 +6,7 @@ import re
 
 import pytest
 from cases import CASES, GET, OK, chunked, head, post
-from wire import TEXT, StubExchange, StubServer, Wire
+from wire import TEXT, SelfAnswering, StubExchange, StubServer, Wire
 
 from virtex import HttpProtocol, Limits
 from virtex.connections import SECOND
@@ -139,6 +139,37 @@ def test_answers_by_futures_go_out_in_the_order_of_the_requests(wire, server):
     wire.settle()
     assert [body for _, _, body in wire.replies()] == [b"<1>", b"<2>", b"<3>"]
     assert len(wire.transport.writes) == 1
+
+
+def test_answers_of_one_batch_to_one_connection_are_one_write(wire, server):
+    server.kind = SelfAnswering
+    wire.send(post(b"1") + post(b"2") + post(b"3"))
+    for exchange in server.opened:
+        exchange.resolve()
+    assert wire.output == b""
+    wire.settle()
+    assert [body for _, _, body in wire.replies()] == [b"<1>", b"<2>", b"<3>"] and len(wire.transport.writes) == 1
+    wire.send(post(b"4"))
+    server.opened[3].resolve()
+    wire.settle()
+    assert wire.replies()[3][2] == b"<4>"
+
+
+def test_answer_that_is_there_when_it_is_asked_for_goes_out_at_once(wire, server):
+    server.kind = type("Quick", (SelfAnswering,), {"complete": lambda self: self.resolve() or self})
+    wire.send(OK + OK, OK)
+    assert wire.statuses == [200] * 3 and len(wire.transport.writes) == 2
+
+
+def test_no_request_is_opened_while_others_are_being_answered(server, event_loop):
+    """A server answers a whole batch in one go; a request that entered it meanwhile would find it half done."""
+    server.kind = SelfAnswering
+    wire = Wire(server, Limits(pipelined=1), event_loop)
+    wire.send(post(b"1") + post(b"2"))
+    server.opened[0].resolve()
+    assert len(server.opened) == 1
+    wire.settle()
+    assert len(server.opened) == 2
 
 
 def test_an_answer_that_was_sent_with_an_earlier_one_is_not_taken_for_that_of_a_later_request(wire, server):
@@ -599,6 +630,33 @@ def test_exception_in_the_server_costs_its_connection_only(server, event_loop, w
     assert wire.statuses == [500] and wire.ended
     assert "ZeroDivisionError" in caplog.text
     assert b"division" not in wire.output
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_answer_that_is_not_bytes_costs_its_connection_only(wire, server, later, caplog):
+    wire.send(OK)
+    server.later = later
+    server.answer = lambda exchange: Response(200, TEXT, [None])
+    wire.send(OK)
+    if later:
+        server.opened[1].resolve()
+        wire.settle()
+    assert wire.transport.aborted and "could not be written" in caplog.text
+
+
+def test_exception_while_the_client_leaves_keeps_no_other_request_from_being_told(wire, server, caplog):
+    server.later = True
+    wire.send(OK + OK)
+    server.opened[0].cancel = lambda reason: 1 / 0
+    wire.protocol.connection_lost(None)
+    assert server.opened[1].cancelled and len(server.left) == 1 and "ZeroDivisionError" in caplog.text
+
+
+def test_exception_in_a_clock_costs_its_connection_only(wire, server, caplog, event_loop):
+    other = wire.transport_of(HttpProtocol(server, connections=wire.connections))
+    wire.transport.close = lambda: 1 / 0
+    wire.advance(20)
+    assert wire.transport.aborted and other.closed and not other.aborted
 
 
 # --- large bodies -------------------------------------------------------------------------------------------

@@ -310,6 +310,55 @@ def test_batches_of_one_are_an_ordinary_case(echo, ask):
     assert [answer.json["data"] for answer in answers] == [[0, 0], [1, -1]]
 
 
+def test_authorize_guards_everything_but_health_before_the_body_is_read(ask):
+    seen = []
+
+    def authorize(head):
+        seen.append((head.method, head.path))
+        return None if (b"authorization", b"Bearer good") in head.headers else 401
+
+    app = http_server("guarded", Echo(), authorize=authorize)
+    good = [(b"authorization", b"Bearer good")]
+    let_in, kept_out, root, health = run(
+        app,
+        ask(app, BODY, headers=good),
+        ask(app, BODY),
+        ask(app, method="GET"),
+        ask(app, method="GET", path="/health/ready"),
+    )
+    assert let_in.status == 200
+    assert (kept_out.status, root.status) == (401, 401)
+    assert kept_out.headers[b"www-authenticate"] == b"Bearer" and kept_out.error == "not authorized"
+    assert health.status == 200
+    assert ("GET", "/health/ready") not in seen
+
+
+def test_authorize_is_asked_again_for_a_head_that_is_the_same():
+    allowed = [None, 403]
+    app = http_server("guarded", Echo(), authorize=lambda head: allowed.pop(0))
+    head = Head("POST", "/", [], None, None)
+
+    async def main():
+        await app.startup()
+        first = app.open(head, 0)
+        first.cancel("enough")
+        second = app.open(head, 0)
+        await app.shutdown()
+        return second.status
+
+    assert asyncio.run(main()) == 403
+
+
+@pytest.mark.parametrize(
+    "authorize", [lambda head: 1 / 0, lambda head: 200, lambda head: True], ids=["raises", "200", "True"]
+)
+def test_an_authorize_that_fails_lets_nobody_in(authorize, ask, caplog):
+    app = http_server("guarded", Echo(), authorize=authorize)
+    (answer,) = run(app, ask(app, BODY))
+    assert answer.status == 500
+    assert "authorize" in caplog.text
+
+
 # ---- life ----
 
 
@@ -803,6 +852,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         {"executor": "process"},
         {"limits": {}},
         {"watchdog": 0},
+        {"authorize": "token"},
         {"prom_host": ""},
         {"prom_host": "http://"},
         {"prom_port": 0},

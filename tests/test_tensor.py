@@ -450,7 +450,7 @@ class Life(RuleBasedStateMachine):
         self.executor = ScriptedExecutor(depth=2)
         self.batcher = Batcher(self.loop, 4, 0.005, 12, self.loop.clock)
         self.ring = ring_of()
-        self.batcher.run_with(self.executor, lambda: TensorSteps(Identity()), self.ring)
+        self.batcher.run_with(self.executor, TensorSteps(Identity()), self.ring)
         self.names = iter(range(1, 10**6))
         self.sent = []
         self.cancelled = set()

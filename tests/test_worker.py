@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -145,6 +147,32 @@ def test_sigterm_answers_what_was_taken_and_tears_down():
         assert server.wait_exit() == 0
         assert "teardown" in server.log
         assert "Traceback" not in server.log and "was sent SIG" not in server.log
+
+
+def test_drain_delay_takes_connections_while_unready(monkeypatch):
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "2")
+    with serving("gunicorn", ECHO, "--graceful-timeout", "20") as server:
+        server.wait_log("of 1 is ready")
+        server.signal(signal.SIGTERM, server.workers()[0])
+        until(lambda: server.request("GET", "/health/ready")[0] == 503, "unreadiness", server)
+        assert server.request("GET", "/health/live")[0] == 200
+        server.wait_log("worker 0 of 1 is ready", 2)  # gunicorn replaces the worker that left
+
+
+def test_tls(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    with serving("gunicorn", ECHO, "--keyfile", str(key), "--certfile", str(certificate)) as server:
+        server.wait_log("of 1 is ready")
+        context = ssl.create_default_context(cafile=str(certificate))
+        with server.connect() as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
+            for body in (b'{"data":["a"]}', json.dumps({"data": ["x" * 400_000]}).encode()):
+                sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                status, _, answer = read_response(sock)
+                assert status == 200 and json.loads(answer)["data"] == json.loads(body)["data"]
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert b" 400 " in read_all(sock)
 
 
 def test_sigint_does_not_wait_for_answers():
@@ -290,6 +318,16 @@ def test_ttin_and_ttou_change_the_number_of_workers():
         assert post(server)[0] == 200
 
 
+def test_usr2_starts_a_second_master_beside_the_first():
+    with serving("gunicorn", ECHO) as server:
+        server.wait_log("of 1 is ready")
+        server.signal(signal.SIGUSR2)
+        server.wait_log("worker 0 of 1 is ready", 2)
+        server.signal(signal.SIGTERM)
+        server.wait_exit()
+        assert post(server) == (200, ANSWER)
+
+
 def test_usr1_reopens_the_logs_of_every_worker(tmp_path):
     log, moved = tmp_path / "error.log", tmp_path / "moved.log"
     with serving("gunicorn", ECHO, "--error-logfile", str(log)) as server:
@@ -351,8 +389,6 @@ def test_backlog_is_passed_on():
 
 def _backlog(port):
     """Send-Q of a listening socket, as the kernel tells it to ss."""
-    import subprocess
-
     out = subprocess.run(["ss", "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
     return int(out.split()[2])
 

@@ -114,6 +114,32 @@ class StubExchange:
         self.future.set_result(self.server.answer(self))
 
 
+class SelfAnswering(StubExchange):
+    """An exchange that is the future of its own answer, as the real one is: it calls back at once."""
+
+    callback = response = None
+
+    def complete(self):
+        self.server.bodies.append(self.body)
+        return self
+
+    def add_done_callback(self, callback):
+        self.callback = callback
+        if self.response is not None:
+            callback(self)
+
+    def done(self):
+        return self.response is not None
+
+    def result(self):
+        return self.response
+
+    def resolve(self):
+        self.response = self.server.answer(self)
+        if self.callback is not None:
+            self.callback(self)
+
+
 class StubServer(Server):
     """The seam alone: every request is taken unless `refuses` says otherwise."""
 
@@ -121,6 +147,7 @@ class StubServer(Server):
         self.limits = Limits(body=1 << 20)
         self.loop = loop
         self.later = False  # answers come by a future
+        self.kind = StubExchange
         self.refuses = lambda head: None
         self.opened = []
         self.bodies = []
@@ -132,7 +159,7 @@ class StubServer(Server):
         refusal = self.refuses(head)
         if refusal is None and head.length is not None and head.length > self.limits.body:
             refusal = Response(413, TEXT, [b"too large"])
-        self.opened.append(refusal or StubExchange(self, head))
+        self.opened.append(refusal or self.kind(self, head))
         return self.opened[-1]
 
     def answer(self, exchange):

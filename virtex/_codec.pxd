@@ -54,6 +54,9 @@ cdef extern from "item.h" nogil:
         const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *, size_t)
     int vx_are_bools(const uint8_t *, size_t)
 
+cdef extern from "pages.h" nogil:
+    void vx_huge_pages(void *, size_t)
+
 cdef extern from "walk.h" nogil:
     enum:
         VX_DONE

@@ -342,6 +342,7 @@ cdef _new_array(_Signature signature, uint8_t **data):
     memory.block = PyMem_RawMalloc(signature.nbytes + ALIGNMENT)
     if memory.block == NULL:
         raise MemoryError(f"no {signature.nbytes} bytes for an array")
+    vx_huge_pages(memory.block, signature.nbytes)
     data[0] = <uint8_t *>((<uintptr_t>memory.block + ALIGNMENT) & ~<uintptr_t>(ALIGNMENT - 1))
     Py_INCREF(signature.dtype)
     array = PyArray_NewFromDescr(
@@ -885,6 +886,7 @@ def encode_numpy(value):
     cdef size_t start = len(header), nbytes = cnp.PyArray_NBYTES(array)
     cdef object text = PyUnicode_New(start + VX_CHARS(nbytes), 127)
     cdef uint8_t *to = <uint8_t *>PyUnicode_DATA(text)
+    vx_huge_pages(to, nbytes)
     memcpy(to, PyBytes_AS_STRING(header), start)
     _encode(to + start, <const uint8_t *>cnp.PyArray_DATA(array), nbytes)
     return text
@@ -904,6 +906,7 @@ def encode_rows(values):
     cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(body)
     cdef const uint8_t *data = <const uint8_t *>cnp.PyArray_DATA(array)
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(header)
+    vx_huge_pages(to, body_size)
     memcpy(to, _PREFIX, 9)
     if count * size < RELEASE_GIL:
         to = vx_encode_rows(vx_active, to + 9, data, count, size, text, start)

@@ -145,7 +145,7 @@ class Company:
 class Batch:
     """A load of requests on its way through the handler."""
 
-    __slots__ = ("cut", "cut_at", "load", "outcomes", "steps")
+    __slots__ = ("cut", "cut_at", "load", "outcomes", "seconds", "steps")
 
     def __init__(self, load: Load, steps: Steps, cut: str, cut_at: int) -> None:
         self.load = load
@@ -153,11 +153,13 @@ class Batch:
         self.cut = cut
         self.cut_at = cut_at
         self.outcomes: list[Outcome] = []
+        self.seconds: dict[str, float] = {}
 
     def run(self) -> None:
         """Compute the outcomes here and now; for handlers without async methods."""
         try:
             self.outcomes = drive(self.steps.run(self.load.work))
+            self.seconds = self.steps.seconds
         except BaseException as error:
             self.fail(error)
             raise
@@ -165,6 +167,7 @@ class Batch:
     async def run_async(self) -> None:
         """Compute the outcomes as a coroutine."""
         self.outcomes = await self.steps.run(self.load.work)
+        self.seconds = self.steps.seconds
 
     def fail(self, error: BaseException) -> None:
         """Give every request of the batch the same failure."""
@@ -312,15 +315,15 @@ class Batcher:
         self._ring = Ring(max_queue_size)
         self.company = Company(self._window)
         self._executor: Executor | None = None
-        self._steps: Callable[[], Steps]
+        self._steps: Steps
         self._running: list[Batch] = []
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
 
-    def run_with(self, executor: Executor, steps: Callable[[], Steps], ring: Ring | None = None) -> None:
-        """Start cutting. steps: makes the Steps of one batch. ring: takes the place of the one that is there, empty."""
+    def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
+        """Start cutting. steps: what a batch goes through. ring: takes the place of the one that is there, empty."""
         self._ring = ring or self._ring
         self._executor = executor
         self._steps = steps
@@ -404,7 +407,7 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch = Batch(self._ring.take(self.max_batch_size), self._steps(), why, now)
+        batch = Batch(self._ring.take(self.max_batch_size), self._steps, why, now)
         self._running.append(batch)
         executor.start(batch, self._done)
         self.wake()
@@ -456,4 +459,4 @@ class Batcher:
         waits = [
             (batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.load.spans for _ in range(start, stop)
         ]
-        return BatchReport(batch.load.size, batch.cut, waits, batch.steps.seconds, ok)
+        return BatchReport(batch.load.size, batch.cut, waits, batch.seconds, ok)

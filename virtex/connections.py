@@ -9,6 +9,7 @@ keep-alive time, not once per request, and ten thousand idle ones cost nothing b
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
@@ -21,6 +22,8 @@ from .server import Server
 
 if TYPE_CHECKING:
     from .writer import Turn, Writer
+
+log = logging.getLogger("virtex")
 
 SECOND = 1_000_000_000  # ns
 NEVER = 1 << 62
@@ -106,7 +109,11 @@ class Connections:
         for second in [second for second in self._due if second * SECOND <= now]:
             for connection in self._due.pop(second):
                 connection.watched_until = NEVER
-                connection.check_clock(now)
+                try:
+                    connection.check_clock(now)
+                except Exception:
+                    log.exception("a connection's clock could not be read; it is lost, and no other")
+                    connection.abort()
 
     def _start_timer(self) -> None:
         loop = self.loop or asyncio.get_running_loop()

@@ -14,6 +14,8 @@ from __future__ import annotations
 STATUSES = {
     200: "OK",
     400: "Bad Request",  # not HTTP, not JSON, not a message
+    401: "Unauthorized",  # and 403, 429: authorize= said so
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",  # with Allow
     406: "Not Acceptable",
@@ -23,6 +25,7 @@ STATUSES = {
     415: "Unsupported Media Type",
     417: "Expectation Failed",
     422: "Unprocessable Content",  # an item was refused
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",  # the handler failed
     501: "Not Implemented",

@@ -145,13 +145,14 @@ class Listener:
         )
         self._servers.append(server)
 
-    async def drain(self, grace: float = 30.0) -> None:
+    async def drain(self, grace: float = 30.0, delay: float = 0.0) -> None:
         """Stop: be unready at once, answer what was taken, cut what is left after `grace` seconds, shut the app down.
 
-        Calling it again waits for the first call.
+        delay: so many of these seconds new connections are still taken, for a load balancer that takes a while to see
+        that this server is unready. Calling it again waits for the first call.
         """
         if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._drain(grace))
+            self._draining = asyncio.get_running_loop().create_task(self._drain(grace, min(delay, grace)))
         await asyncio.shield(self._draining)
 
     async def close(self) -> None:
@@ -162,19 +163,24 @@ class Listener:
         """Returns when drain() or close() is done."""
         await self._closed.wait()
 
-    async def _drain(self, grace: float) -> None:
+    async def _drain(self, grace: float, delay: float) -> None:
         connections = self.connections
         deadline = time.monotonic() + grace
         try:
             self._lifecycle.drain()
+            connections.closing = True
+            if delay:
+                await asyncio.sleep(delay)
             await self._stop_listening()
             connections.drain()
             if grace:
-                await connections.wait_empty(grace)
+                await connections.wait_empty(grace - delay)
             connections.abort()
             await connections.wait_empty(1.0)
             left = max(1.0, deadline - time.monotonic())
             await asyncio.wait_for(self._lifecycle.shutdown(), left)
+        except TimeoutError:
+            log.warning("the application did not shut down within %g s", left)
         finally:
             self._closed.set()
 

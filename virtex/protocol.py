@@ -108,7 +108,7 @@ class HttpProtocol(Writer):
         self._ended = True
         unfinished = self._current
         if unfinished is not None and unfinished.exchange is not None:
-            unfinished.exchange.cancel("the client left")
+            self._tell(unfinished.exchange.cancel, "the client left")
             self._turns.remove(unfinished)  # RFC 9112 section 8: half a request is not one
         # TLS ends both directions at once
         return bool(self._turns) and self._wait != END and not self.transport.get_extra_info("sslcontext")
@@ -117,13 +117,20 @@ class HttpProtocol(Writer):
         self.connections.remove(self)
         self._reader = _ignore
         self._memo = None  # the two would keep this object in a cycle
+        self._resume_writer()
         for turn in self._turns:
             if turn.exchange is not None and not isinstance(turn.answer, Response):
-                turn.exchange.cancel("the client left")
+                self._tell(turn.exchange.cancel, "the client left")
         self._turns.clear()
         if self._peer is not None:
-            self.app.leave(self._peer)
-        self._resume_writer()
+            self._tell(self.app.leave, self._peer)
+
+    def _tell(self, call: Callable[[Any], object], argument: Any) -> None:
+        """An application that raises while it is told of an end must not keep others from being told."""
+        try:
+            call(argument)
+        except Exception:
+            log.exception("the application raised")
 
     # --- reading: each reader takes bytes and returns those that the next reader is to have ----------------------
 
@@ -353,7 +360,7 @@ class HttpProtocol(Writer):
             turn = Turn(None, self._clock())
             self._turns.append(turn)
         if turn.exchange is not None:
-            turn.exchange.cancel(error.reason)
+            self._tell(turn.exchange.cancel, error.reason)
             if isinstance(turn.exchange, AsgiExchange) and turn.exchange.started:
                 self.abort()  # half of another answer is out
                 return

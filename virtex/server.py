@@ -28,7 +28,7 @@ from . import __version__
 from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
 from .bodies import Bodies
 from .device import Device
-from .errors import RequestError
+from .errors import Headers, RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
 from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
@@ -59,6 +59,7 @@ class Server:
         limits: Limits,
         observer: Observer | None,
         watchdog: float | None,
+        authorize: Callable[[Head], int | None] | None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         # Process: as configured
@@ -72,6 +73,7 @@ class Server:
         self._executor_name = executor
         self._clock = clock
         self._watchdog = watchdog
+        self._authorize = authorize
         self._info = self._describe()
         # Loop: bound by _bind(), because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
@@ -166,7 +168,7 @@ class Server:
         """How batches of this handler run; raises for what can't be."""
         executor = self._choose(handler, thread)
         if not isinstance(handler, TensorHandler):
-            return partial(self.batcher.run_with, executor, partial(Steps, handler, self._clock))
+            return partial(self.batcher.run_with, executor, Steps(handler, self._clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         device = None if handler.device is None else Device(handler.device)
@@ -175,7 +177,7 @@ class Server:
         ring = self._rows_for(handler, device)
         self.read = partial(reader, handler.inputs)
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
-        return partial(self.batcher.run_with, executor, partial(TensorSteps, handler, self._clock, device), ring)
+        return partial(self.batcher.run_with, executor, TensorSteps(handler, self._clock, device), ring)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
@@ -272,6 +274,8 @@ class Server:
         try:
             if self._state is not READY:
                 self._begin(Worker(), lazy=True)
+            if self._authorize is not None and not head.path.startswith("/health/"):
+                self._check_authorized(self._authorize, head)
             if head.wants is not None:
                 return self._take(head, now)
             if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
@@ -283,6 +287,22 @@ class Server:
         if self.observer is not None:
             self.batcher.tell(self.observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
         return response
+
+    def _check_authorized(self, authorize: Callable[[Head], int | None], head: Head) -> None:
+        """Raise RequestError with the status that the user's function wants, 500 for what it should not do."""
+        try:
+            status = authorize(head)
+        except Exception:
+            log.exception("authorize raised")
+            raise RequestError(500, "authorize raised") from None
+        if status is None:
+            return
+        if not _whole(status, 400) or status > 599:
+            log.error("authorize returned %r; expected None, or a status from 400 to 599", status)
+            raise RequestError(500, "authorize returned no status")
+        # RFC 9110 section 15.5.2: a 401 says by what scheme to do better
+        challenge: Headers = ((b"www-authenticate", b"Bearer"),) if status == 401 else ()
+        raise RequestError(status, "not authorized", challenge)
 
     def leave(self, peer: Peer) -> None:
         """A connection is gone, and its exchanges are cancelled: nobody waits for it any more."""
@@ -560,6 +580,7 @@ def http_server(
     limits: Limits | None = None,
     observer: Observer | None = None,
     watchdog: float | None = None,
+    authorize: Callable[[Head], int | None] | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -569,6 +590,8 @@ def http_server(
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
     coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
     a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
+    authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
+    status to refuse it with (401, 403, 429). It must return at once: the loop waits.
     prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name
     of prom_interval.
 
@@ -593,6 +616,7 @@ def http_server(
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
     _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
+    _check(authorize is None or callable(authorize), "authorize", authorize, "a function of the head, or None")
     _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
     return Server(
         name,
@@ -604,6 +628,7 @@ def http_server(
         limits=limits or Limits(),
         observer=observer,
         watchdog=watchdog,
+        authorize=authorize,
     )
 
 

@@ -5,6 +5,7 @@ A setting that stands at gunicorn's default says nothing: the Limits of the appl
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,8 +63,21 @@ def check(cfg: Any) -> None:
     refused = [f"{name}: {why}" for name, why in _REFUSED.items() if name in cfg.settings and is_set(cfg, name)]
     if cfg.asgi_loop not in ("auto", "uvloop"):
         refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
+    drain_delay()
     if refused:
         raise ValueError("VirtexWorker does not take these settings:\n  " + "\n  ".join(refused))
+
+
+def drain_delay() -> float:
+    """Seconds for which a worker that was told to stop still takes connections; gunicorn has no setting for it."""
+    text = os.environ.get("VIRTEX_DRAIN_DELAY", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 3600:
+        raise ValueError(f"VIRTEX_DRAIN_DELAY={text!r}: expected seconds from 0 to 3600")
+    return seconds
 
 
 def trust(cfg: Any) -> Callable[[Any, list[tuple[bytes, bytes]]], bool]:

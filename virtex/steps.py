@@ -87,33 +87,40 @@ class Steps:
     async def run(self, requests: list[list[Any]]) -> list[Outcome]:
         """Compute one outcome per request: its rows, as process_response gave them, or its error."""
         self.seconds = {}
+        try:
+            batch = await self._decode(_joined(requests))
+        except Exception as error:
+            return await self._run_without_the_guilty(requests, error)
+        return await self._computed(batch, [len(items) for items in requests])
+
+    async def _run_without_the_guilty(self, requests: list[list[Any]], error: Exception) -> list[Outcome]:
+        """process_request raised: find for whom it does, one request at a time, and compute the others."""
+        if len(requests) == 1:
+            return [await self._blamed(requests[0], error)]
         outcomes: list[Outcome] = [[] for _ in requests]
-        for members, batch in await self._decoded(requests, outcomes):
-            await self._computed(batch, members, requests, outcomes)
+        singly = []
+        for i, items in enumerate(requests):
+            try:
+                singly.append(([i], await self._decode(list(items))))
+            except Exception as error:
+                outcomes[i] = await self._blamed(items, error)
+        for members, batch in await self._regrouped(singly, requests):
+            counts = [len(requests[i]) for i in members]
+            for i, outcome in zip(members, await self._computed(batch, counts), strict=True):
+                outcomes[i] = outcome
         return outcomes
 
-    async def _decoded(self, requests: list[list[Any]], outcomes: list[Outcome]) -> list[tuple[list[int], Any]]:
-        """Batches to run, each with the positions of its requests: one, unless process_request raised."""
-        everyone = list(range(len(requests)))
-        try:
-            return [(everyone, await self._decode(_joined(requests)))]
-        except Exception as error:
-            if len(requests) == 1:
-                outcomes[0] = await self._blamed(requests[0], error)
-                return []
-        singly = []
-        for i in everyone:
-            try:
-                singly.append(([i], await self._decode(list(requests[i]))))
-            except Exception as error:
-                outcomes[i] = await self._blamed(requests[i], error)
+    async def _regrouped(
+        self, singly: list[tuple[list[int], Any]], requests: list[list[Any]]
+    ) -> list[tuple[list[int], Any]]:
+        """The requests that are fine alone as one batch; where they don't stack, as they are."""
         if len(singly) < 2:
             return singly
         together = [i for (i,), _ in singly]
         try:
             return [(together, await self._decode(_joined([requests[i] for i in together])))]
         except Exception as error:
-            # Each is fine alone, they don't stack (shapes that differ, say): nobody is to blame, so each runs alone.
+            # Shapes that differ, say: nobody is to blame, so each runs alone.
             log.info("process_request takes these %d requests singly only: %r", len(singly), error)
             return singly
 
@@ -131,19 +138,12 @@ class Steps:
                     return _failure("process_request", found, i)
         return error
 
-    async def _computed(
-        self, batch: Any, members: list[int], requests: list[list[Any]], outcomes: list[Outcome]
-    ) -> None:
-        counts = [len(requests[i]) for i in members]
-        computed: list[Outcome]
+    async def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
         try:
             rows = rows_of(await self._step("run_inference", batch), sum(counts))
         except Exception as error:
-            computed = [_model_failure(error)] * len(members)
-        else:
-            computed = await self._encoded(rows, counts)
-        for i, outcome in zip(members, computed, strict=True):
-            outcomes[i] = outcome
+            return [_model_failure(error)] * len(counts)
+        return await self._encoded(rows, counts)
 
     async def _encoded(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
         """process_response over the rows, `counts` of them a request; one that raises fails its own request."""

@@ -19,7 +19,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -117,8 +119,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def handle_abort(self, sig: int, frame: Any) -> None:
         """Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it."""
         self.alive = False
-        self.log.critical("no heartbeat for %s s; every thread's stack follows on stderr", self.cfg.timeout)
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        stacks = [
+            f"thread {ident}:\n" + "".join(traceback.format_stack(frame if ident == threading.get_ident() else other))
+            for ident, other in sys._current_frames().items()
+        ]
+        self.log.critical("no heartbeat for %s s; this is where it stands\n%s", self.cfg.timeout, "\n".join(stacks))
         self.cfg.worker_abort(self)
         os._exit(1)
 
@@ -215,7 +220,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.board.set_state(self.index, DRAINING)
         self._arm_watchdog()
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
-        draining = asyncio.ensure_future(listener.drain(grace))
+        draining = asyncio.ensure_future(listener.drain(grace, 0.0 if self._quick else settings.drain_delay()))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():

@@ -102,12 +102,27 @@ class Writer(asyncio.Protocol):
 
     # --- answering --------------------------------------------------------------------------------------------
 
-    def _on_answer(self, future: asyncio.Future[Response]) -> None:
-        if self._corked or not self._turns:
+    def _on_answer(self, answered: Exchange) -> None:
+        """The answer of a request is there. Called while a whole batch is being answered, so it reads no other request.
+
+        Where others wait too, they are written together, when the batch has been answered.
+        """
+        if self._corked:
+            self._flushable = True
             return
-        alone = len(self._turns) == 1 and self._turns[0].answer is future
-        if not alone or not self._answer_alone(future.result()):
-            self._flush()
+        try:
+            turns = self._turns
+            if turns and (
+                len(turns) > 1 or turns[0].answer is not answered or not self._answer_alone(answered.result())
+            ):
+                self._flush_soon()
+        except Exception:
+            self._give_up()
+
+    def _flush_soon(self) -> None:
+        if not self._flushable:
+            self._flushable = True
+            (self.connections.loop or asyncio.get_running_loop()).call_soon(self._flush)
 
     def _answer_alone(self, response: Response) -> bool:
         """The usual case of _flush() and _render(), in fewer steps: nothing before it, nothing behind, nothing odd.
@@ -145,8 +160,19 @@ class Writer(asyncio.Protocol):
             self.data_received(b"")
 
     def _flush(self) -> None:
-        """Write every answer whose turn it is, in one go; then look at what was held back until now."""
         self._flushable = False
+        try:
+            if self._turns:
+                self._write_answers()
+        except Exception:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        log.exception("an answer could not be written; its connection is lost, and no other")
+        self.abort()
+
+    def _write_answers(self) -> None:
+        """Write every answer whose turn it is, in one go; then look at what was held back until now."""
         now = self._clock()
         out: list[Any] = []
         last = False

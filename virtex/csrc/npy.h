@@ -326,8 +326,9 @@ static inline int vx_member(vx_cursor *c, vx_npy *npy, unsigned *seen)
 static inline int vx_dict(vx_cursor *c, vx_npy *npy)
 {
     unsigned seen = 0;
-    if (!vx_next_is(c, '{'))
+    if (c->at == c->end || *c->at != '{')
         return vx_refuse(c, "a dict");
+    c->at++;
     while (!vx_next_is(c, '}')) {
         if (!vx_member(c, npy, &seen))
             return 0;
@@ -339,8 +340,11 @@ static inline int vx_dict(vx_cursor *c, vx_npy *npy)
     }
     if (seen != 7)
         return vx_refuse(c, "the keys 'descr', 'fortran_order' and 'shape'");
-    vx_spaces(c);
-    return c->at == c->end ? 1 : vx_refuse(c, "nothing but spaces after the dict");
+    while (c->at < c->end && *c->at == ' ')
+        c->at++;
+    if (c->at < c->end && *c->at == '\n') /* the last byte: to NumPy, a space after it is an indentation */
+        c->at++;
+    return c->at == c->end ? 1 : vx_refuse(c, "nothing but spaces and one newline after the dict");
 }
 
 enum { VX_NPY_PREFIX = 12 }; /* as many bytes as it takes to know how long the header is */

@@ -1,0 +1,56 @@
+"""Virtex beside another protocol in one event loop: HTTP on one port, a line of text per item on another.
+
+    python examples/embed.py 8080 8081
+    curl -d '{"data": ["some text"]}' localhost:8080
+    echo some text | nc -N localhost 8081
+
+Both answer the number of words. The lines go straight to the model; the HTTP requests come in batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+import uvloop
+
+from virtex import RequestHandler, http_server, serve
+
+
+class WordCount(RequestHandler):
+    """Counts words; stands for a model."""
+
+    def process_request(self, data: list[str]) -> list[list[str]]:
+        return [text.split() for text in data]
+
+    def run_inference(self, model_input: list[list[str]]) -> list[int]:
+        return [len(words) for words in model_input]
+
+    def process_response(self, model_output_item: int) -> int:
+        return model_output_item
+
+
+async def answer_lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The other protocol: each line is answered by one line."""
+    model = WordCount()
+    async for line in reader:
+        (count,) = model.run_inference(model.process_request([line.decode(errors="replace")]))
+        writer.write(b"%d\n" % count)
+        await writer.drain()
+    writer.close()
+
+
+async def main(http_port: int, line_port: int) -> None:
+    """Serve both until SIGTERM or Ctrl-C; answer what was taken before leaving."""
+    stop = asyncio.Event()
+    for number in signal.SIGTERM, signal.SIGINT:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    app = http_server(name="word_count", handler=WordCount())
+    lines = await asyncio.start_server(answer_lines, "127.0.0.1", line_port)
+    async with lines, await serve(app, port=http_port):
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(*map(int, sys.argv[1:3])))
