@@ -17,6 +17,7 @@ from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_s
 from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batcher import Batcher
 from virtex.errors import HandlerError, RequestError
+from virtex.exchange import Head
 from virtex.steps import TensorSteps
 from virtex.tensor import RowRing, Rows, allocate, reader
 
@@ -586,3 +587,34 @@ def test_parts_of_rows_join_without_aliasing():
     rows._arrays[""][:] = 0
     gc.collect()
     assert joined._arrays[""].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def in_large_memory(app, text, headers=()):
+    """Put a request whose body the kernel would read into pooled memory; gives its answer."""
+    exchange = app.open(Head("POST", "/", list(headers), len(text), None), app._clock())
+    exchange.buffer(len(text))[:] = text
+    exchange.charge(len(text))
+    return exchange.complete()
+
+
+@pytest.mark.parametrize(
+    ("text", "headers", "status"),
+    [
+        (body(*[vector()] * 3, np.zeros(3, "float64")), (), 422),
+        (b'{"data":["%b!"]}' % encode_numpy(vector())[:-1].encode(), (), 422),
+        (body(*[vector()] * 9), (), 413),
+        (encode_npy([vector()] * 9), [(b"content-type", b"application/x-npy")], 413),
+        (encode_npy([np.zeros(4, "float32")] * 2), [(b"content-type", b"application/x-npy")], 422),
+    ],
+    ids=["another dtype", "bad base64", "too many", "too many rows", "another shape"],
+)
+def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(text, headers, status):
+    async def main():
+        app = http_server("tensor", Identity(), max_batch_size=2)
+        await app.startup()
+        refused = [in_large_memory(app, text, headers).status for _ in range(2)]
+        counts = app._unsettled, app.bodies.held, sum(map(len, app.bodies._free.values()))
+        await asyncio.wait_for(app.shutdown(), 5)
+        return refused, counts
+
+    assert asyncio.run(main()) == ([status] * 2, (0, 0, 1))

@@ -49,7 +49,10 @@ class Bodies:
     def give_back(self, view: memoryview) -> None:
         """Let memory from take() be used again, unless somebody still looks at it or enough is kept."""
         memory = view.obj
-        view.release()
+        try:
+            view.release()
+        except BufferError:
+            return  # a reader has it open; the memory goes with the last of them
         assert isinstance(memory, mmap.mmap)
         size = len(memory)
         if self._kept + size <= KEPT and sys.getrefcount(memory) <= _ALONE:

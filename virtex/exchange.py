@@ -246,9 +246,11 @@ class Exchange(Ticket):
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list of items is as large as its body
                 self._uncharge()
+            return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
-            return self._finish(self._error(error))
-        return None
+            refused = self._error(error)
+        self.items = []  # they and the traceback, which is gone now, read the body
+        return self._finish(refused)
 
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
