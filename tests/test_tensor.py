@@ -425,8 +425,9 @@ def test_who_sends_and_leaves_can_not_take_more_slabs_than_the_queue_has():
 
 
 def test_memory_that_does_not_fit_is_refused_with_the_batch_that_would():
-    with pytest.raises(MemoryError, match="max_batch_size=2 would fit"):
+    with pytest.raises(MemoryError, match="max_batch_size=2 with max_queue_size=8 would fit"):
         RowRing(Tensor("float32", (1000,)), 8, 32, 60_000)
+    assert RowRing(Tensor("float32", (1000,)), 2, 8, 60_000).slabs * 2 * 4000 <= 60_000
     with pytest.raises(MemoryError, match="not even batches of one would fit"):
         RowRing(Tensor("float32", (1000,)), 8, 32, 5_000)
     app = http_server("tensor", Identity(), limits=Limits(max_bytes=1))

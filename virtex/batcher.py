@@ -1,7 +1,8 @@
 """When a batch is cut, who runs it, who gets which row.
 
-Rules: the only core file that reads a clock. The loop's thread alone admits, cancels and cuts. Nothing polls: a cut is
-considered when a request is admitted, when company leaves, when a batch comes back, and at one timer's end.
+Rules: the only core file that decides by a clock; steps.py only measures. The loop's thread alone admits, cancels and
+cuts. Nothing polls: a cut is considered when a request is admitted, when company leaves, when a batch comes back, and
+at one timer's end.
 
 A batch is cut when the executor is free and
     it is full;
@@ -24,13 +25,12 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from .errors import HandlerError, ItemError, RequestError
+from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from .ring import Load, Ring, Span, Ticket
 from .steps import Outcome, Steps, drive, failure_of
 
 log = logging.getLogger("virtex")
 
-RETRY_SOON = ((b"retry-after", b"1"),)
 ANSWERED_KEPT = 1024  # entries of connections that were answered, before those that are too old are looked for
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 
@@ -83,7 +83,7 @@ class Peer:
 class Company:
     """Who may still join the next batch: requests whose body is arriving, and peers answered within the window.
 
-    window: nanoseconds; 0 means that nobody is ever waited for, and nothing is counted.
+    window: nanoseconds; 0 means that nobody is ever waited for, and no peer is remembered.
     """
 
     __slots__ = ("_answered", "_arriving", "_expected", "_window")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import sys
 
-from .errors import RequestError
+from .errors import RETRY_SOON, RequestError
 
 KEPT = 64 << 20  # bytes of free memory that a worker keeps for the next large bodies
 SMALLEST = 64 << 10
@@ -32,9 +32,7 @@ class Bodies:
         self.held += n
         if self.held > self.budget:
             raise RequestError(
-                503,
-                f"no room: the bodies of all requests take more than {self.budget} bytes",
-                ((b"retry-after", b"1"),),
+                503, f"no room: the bodies of all requests take more than {self.budget} bytes", RETRY_SOON
             )
 
     def take(self, n: int) -> memoryview:

@@ -67,7 +67,6 @@ class Connections:
         self.root_path = ""  # a prefix of paths that is not the application's business
         self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
         self.changed: asyncio.Event | None = None  # set when the last connection leaves
-        self._full: bytes = b""
         # clocks
         self._due: dict[int, set[Writer]] = {}
         self._timer: asyncio.TimerHandle | None = None

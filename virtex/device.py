@@ -1,8 +1,8 @@
 """Batches on a torch device: pinned rows, one copy there, one back.
 
-Rules: knows torch and copies, not the ring. Everything runs on the thread of the model, which alone waits: for an
-event of the stream, blocked, not spinning. What was asked of a device is done when load() and fetch() are left, by an
-exception too: rows that a copy still reads must not be used again.
+Rules: knows torch and copies, not the ring. Rows are allocated on the event loop; the copies run on the thread of the
+model, which alone waits: for an event of the stream, blocked, not spinning. What was asked of a device is done when
+running() is left, by an exception too: rows that a copy still reads must not be used again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ import numpy as np
 
 from .tensor import Array, Tensor, allocate
 
-_BY_BITS = {
-    "bfloat16": "int16",
-    "float8_e4m3fn": "int8",
-    "float8_e5m2": "int8",
-}  # NumPy names that torch has, not NumPy
+# What torch takes from NumPy as plain bits: dtypes that it has under the same name, and NumPy only by ml_dtypes
+_BY_BITS = {"bfloat16": "int16", "float8_e4m3fn": "int8", "float8_e5m2": "int8"}
 
 
 class Device:

@@ -36,6 +36,8 @@ STATUSES = {
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+RETRY_SOON: Headers = ((b"retry-after", b"1"),)  # seconds; for a 503 that passes by itself
+
 
 class VirtexError(Exception):
     """The root of the tree above."""

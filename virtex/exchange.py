@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ._codec import encode_npy
-from .batcher import RETRY_SOON, Peer
-from .errors import HandlerError, Headers, ItemError, RequestError
+from .batcher import Peer
+from .errors import RETRY_SOON, HandlerError, Headers, ItemError, RequestError
 from .message import encode_data
 from .ring import Ticket
 from .tensor import Rows

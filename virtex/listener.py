@@ -214,8 +214,9 @@ async def serve(
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
     app: what http_server() made, or any ASGI 3 application. Where: host and port (0: any free one), or `sock`, a bound
-    socket, or `uds`, the path of a unix socket. limits: by default those of the `Server`. Raises what the app's startup
-    raised, or OSError when the address can't be had.
+    socket, or `uds`, the path of a unix socket. ssl: serve https with it. backlog: connections that the kernel keeps
+    until they are accepted. limits: by default those of the `Server`. clock: nanoseconds, monotonic. Raises what the
+    app's startup raised, or OSError when the address can't be had.
     """
     listener = await start(app, limits=limits, clock=clock)
     try:
@@ -246,9 +247,8 @@ def _bind(host: str, port: int, uds: str | None) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         address: Any = uds
     else:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
         sock = socket.socket(family, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

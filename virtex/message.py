@@ -103,7 +103,10 @@ def not_json(error: orjson.JSONDecodeError) -> RequestError:
 
 
 def decode_items(body: bytes | bytearray | memoryview, is_npy: bool) -> list[Any]:
-    """The items of a body for a list handler: JSON values, or the arrays of .npy documents."""
+    """The items of a body for a list handler: JSON values, or the arrays of .npy documents.
+
+    Raises RequestError as decode_message(), or ItemError for a document that is wrong.
+    """
     if is_npy:
         return decode_npy(body)
     plain = strings(body)

@@ -43,7 +43,7 @@ class Ticket:
             return
         self.answered += len(rows)
         if self.answered < self.count:
-            # A copy: the original may alias rows of a batch that will be used again.
+            # A copy: the original may alias rows of a batch that is used again. A new list: `items` may be the old one.
             self.rows = [*self.rows, rows.copy()]
         elif self.rows:
             parts = [*self.rows, rows]

@@ -1,9 +1,11 @@
 """Routes a request, admits or refuses it, answers it: the core that both shells share, and the ASGI shell.
 
     Server.open(head, now) -> Response | Exchange    at the end of the headers: refuse, or take what follows
-    Exchange.write(data), Exchange.buffer(n)         the body
-    Exchange.complete() -> Response | Future         the body is all there: admit, or answer
+    Exchange.write(data)                             the body, in pieces,
+    Exchange.buffer(n), Exchange.charge(n)           or read into its place
+    Exchange.complete() -> Response | Exchange       the body is all there: answer, or admit
     Exchange.cancel(reason)                          nobody waits for the answer any more
+    Server.leave(peer)                               the connection is gone
 
 The other shell is protocol.py, which uses these calls directly. Server is a plain Python class on purpose: a Cython
 coroutine function is taken for ASGI 2.
@@ -25,10 +27,10 @@ from functools import partial
 from typing import Any
 
 from . import __version__
-from .batcher import RETRY_SOON, AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
+from .batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
 from .bodies import Bodies
 from .device import Device
-from .errors import Headers, RequestError
+from .errors import RETRY_SOON, Headers, RequestError
 from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
 from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
@@ -39,6 +41,7 @@ from .tensor import RowRing, Tensor, allocate, describe, reader
 log = logging.getLogger("virtex")
 
 RESERVED = ("/health/", "/metrics/", "/v2/")
+WATCH_AFTER = 0.05  # seconds until an unanswered ASGI request gets a task that watches for its client leaving
 
 # The life of a server, in order; it may go from STARTING to FAILED, and a fork or a new loop starts it anew.
 NEW, STARTING, READY, DRAINING, CLOSED, FAILED = "new", "starting", "ready", "draining", "closed", "failed"
@@ -263,8 +266,6 @@ class Server:
             thread.stop()
 
     # ---- the seam ----
-
-    refusal = staticmethod(refusal)
 
     def open(self, head: Head, now: int) -> Response | Exchange:
         """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.
@@ -542,9 +543,6 @@ class Server:
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
-
-
-WATCH_AFTER = 0.05  # seconds until an unanswered ASGI request gets a task that watches for its client leaving
 
 
 async def _send(send: Any, head: Head, response: Response) -> None:

@@ -179,9 +179,9 @@ class RowLoad(Load):
 class RowRing(Ring):
     """A ring whose slots are rows of buffers; put() decodes.
 
-    capacity: rows waiting at most. limit: bytes of all slabs together; MemoryError names the size of batch that would
-    fit. allocate: makes an array of rows. A cancelled request gives back its rows when they are cut, so that nobody can
-    have more of them than capacity.
+    capacity: rows waiting at most. limit: bytes of all slabs together; MemoryError names the sizes of batch and queue
+    that would fit. allocate: makes an array of rows. A cancelled request gives back its rows when they are cut, so that
+    nobody can have more of them than capacity.
     """
 
     __slots__ = ("_inputs", "_new", "_pool", "_slabs", "max_batch_size", "names", "slab_bytes", "slabs")
@@ -207,14 +207,21 @@ class RowRing(Ring):
             raise MemoryError(
                 f"{self.slabs} buffers of {max_batch_size} rows of {row} bytes are {self.slabs * self.slab_bytes} "
                 f"bytes; limits.max_bytes leaves {limit}: "
-                + (f"max_batch_size={fits} would fit" if fits else "not even batches of one would fit")
+                + (
+                    f"max_batch_size={fits} with max_queue_size={fits * (self.slabs - 3)} would fit"
+                    if fits
+                    else "not even batches of one would fit"
+                )
             )
         self._new = allocate
         self._slabs: deque[Slab] = deque()  # the front one is the next batch, the last one fills
         self._pool: list[dict[str, Array]] = []
 
     def put(self, ticket: Ticket) -> bool:
-        """Decode the ticket's items into the next rows, all or none. Raises what its source raises, and rolls back."""
+        """Decode the ticket's items into the next rows, all or none.
+
+        Raises, with nothing changed, what its source raises: ItemError, or RequestError (400) for what is not JSON.
+        """
         source: Source = ticket.items
         if self.size + ticket.count > self.capacity:
             return False
@@ -229,12 +236,11 @@ class RowRing(Ring):
                 slab.add(ticket, start, stop)
                 self.size += stop - start
                 start = stop
-        except BaseException as error:
+        except JSONDecodeError as error:  # the walk believed the body to be JSON; its characters prove otherwise
             self._drop(ticket)
-            if isinstance(
-                error, JSONDecodeError
-            ):  # the walk believed the body to be JSON; its characters prove otherwise
-                raise not_json(error) from None
+            raise not_json(error) from None
+        except BaseException:
+            self._drop(ticket)
             raise
         ticket.items = []  # the rows are all that is needed; the body may go
         self._tickets.append(ticket)
