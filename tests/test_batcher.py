@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from test_ring import Recorder
 
-from virtex.batcher import ANSWERED_KEPT, AsyncExecutor, Batcher, Observer, Peer, ThreadExecutor
+from virtex.batcher import ANSWERED_KEPT, AsyncExecutor, Batcher, InlineExecutor, Observer, Peer, ThreadExecutor
 from virtex.errors import ItemError, RequestError
 from virtex.handler import RequestHandler
 from virtex.steps import Steps
@@ -122,6 +122,8 @@ def test_nobody_waits_longer_than_the_bound_for_a_client_that_does_not_come_back
     assert rig.executor.sizes == [2]
     rig.loop.advance(0.002)  # 5 ms after the answer nobody is expected any more
     assert rig.executor.sizes == [2, 1]
+    rig.executor.finish()
+    assert rig.observer.batches[-1].cut == "no company"
 
 
 def test_the_oldest_item_is_cut_when_the_window_ends_though_a_body_is_still_arriving(rig):
@@ -179,12 +181,16 @@ def test_a_connection_with_another_request_open_is_no_company(rig):
 def test_a_window_of_zero_never_waits(loop):
     rig = Rig(loop, window=0)
     peer = Peer()
-    rig.answered(peer)
     rig.batcher.company.arrives(peer)
+    rig.answered(peer)
+    rig.batcher.company.arrives(Peer())
     rig.send("a")
     loop.settle()
     assert rig.executor.sizes == [1]
     assert loop.timers == 0
+    assert not rig.batcher.company._answered
+    rig.executor.finish()
+    assert rig.observer.batches[0].cut == "no company"
 
 
 def test_a_full_batch_is_cut_at_once_whoever_may_come(rig):
@@ -307,6 +313,34 @@ def test_draining_waits_for_nobody(rig):
     assert rig.observer.batches[0].cut == "drain"
 
 
+def test_an_exit_that_an_inline_handler_asks_for_is_obeyed_once_its_requests_are_answered(loop):
+    class Exits(Echo):
+        def run_inference(self, model_input):
+            raise SystemExit(3)
+
+    batcher = Batcher(loop, 4, 0, 16, loop.clock)
+    batcher.run_with(InlineExecutor(), Steps(Exits(), loop.clock))
+    ticket = Recorder("a")
+    batcher.admit(ticket, loop.now)
+    with pytest.raises(SystemExit):
+        loop.settle()
+    assert "SystemExit" in str(ticket.answers[0][1])
+
+
+def test_a_report_has_the_seconds_of_its_own_batch(loop):
+    class Slow(Echo):
+        def run_inference(self, model_input):
+            loop.now += 2_000_000
+            return model_input
+
+    rig = Rig(loop, start=False)
+    rig.batcher.run_with(InlineExecutor(), Steps(Slow(), loop.clock))
+    for _ in range(2):
+        rig.send("a")
+        loop.settle()
+    assert [batch.seconds["run_inference"] for batch in rig.observer.batches] == [0.002, 0.002]
+
+
 def test_an_observer_that_raises_costs_nobody_an_answer(rig, caplog):
     rig.observer.batch_done = lambda batch: 1 / 0
     ticket = rig.send("a")
@@ -352,7 +386,6 @@ class Life(RuleBasedStateMachine):
         self.names = iter(range(10**9))
         self.sent = []
         self.cancelled = set()
-        self.expected_errors = {}
 
     @rule(target=peers)
     def connect(self):
@@ -448,6 +481,7 @@ class Life(RuleBasedStateMachine):
             self.rig.loop.advance(0.01)
         for ticket in self.sent:
             assert len(ticket.answers) == (ticket not in self.cancelled)
+        self.each_request_is_answered_once_with_its_own_rows()
         self.rig.loop.advance(1)
         assert not self.rig.loop.ready and not self.rig.loop.timers
 

@@ -37,6 +37,16 @@ def test_memory_that_somebody_looks_at_is_not_used_again():
     assert kept == b"x"
 
 
+def test_memory_that_is_used_again_and_again_counts_once():
+    bodies = Bodies(1)
+    view = bodies.take(KEPT // 4)
+    view[:1] = b"x"
+    for _ in range(5):
+        bodies.give_back(view)
+        view = bodies.take(KEPT // 4)
+        assert view[:1] == b"x", "new memory would be zero"
+
+
 def test_no_more_is_kept_free_than_said():
     bodies = Bodies(1)
     views = [bodies.take(KEPT // 4) for _ in range(10)]

@@ -61,6 +61,14 @@ def test_a_cancelled_request_gives_back_the_slots_that_no_batch_has_taken():
     assert spans(ring, 4) == [["d"]]
 
 
+def test_a_batch_that_was_answered_lets_go_of_its_items():
+    ring = Ring(1)
+    ring.put(Recorder("a"))
+    load = ring.take(1)
+    load.release()
+    assert load.work is None
+
+
 def test_an_empty_ring_has_no_oldest():
     with pytest.raises(IndexError):
         _ = Ring(1).oldest

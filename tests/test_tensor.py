@@ -400,6 +400,21 @@ def test_holes_of_cancelled_rows_are_filled_from_the_tail():
     assert ring.size == 0
 
 
+def test_rows_that_fill_holes_come_back_in_the_order_of_their_request(loop):
+    executor = ScriptedExecutor()
+    batcher = Batcher(loop, 4, 0, 12, loop.clock)
+    batcher.run_with(executor, TensorSteps(Identity()), ring_of())
+    leaves, stays = Recorder([[1, 1, 1]]), Recorder([[2, 2, 2], [3, 3, 3], [4, 4, 4]])
+    for ticket in (leaves, stays):
+        ticket.items = items_of(ticket.items)
+        batcher.admit(ticket, loop.now)
+    batcher.cancel(leaves, "left")
+    loop.settle()
+    executor.run()
+    ((rows, _),) = stays.answers
+    assert rows._arrays[""][:, 0].tolist() == [2, 3, 4]
+
+
 def test_rows_spill_over_into_the_next_slab_and_a_refused_request_rolls_back():
     ring = ring_of()
     put(ring, 1, 2, 3)
@@ -527,6 +542,7 @@ class Life(RuleBasedStateMachine):
             self.loop.advance(0.01)
         for ticket in self.sent:
             assert len(ticket.answers) == (ticket not in self.cancelled)
+        self.each_request_is_answered_once_with_its_own_rows()
 
 
 TestLife = Life.TestCase
