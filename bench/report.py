@@ -99,6 +99,12 @@ def codec_table(saved: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(saved: dict[str, Any]) -> str:
+    from .codec import tables
+
+    return "\n".join(["; ".join(saved["header"]) + ".", "", *tables(saved)]).rstrip()
+
+
 def images_table(saved: dict[str, Any]) -> str:
     lines = [
         f"{saved['machine']['cpu']}. Microseconds of the server's CPU time per image of 602112 bytes, "
@@ -144,6 +150,7 @@ def engine_table(saved: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "serve": serve_table,
     "codec": codec_table,
+    "codec-memory": memory_table,
     "images": images_table,
     "batching": batching_table,
     "engine": engine_table,
