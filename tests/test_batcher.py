@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from test_ring import Recorder
 
 from virtex.batcher import ANSWERED_KEPT, AsyncExecutor, Batcher, InlineExecutor, Observer, Peer, ThreadExecutor
-from virtex.errors import ItemError, RequestError
+from virtex.errors import HandlerError, ItemError, RequestError
 from virtex.handler import RequestHandler
 from virtex.steps import Steps
 
@@ -582,3 +582,19 @@ def test_an_async_handler_that_is_cancelled_fails_its_batch_only():
     error, after = asyncio.run(main())
     assert "CancelledError" in str(error)
     assert after == [["a"]]
+
+
+def test_a_request_that_can_not_take_its_rows_costs_the_rest_of_the_batch_nothing(rig):
+    class Picky(Recorder):
+        def fill(self, rows):
+            raise ValueError("secret")
+
+    picky = Picky("ab")
+    rig.batcher.admit(picky, rig.loop.now)
+    other = rig.send("c")
+    rig.loop.settle()
+    rig.executor.finish()
+    ((rows, error),) = picky.answers
+    assert rows == [] and isinstance(error, HandlerError) and "secret" not in str(error)
+    assert other.answers == [([("row of", "c")], None)]
+    assert rig.batcher.now == 0 and not rig.observer.batches[0].ok

@@ -635,3 +635,37 @@ def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(te
         return refused, counts
 
     assert asyncio.run(main()) == ([status] * 2, (0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        (lambda n, call: np.zeros((n, call)), "returned rows of {'': (1,)}, then of {'': (2,)}"),
+        (lambda n, call: {"ab"[call - 1]: np.zeros(n)}, "returned rows of {'a': ()}, then of {'b': ()}"),
+        (lambda n, call: dict.fromkeys("ab"[:call], np.zeros(n)), "then of {'a': (), 'b': ()}, for one request"),
+    ],
+    ids=["shapes", "names", "more names"],
+)
+def test_rows_of_two_batches_that_do_not_go_together_fail_their_request_alone(outputs, says):
+    class Varies(Identity):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            return outputs(len(batch), self.calls)
+
+    both, other = served(Varies(), body(*[vector()] * 3), body(vector()), max_batch_size=2)
+    assert (both.status, other.status) == (500, 200)
+    assert says in both.error
+
+
+def test_labels_of_different_lengths_go_together():
+    class Labels(Identity):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            return np.array(["a" * self.calls] * len(batch))
+
+    (answer,) = served(Labels(), body(*[vector()] * 3), max_batch_size=2)
+    assert answer.json["data"] == ["a", "a", "aa"]

@@ -440,8 +440,11 @@ class Batcher:
         ok = True
         for (ticket, start, _), outcome in batch.answers():
             if not isinstance(outcome, (HandlerError, ItemError)):
-                ticket.fill(outcome)
-                continue
+                try:
+                    ticket.fill(outcome)
+                    continue
+                except Exception as error:  # its rows of several batches do not go together
+                    outcome = error if isinstance(error, HandlerError) else failure_of(error)
             ok = False
             if not ticket.resolved:
                 if outcome.index is not None:

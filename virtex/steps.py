@@ -43,14 +43,13 @@ def rows_of(outputs: Any, count: int) -> list[Any]:
         raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
     if getattr(outputs, "shape", None) == ():
         raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
-    found = len(outputs) if hasattr(outputs, "__len__") else None
-    if found is None:
-        rows = list(islice(outputs, count + 1))
-        found = len(rows)
+    found = len(outputs) if hasattr(outputs, "__len__") else count
+    if found == count:
+        by_row = hasattr(outputs, "iloc")
+        rows = [outputs.iloc[i] for i in range(count)] if by_row else list(islice(outputs, count + 1))
+        found = len(rows)  # of what has a length too: it may iterate over something else
         if found > count:
             raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
-    elif found == count:
-        rows = [outputs.iloc[i] for i in range(count)] if hasattr(outputs, "iloc") else list(outputs)
     if found != count:
         raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
     return rows
@@ -128,15 +127,16 @@ class Steps:
         """The error of one request whose process_request raised, with the index of its lowest failing item."""
         if not isinstance(error, ItemError):
             return _failure("process_request", error)
-        if error.index is None:
-            for i, item in enumerate(items):
-                try:
-                    await self._decode([item])
-                except ItemError as found:
-                    return ItemError(found.reason, i, found.offset)
-                except Exception as found:
-                    return _failure("process_request", found, i)
-        return error
+        if error.index in range(len(items)):
+            return ItemError(error.reason, error.index, error.offset)  # the handler's own may be raised again
+        for i, item in enumerate(items):
+            try:
+                await self._decode([item])
+            except ItemError as found:
+                return ItemError(found.reason, i, found.offset)
+            except Exception as found:
+                return _failure("process_request", found, i)
+        return ItemError(error.reason, None, error.offset)
 
     async def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
         try:

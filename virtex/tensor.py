@@ -369,9 +369,12 @@ class Rows:
 
     @staticmethod
     def joined(parts: Sequence[Rows]) -> Rows:
-        """The rows of the parts, one after another."""
-        names = parts[0]._arrays
-        return Rows({name: np.concatenate([part._arrays[name] for part in parts]) for name in names})
+        """The rows of the parts, one after another. Raises HandlerError for rows of other names or shapes."""
+        shapes = [{name: array.shape[1:] for name, array in part._arrays.items()} for part in parts]
+        for other in shapes:
+            if other != shapes[0]:
+                raise HandlerError(f"run_inference returned rows of {shapes[0]}, then of {other}, for one request")
+        return Rows({name: np.concatenate([part._arrays[name] for part in parts]) for name in shapes[0]})
 
     def json(self) -> bytes:
         """The body of the reply. Raises HandlerError for a float that is not finite."""
