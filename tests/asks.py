@@ -1,4 +1,4 @@
-"""A request put to a Server through either of its two shells' calls, without sockets."""
+"""Requests put to a Server by either of its two shells' calls, without sockets; and a handler that does nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import asyncio
 
 import orjson
 
+from virtex import RequestHandler
 from virtex.exchange import Head, Response
+
+
+class Echo(RequestHandler):
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, model_input):
+        return model_input
+
+    def process_response(self, model_output_item):
+        return model_output_item
 
 
 class Answer:
@@ -63,3 +75,17 @@ async def ask_direct(app, body=b"", method="POST", path="/", headers=(), peer=No
         opened = opened.complete()
     response = opened if isinstance(opened, Response) else await opened
     return Answer(response.status, response.headers, b"".join(response.buffers))
+
+
+def run(app, *asks, serve=True):
+    """Start the app, put the requests at the same time, shut it down; gives the answers in order."""
+
+    async def main():
+        if serve:
+            await app.startup()
+        try:
+            return await asyncio.wait_for(asyncio.gather(*asks), 20)
+        finally:
+            await app.shutdown()
+
+    return asyncio.run(main())

@@ -2,6 +2,7 @@ import asyncio
 import threading
 
 import pytest
+from asks import Echo
 from conftest import FakeLoop, ScriptedExecutor
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,7 +11,6 @@ from test_ring import Recorder
 
 from virtex.batcher import ANSWERED_KEPT, AsyncExecutor, Batcher, InlineExecutor, Observer, Peer, ThreadExecutor
 from virtex.errors import HandlerError, ItemError, RequestError
-from virtex.handler import RequestHandler
 from virtex.steps import Steps
 
 WINDOW = 0.005
@@ -53,17 +53,6 @@ class Rig:
     def answered(self, *peers):
         for peer in peers:
             self.batcher.company.answered(peer, self.loop.now)
-
-
-class Echo(RequestHandler):
-    def process_request(self, data):
-        return data
-
-    def run_inference(self, model_input):
-        return model_input
-
-    def process_response(self, model_output_item):
-        return model_output_item
 
 
 @pytest.fixture

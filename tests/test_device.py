@@ -8,7 +8,7 @@ import orjson
 import pytest
 from asks import ask_direct
 
-from virtex import Tensor, TensorHandler, http_server
+from virtex import HttpMessage, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy
 from virtex.device import Device
 
@@ -46,6 +46,18 @@ def test_the_model_gets_tensors_and_their_rows_come_back(dtype, executor):
     for array, answer in zip(arrays, answers, strict=True):
         back = decode_numpy(answer.json["data"][0])
         assert back.dtype == kind and back.tobytes() == array.tobytes()
+
+
+def test_validate_gives_the_model_tensors_too():
+    class Model(TensorHandler):
+        inputs = Tensor("float32", (2,))
+        device = "cpu"
+
+        def run_inference(self, batch):
+            return batch.unsqueeze(0).squeeze(0)  # which no array has
+
+    (answer,) = Model().validate(HttpMessage(data=[[1, 2]]), strict=True).data
+    assert decode_numpy(answer).tolist() == [1, 2]
 
 
 def test_inputs_by_name_gradients_and_views_are_fine():

@@ -1,24 +1,13 @@
 import asyncio
 
 import pytest
-from asks import ask_direct
+from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex import RequestHandler, http_server
+from virtex import http_server
 from virtex.errors import RequestError
 from virtex.exchange import Head, negotiate
-
-
-class Echo(RequestHandler):
-    def process_request(self, data):
-        return data
-
-    def run_inference(self, model_input):
-        return model_input
-
-    def process_response(self, model_output_item):
-        return model_output_item
 
 
 def on_loop(f):

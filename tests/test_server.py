@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import orjson
 import pytest
-from asks import ask_asgi, ask_direct
+from asks import ask_asgi, ask_direct, run
 
 import virtex.exchange
 import virtex.message
@@ -54,20 +54,6 @@ def ask(request):
 @pytest.fixture(params=EXECUTORS)
 def echo(request):
     return EXECUTORS[request.param]
-
-
-def run(app, *asks, serve=True):
-    """Start the app, put the requests at the same time, shut it down; gives the answers in order."""
-
-    async def main():
-        if serve:
-            await app.startup()
-        try:
-            return await asyncio.wait_for(asyncio.gather(*asks), 20)
-        finally:
-            await app.shutdown()
-
-    return asyncio.run(main())
 
 
 def test_a_message_is_answered_in_order(echo, ask):
@@ -851,6 +837,7 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         {"max_queue_size": 0},
         {"executor": "process"},
         {"limits": {}},
+        {"observer": Watching},
         {"watchdog": 0},
         {"authorize": "token"},
         {"prom_host": ""},

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -14,6 +14,9 @@ from ._codec import encode_numpy, items_of
 from .errors import HandlerError, ItemError
 from .message import HttpMessage, encode_data
 from .tensor import Inputs, Rows, Tensor, allocate
+
+if TYPE_CHECKING:
+    from .steps import Steps
 
 log = logging.getLogger("virtex")
 
@@ -70,7 +73,7 @@ class RequestHandler(ABC):
             return None
 
     def _validated(self, message: HttpMessage) -> HttpMessage:
-        from .steps import Steps, TensorSteps, drive
+        from .steps import drive
 
         items = message.data
         if not isinstance(items, list):
@@ -78,8 +81,8 @@ class RequestHandler(ABC):
         items = orjson.loads(encode_data(items, "message"))
         if not items:
             return HttpMessage(data=[])
-        steps = TensorSteps(self) if isinstance(self, TensorHandler) else Steps(self)
-        run = steps.run(self._work(items))
+        steps, work = self._planned(items)
+        run = steps.run(work)
         (outcome,) = asyncio.run(run) if steps.is_async else drive(run)
         if isinstance(outcome, Exception):
             raise outcome
@@ -87,9 +90,11 @@ class RequestHandler(ABC):
             return HttpMessage(**orjson.loads(outcome.json()))
         return HttpMessage(data=orjson.loads(encode_data(outcome)))
 
-    def _work(self, items: list[Any]) -> Any:
-        """What the Steps run, for one request of these items."""
-        return [items]
+    def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
+        """The steps, and what they run for one request of these items."""
+        from .steps import Steps
+
+        return Steps(self), [items]
 
 
 class TensorHandler(RequestHandler):
@@ -115,6 +120,7 @@ class TensorHandler(RequestHandler):
     def process_request(self, data: list[Any]) -> Any:
         """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.
 
+        For your checks; the server does not call it, so it can't be overridden.
         Raises ItemError naming the first item that is not what `inputs` declare.
         """
         if isinstance(self.inputs, Tensor):
@@ -135,8 +141,12 @@ class TensorHandler(RequestHandler):
             return [encode_numpy(self.inputs.zeros())]
         return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
 
-    def _work(self, items: list[Any]) -> Any:
-        return self.process_request(items), [len(items)]
+    def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
+        from .device import Device
+        from .steps import TensorSteps
+
+        device = None if self.device is None else Device(self.device)
+        return TensorSteps(self, device=device), (self.process_request(items), [len(items)])
 
 
 class Worker:

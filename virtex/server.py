@@ -174,6 +174,8 @@ class Server:
             return partial(self.batcher.run_with, executor, Steps(handler, self._clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
+        if type(handler).process_request is not TensorHandler.process_request:
+            raise TypeError(f"{type(handler).__name__}.process_request would never run: its inputs are declared")
         device = None if handler.device is None else Device(handler.device)
         if device is not None and device.is_cuda and executor is not thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
@@ -613,6 +615,7 @@ def http_server(
     _check(_whole(queue, 1), "max_queue_size", queue, "a whole number from 1, or None")
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
+    _check(observer is None or isinstance(observer, Observer), "observer", observer, "an Observer, or None")
     _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
     _check(authorize is None or callable(authorize), "authorize", authorize, "a function of the head, or None")
     _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)

@@ -28,6 +28,7 @@ from ._codec import encode_npy, encode_numpy, encode_rows, items_of, scan, scan_
 from .errors import HandlerError, RequestError
 from .message import decode_message, encode_data, not_json
 from .ring import Load, Ring, Span, Ticket
+from .serial._npy import named_dtype
 
 Array = npt.NDArray[Any]
 HUGE = 4 << 20  # bytes from which a buffer asks for huge pages: first touch is a fault per page
@@ -37,7 +38,7 @@ class Tensor:
     """One declared input: the dtype and shape of an item, without the batch's dimension.
 
     dtype: anything np.dtype takes, bfloat16 and float8 by name where ml_dtypes is installed; of fixed size, not object.
-    shape: whole numbers from 0. Raises ValueError or TypeError for what is not so.
+    shape: whole numbers from 0. Raises ValueError or TypeError for what is not so, ImportError without ml_dtypes.
     """
 
     __slots__ = ("dtype", "shape")
@@ -72,10 +73,11 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     found: np.dtype[Any]
     try:
         found = np.dtype(dtype)
-    except TypeError:
-        import ml_dtypes
-
-        found = np.dtype(getattr(ml_dtypes, str(dtype)))
+    except TypeError as error:
+        try:
+            found = named_dtype(str(dtype))
+        except ValueError:
+            raise TypeError(f"Tensor({dtype!r}): {error}") from None
     if found.hasobject or not found.itemsize:
         raise TypeError(f"Tensor({dtype!r}): expected a dtype of fixed size, without objects")
     return found

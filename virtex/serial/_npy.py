@@ -74,7 +74,8 @@ def _structured_dtype(descr: str) -> np.dtype[Any]:
     return dtype
 
 
-def _named_dtype(name: str) -> np.dtype[Any]:
+def named_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of ml_dtypes that a .npy document names. Raises ValueError for another name, ImportError without it."""
     if name not in _NAMED:
         raise ValueError("neither NumPy nor ml_dtypes has it")
     import ml_dtypes
@@ -89,7 +90,7 @@ def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]
     try:
         descr = raw.decode("utf-8" if utf8 else "latin-1")
         if named:
-            return _named_dtype(descr)
+            return named_dtype(descr)
         dtype = _structured_dtype(descr) if fields else np.dtype(descr)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         got = short(raw.decode("latin-1"))
