@@ -427,6 +427,17 @@ def test_access_log_is_written_when_asked_for():
         server.wait_log('"GET /%0a%22x HTTP/1.1" 405')
 
 
+def test_statsd_counts_requests_without_an_access_log():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        sink.settimeout(10)
+        with serving("gunicorn", ECHO, "--statsd-host", f"127.0.0.1:{sink.getsockname()[1]}") as server:
+            server.wait_log("of 1 is ready")
+            post(server)
+            while not sink.recv(4096).startswith(b"gunicorn.request.status.200:1|c"):
+                pass
+
+
 def test_app_may_be_a_function_that_makes_it():
     source = ECHO.replace("app = http_server(", "def app():\n    return http_server(")
     with serving("gunicorn", source) as server:

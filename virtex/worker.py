@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import uvloop
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
@@ -172,7 +173,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         connections.closing = self.cfg.keepalive == 0
         connections.root_path = self.cfg.root_path.rstrip("/")
         connections.secure = settings.trust(self.cfg)
-        if self.log.access_log_enabled:
+        if self.log.access_log_enabled or type(self.log).access is not Logger.access:  # statsd's counts requests there
             connections.access = AccessLog(self.log)
 
     async def _listen(self, listener: Listener) -> None:
