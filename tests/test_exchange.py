@@ -1,11 +1,12 @@
 import asyncio
 
 import pytest
+import uvloop
 from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex import http_server
+from virtex import http_server, serve
 from virtex.errors import RequestError
 from virtex.exchange import Head, negotiate
 
@@ -158,3 +159,24 @@ def test_all_bodies_together_stay_within_the_budget():
         return *status, app.bodies.held
 
     assert on_loop(put) == (503, 90, 0)
+
+
+def test_memory_of_a_large_body_that_came_over_a_socket_is_used_again():
+    text = b'{"data":["%b"]}' % (b"x" * 1_000_000)
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(text)
+
+    async def main():
+        app = http_server("echo", Echo())
+        kept = []
+        async with await serve(app, port=0) as listener:
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            for _ in range(5):
+                writer.write(request + text)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                assert head.startswith(b"HTTP/1.1 200")
+                await reader.readexactly(len(text) + 13)
+                kept.append(sum(map(len, app.bodies._free.values())))
+            writer.close()
+        return kept
+
+    assert uvloop.run(main()) == [1] * 5

@@ -216,7 +216,8 @@ class Exchange(Ticket):
     def _drop_body(self) -> None:
         body, self._body = self._body, b""
         if body.__class__ is memoryview:
-            self._server.bodies.give_back(body)
+            # Later: the transport that has just written its end looks at it until its call is over.
+            self._server.loop.call_soon(self._server.bodies.give_back, body)
 
     def _uncharge(self) -> None:
         self._server.bodies.held -= self._charged
