@@ -745,8 +745,6 @@ def scan_npy(body, ndim=None):
     each = first.header + first.nbytes
     items.source, items.columns, items.raw, items.signature = source, 1, True, first
     if ndim is not None and first.ndim == ndim + 1 and each == size:
-        if first.fortran:
-            return items_of(decode_npy(body)[0])
         return _scan_stacked(items, first)
     if size % each:
         return items_of(decode_npy(body))
@@ -764,9 +762,13 @@ cdef _Spans _scan_stacked(_Spans items, _Signature whole):
     cdef Py_ssize_t i, count = whole.dims[0]
     if whole.nbytes == 0 and count:  # a header may claim any number of rows of nothing
         raise ItemError(f"expected rows of at least one byte, got {short(whole.dtype)} {whole.shape()}", 0)
+    if whole.fortran:  # a row's bytes lie all over the document: bring them together
+        rows = np.ascontiguousarray(_decode_npy(items.source.data, whole))
+        items.source = _open_bytes(rows.reshape(-1).view(np.uint8))
+        row.header = 0
     items.make_room(count)
     for i in range(count):
-        items.starts[i] = whole.header + i * row.nbytes
+        items.starts[i] = row.header + i * row.nbytes
     items.count, items.signature = count, row
     return items
 

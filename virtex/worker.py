@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import inspect
 import logging
@@ -74,6 +75,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         _join_logs(self.log)
+        _keep_freed_memory()
         self.board.own(self.index, self.age)
         try:
             super().init_process()
@@ -260,6 +262,21 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             self._quick = True
             self.cfg.worker_int(self)
         self._stop.set()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what arrays and replies leave behind, instead of giving it back and faulting it in again.
+
+    A RequestHandler that stacks images of 600 KB takes 138 page faults a request without this, and 2.5 times the CPU. A
+    worker keeps up to 256 MB so; MALLOC_* of the environment has precedence. Other C libraries have no mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def _resolve(app: Any) -> Any:

@@ -157,16 +157,20 @@ def numbers(value: Any, dtype: np.dtype[Any], shape: Shape) -> NDArray[Any]:
     Nothing is rounded away: an integer beyond the dtype and a float that would become infinite are refused, and so are
     floats for integers, and booleans for numbers. Of floats, precision may be lost, as from any decimal text.
     """
-    try:
-        found = np.array(value)
-    except ValueError:
-        raise ItemError(f"expected nested lists of shape {shape}, got lists of differing lengths") from None
-    if found.shape != shape:
-        raise ItemError(f"expected {dtype} {shape}, got numbers of shape {found.shape}")
+    # As objects first: an array of text has room for the longest in every place, so a few would take all memory.
+    objects = np.array(value, dtype=object)
+    types = set(map(type, objects.reshape(-1).tolist()))
+    if list in types:
+        raise ItemError(f"expected nested lists of shape {shape}, got lists of differing lengths")
+    if objects.shape != shape:
+        raise ItemError(f"expected {dtype} {shape}, got numbers of shape {objects.shape}")
+    if not types <= {int, float, bool}:
+        raise ItemError(f"expected numbers that {dtype} holds, got {'text' if str in types else 'other values'}")
+    found = np.array(value)
     kind = "f" if dtype.name in _NAMED and dtype.kind == "V" else dtype.kind
     if found.size and found.dtype.kind not in _TAKES.get(kind, ""):
         raise ItemError(f"expected numbers that {dtype} holds, got {_word(found)}")
-    if kind != "b" and found.size and bool in set(map(type, np.array(value, dtype=object).reshape(-1).tolist())):
+    if kind != "b" and bool in types:
         raise ItemError(f"expected numbers that {dtype} holds, got booleans among them")  # NumPy takes them for 0 and 1
     return _cast(found, dtype)
 
@@ -174,7 +178,7 @@ def numbers(value: Any, dtype: np.dtype[Any], shape: Shape) -> NDArray[Any]:
 def _word(found: NDArray[Any]) -> str:
     if found.dtype.kind == "f":
         return "fractions or integers beyond 64 bits"
-    return {"b": "booleans", "i": "integers", "u": "integers", "U": "text"}.get(found.dtype.kind, "other values")
+    return {"b": "booleans", "i": "integers", "u": "integers"}.get(found.dtype.kind, "other values")
 
 
 def _cast(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
