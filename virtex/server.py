@@ -95,6 +95,7 @@ class Server:
         self._handler: RequestHandler | None = None
         self._thread: ThreadExecutor | None = None
         self._startup: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -236,9 +237,22 @@ class Server:
             self.batcher.drain()
 
     async def shutdown(self) -> None:
-        """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran."""
-        if self._pid != os.getpid() or self._state in (NEW, CLOSED):
+        """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran.
+
+        Calling it again waits for the first call.
+        """
+        if self._pid != os.getpid() or self._state is NEW:
             return
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+            return
+        self._ending = self.loop.create_future()
+        try:
+            await self._end()
+        finally:
+            self._ending.set_result(None)
+
+    async def _end(self) -> None:
         self.drain()
         if self._startup is not None and self._state is not FAILED:
             await asyncio.wait([self._startup])
@@ -275,7 +289,7 @@ class Server:
         now: the clock, in nanoseconds.
         """
         try:
-            if self._state is not READY:
+            if self._state is not READY or self.loop is not asyncio.get_running_loop():
                 self._begin(Worker(), lazy=True)
             if self._authorize is not None and not head.path.startswith("/health/"):
                 self._check_authorized(self._authorize, head)
@@ -320,7 +334,9 @@ class Server:
             self._refuse_by_state()
         self.batcher.room_for(1)
         if len(self._early) >= self.max_queue_size:
-            raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+            self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
+            if len(self._early) >= self.max_queue_size:
+                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
         self._unsettled += 1
         self.batcher.company.arrives(head.peer)
         return Exchange(self, head, wants, now)
