@@ -289,7 +289,7 @@ class Server:
         now: the clock, in nanoseconds.
         """
         try:
-            if self._state is not READY or self.loop is not asyncio.get_running_loop():
+            if self._state is not READY or not self.loop.is_running():  # it has ended: begin on this one
                 self._begin(Worker(), lazy=True)
             if self._authorize is not None and not head.path.startswith("/health/"):
                 self._check_authorized(self._authorize, head)
