@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 import uvloop
@@ -6,7 +7,7 @@ from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex import http_server, serve
+from virtex import exchange, http_server, serve
 from virtex.errors import RequestError
 from virtex.exchange import Head, negotiate
 
@@ -109,6 +110,16 @@ def test_an_answer_that_is_not_acceptable_is_a_406(accept):
     with pytest.raises(RequestError) as error:
         negotiate(b"", b"", accept)
     assert error.value.status == 406
+
+
+@pytest.mark.parametrize("piece", [b",", b"a,", b"a;q=1,", b";", b" ", b"*/* ", b"*/*; ", b"application/x-npy;q=0,"])
+def test_a_long_accept_costs_little_time_and_no_memory(piece):
+    accept = b"*/*," + piece * (60_000 // len(piece))
+    before = exchange._kept.cache_info().currsize
+    started = time.process_time()
+    assert not negotiate(b"", b"", accept).takes_npy
+    assert time.process_time() - started < 0.1
+    assert exchange._kept.cache_info().currsize == before
 
 
 def test_a_body_is_charged_until_it_is_answered_refused_or_given_up():

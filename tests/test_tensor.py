@@ -2,6 +2,7 @@ import asyncio
 import gc
 import io
 import itertools
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -680,3 +681,56 @@ def test_labels_of_different_lengths_go_together():
 
     (answer,) = served(Labels(), body(*[vector()] * 3), max_batch_size=2)
     assert answer.json["data"] == ["a", "a", "aa"]
+
+
+class Reuses(Identity):
+    """A model that writes all its outputs to one place; its second batch is done before the first is answered."""
+
+    def setup(self, worker):
+        self.place = np.zeros((2, 3), "float32")
+        self.returned = threading.Event()
+
+    def run_inference(self, batch):
+        np.copyto(self.place[: len(batch)], batch)
+        if batch[0, 0] == 2:
+            self.returned.set()
+        return self.place[: len(batch)]
+
+
+class ReusesRows(Reuses):
+    def process_response(self, row):
+        return row
+
+
+@pytest.mark.parametrize("handler", [Reuses, ReusesRows])
+def test_a_model_that_reuses_its_outputs_changes_no_answer_that_is_not_made_yet(handler):
+    async def main():
+        model = handler()
+        app = http_server("reuses", model, executor="thread", max_batch_size=1)
+        await app.startup()
+        asked = [asyncio.ensure_future(ask_direct(app, body(vector(n, n, n)))) for n in (1, 2)]
+        for _ in range(5):
+            await asyncio.sleep(0)  # both are cut now; the loop stands still until both have run
+        model.returned.wait(5)
+        answers = await asyncio.wait_for(asyncio.gather(*asked), 5)
+        await app.shutdown()
+        return [answer.json["data"][0] for answer in answers]
+
+    decode = decode_numpy if handler is Reuses else np.array
+    assert [decode(item).tolist() for item in asyncio.run(main())] == [[1, 1, 1], [2, 2, 2]]
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_rows_of_a_request_over_two_batches_stay_as_they_were(executor):
+    model_rows = [[n] * 3 for n in (1, 2, 3)]
+    (answer,) = served(ReusesRows(), body(*map(np.float32, model_rows)), max_batch_size=1, executor=executor)
+    assert answer.json["data"] == model_rows
+
+
+def test_outputs_that_nobody_else_can_write_to_are_not_copied():
+    fresh, kept = np.zeros((2, 3)), np.zeros((2, 3))
+    rows = Rows({"fresh": fresh, "kept": kept, "view": np.zeros((4, 3))[:2]})
+    at = {name: array.ctypes.data for name, array in rows._arrays.items()}
+    del fresh  # kept is still referred to from here
+    same = {name: array.ctypes.data == at[name] for name, array in rows.unshared()._arrays.items()}
+    assert same == {"fresh": True, "kept": False, "view": False}

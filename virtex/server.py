@@ -183,7 +183,8 @@ class Server:
         ring = self._rows_for(handler, device)
         self.read = partial(reader, handler.inputs)
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
-        return partial(self.batcher.run_with, executor, TensorSteps(handler, self._clock, device), ring)
+        steps = TensorSteps(handler, self._clock, device, executor.depth > 1)
+        return partial(self.batcher.run_with, executor, steps, ring)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate

@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
 from itertools import accumulate, islice
 from typing import Any
 
+import numpy as np
+
 from .device import Device
 from .errors import HandlerError, ItemError
 from .handler import RequestHandler, TensorHandler
@@ -158,7 +160,9 @@ class Steps:
             try:
                 for row in rows[start : start + count]:
                     result = encode(row)
-                    done.append(await result if awaits else result)
+                    result = await result if awaits else result
+                    # An array may alias what the model writes its next batch to, before this one's replies are made.
+                    done.append(result.copy() if isinstance(result, np.ndarray) else result)
             except ItemError as error:
                 outcome = ItemError(error.reason, len(done), error.offset)
             except Exception as error:
@@ -170,12 +174,21 @@ class Steps:
 
 
 class TensorSteps(Steps):
-    """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers."""
+    """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers.
+
+    shares: whether the next batch may run before the replies of this one are made; then no answer lies where the
+    handler could write to.
+    """
 
     def __init__(
-        self, handler: TensorHandler, clock: Callable[[], int] = time.perf_counter_ns, device: Device | None = None
+        self,
+        handler: TensorHandler,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        device: Device | None = None,
+        shares: bool = False,
     ) -> None:
         super().__init__(handler, clock)
+        self._shares = shares
         self._outputs = handler.outputs
         self._device = device
         self._encodes = type(handler).process_response is not TensorHandler.process_response
@@ -190,6 +203,9 @@ class TensorSteps(Steps):
                 rows = rows_of(outputs, sum(counts))
             else:
                 answers = Rows.of(outputs, sum(counts), self._outputs)
+                del outputs
+                if self._shares:
+                    answers = answers.unshared()
         except Exception as error:
             return [_model_failure(error)] * len(counts)
         if self._encodes:

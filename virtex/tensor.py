@@ -365,6 +365,12 @@ class Rows:
         """Views of the rows [start, stop)."""
         return Rows({name: array[start:stop] for name, array in self._arrays.items()})
 
+    def unshared(self) -> Rows:
+        """The same rows, those in memory of their own that are views, or that somebody else refers to."""
+        arrays = self._arrays
+        alone = {name for name in arrays if arrays[name].base is None and is_alone(arrays, name)}
+        return Rows({name: array if name in alone else array.copy() for name, array in arrays.items()})
+
     def copy(self) -> Rows:
         """The same rows in memory of their own."""
         return Rows({name: array.copy() for name, array in self._arrays.items()})
