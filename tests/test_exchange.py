@@ -1,22 +1,24 @@
 import asyncio
 import time
 
+import numpy as np
 import pytest
 import uvloop
 from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex import exchange, http_server, serve
+from virtex import Tensor, TensorHandler, exchange, http_server, serve
+from virtex._codec import encode_numpy
 from virtex.errors import RequestError
 from virtex.exchange import Head, negotiate
 
 
-def on_loop(f):
+def on_loop(f, handler=None):
     """Run f(app) with a service that has started."""
 
     async def main():
-        app = http_server("echo", Echo())
+        app = http_server("echo", handler or Echo())
         await app.startup()
         try:
             return await asyncio.wait_for(f(app), 10)
@@ -155,6 +157,57 @@ def test_a_large_body_is_read_where_it_came_and_its_memory_used_again():
         return seen, app.bodies.held
 
     assert on_loop(put) == ([b"\0", b"}"], 0)
+
+
+def test_a_large_body_with_a_bad_item_is_refused_and_over():
+    class Declared(TensorHandler):
+        inputs = Tensor("float32", (50_000,))
+
+        def run_inference(self, batch):
+            return batch[:, 0]
+
+    async def put(app):
+        item = encode_numpy(np.zeros(50_000, "f4")).encode()
+        text = b'{"data":["%b"]}' % (item[:-8] + b"!!!!" + item[-4:])
+        exchange = opened(app)
+        exchange.buffer(len(text))[:] = text
+        exchange.charge(len(text))
+        return exchange.complete().status, app.bodies.held, app._unsettled
+
+    assert on_loop(put, Declared()) == (422, 0, 0)
+
+
+def test_a_body_that_is_in_rows_counts_no_more_and_is_given_back_once():
+    class Declared(TensorHandler):
+        inputs = Tensor("float32", (3,))
+
+        def run_inference(self, batch):
+            return batch[:, 0]
+
+    async def put(app):
+        exchange = opened(app)
+        exchange.write(b'{"data":[[1,2,3]]}')
+        held = [app.bodies.held]
+        future = exchange.complete()
+        held.append(app.bodies.held)
+        await future
+        return [*held, app.bodies.held]
+
+    assert on_loop(put, Declared()) == [18, 0, 0]
+
+
+def test_whoever_asks_late_is_told_at_once_and_too_early_is_an_error():
+    async def put(app):
+        exchange = opened(app)
+        with pytest.raises(asyncio.InvalidStateError):
+            exchange.result()
+        exchange.write(b'{"data":[1]}')
+        await exchange.complete()
+        told = []
+        exchange.add_done_callback(told.append)
+        return told == [exchange]
+
+    assert on_loop(put)
 
 
 def test_all_bodies_together_stay_within_the_budget():

@@ -403,6 +403,12 @@ def test_without_lifespan_the_first_request_starts_it_and_waits(ask):
     assert (a.json["data"], b.json["data"]) == ([1], [2])
 
 
+def test_who_waited_for_the_start_with_nothing_for_the_model_is_answered_too(ask):
+    app = http_server("life", Life())
+    empty, wrong = run(app, ask(app, b'{"data":[]}'), ask(app, b"[]"), serve=False)
+    assert (empty.json["data"], wrong.status) == ([], 400)
+
+
 def test_under_thread_every_method_runs_on_one_thread(ask):
     handler = Life()
     app = http_server("life", handler, executor="thread")

@@ -368,11 +368,14 @@ def test_a_slab_is_used_again_only_when_nobody_holds_its_rows():
     load = ring.take(4)
     address = load.work[0].ctypes.data
     load.release()
+    assert len(ring._pool) == 1
     put(ring, 3)
+    assert not ring._pool
     load = ring.take(4)
     assert load.work[0].ctypes.data == address
     kept = load.work[0][:1]
     load.release()
+    assert not ring._pool
     put(ring, 5)
     load = ring.take(4)
     assert load.work[0].ctypes.data != address
@@ -404,6 +407,38 @@ def test_rows_that_fill_holes_come_back_in_the_order_of_their_request(loop):
     executor.run()
     ((rows, _),) = stays.answers
     assert rows._arrays[""][:, 0].tolist() == [2, 3, 4]
+
+
+def test_a_request_that_was_taken_or_left_is_not_the_oldest_any_more():
+    ring = ring_of()
+    first, second, third = put(ring, 1, 2, 3), put(ring, 4, 5), put(ring, 6)
+    assert ring.oldest is first
+    ring.take(4).release()
+    assert ring.oldest is second
+    assert ring.cancel(second) == 1
+    assert ring.oldest is third
+    assert ring.cancel(second) == 0
+
+
+def test_the_buffer_of_those_who_all_left_is_pooled():
+    ring = ring_of()
+    first, second = put(ring, 1, 2, 3, 4), put(ring, 5)
+    ring.cancel(first)
+    assert len(ring._pool) == 1 and ring.size == 1
+    ring.cancel(second)
+    assert ring.size == 0
+
+
+def test_a_body_that_turns_out_to_be_no_json_takes_no_rows():
+    ring = ring_of()
+    bad = Recorder("a")
+    good = encode_numpy(vector())
+    bad.items = reader(VECTOR, b'{"data":["%b","%b\x01"]}' % (good.encode(), good[:-1].encode()), False)
+    bad.count = 2
+    with pytest.raises(RequestError, match="expected JSON") as error:
+        ring.put(bad)
+    assert error.value.status == 400
+    assert ring.size == 0
 
 
 def test_rows_spill_over_into_the_next_slab_and_a_refused_request_rolls_back():
