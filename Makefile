@@ -32,10 +32,11 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure the codec and the server (about 5 minutes); the figures go to build/
+bench: $(VENV)/.dev  ## measure the codec and the server (about 7 minutes); the figures go to build/
 	@mkdir -p build
 	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json build/codec.json
 	@$(BIN)/python -m bench.serve --json build/serve.json
+	@$(BIN)/python -m bench.edges --json build/edges.json
 
 report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and show it in the README
 	@$(BIN)/python -m bench.report
