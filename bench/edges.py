@@ -1,8 +1,8 @@
 """The two ends of what a server carries: bodies of 10 MB, and 10,000 connections that carry nothing. See --help.
 
-Large bodies: .npy documents, posted one after another over two connections, answered with their size. User CPU per MB
-is what the server's own code costs; the kernel's copies are the same for all. "virtex" has the transport read into the
-memory that the handler's array looks at; the others gather the pieces of an ASGI application and join them.
+Large bodies are posted one after another over two connections. "read" is a body that is not what it says, so it is read
+to its end and refused: what is left is the cost of reading. "array" is a .npy document, which becomes an array and is
+answered with its size. User CPU per MB is what the server's own code costs; the kernel's copies are the same for all.
 
 Idle connections: each is opened, answered once and then left alone. Memory is the growth of the server's resident
 bytes; what the kernel keeps for a socket is not in it.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import socket
 import sys
@@ -67,15 +68,20 @@ def document(size: int) -> bytes:
     return file.getvalue()
 
 
-DOCUMENT = document(SIZE)
-ANSWER = b'{"data":[%d],"error":null}' % SIZE
-HEAD = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-npy\r\ncontent-length: %d\r\n\r\n" % len(DOCUMENT)
+BODIES = {"read": (bytes(SIZE), 422), "array": (document(SIZE), 200)}  # and the status that answers it
+HEAD = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-npy\r\ncontent-length: %d\r\n\r\n"
+LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 SMALL = b'POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 12\r\n\r\n{"data":[1]}'
 
 
 def check(port: int) -> str | None:
-    came = post(port, DOCUMENT, "application/x-npy")
-    return None if came is None else "" if came == (200, ANSWER) else f"expected {ANSWER!r}, got {came}"
+    for name, (body, status) in BODIES.items():
+        came = post(port, body, "application/x-npy")
+        if came is None:
+            return None
+        if came[0] != status or (status == 200 and came[1] != b'{"data":[%d],"error":null}' % SIZE):
+            return f"{name}: expected {status}, got {came}"
+    return ""
 
 
 def check_echo(port: int) -> str | None:
@@ -87,34 +93,43 @@ def check_echo(port: int) -> str | None:
 
 
 class Sender(threading.Thread):
-    """Posts the document over one connection until it is time; a wrong answer ends the run."""
+    """Posts the body over one connection until it is time; a wrong answer ends the run."""
 
-    def __init__(self, port: int, until: float) -> None:
+    def __init__(self, port: int, what: str, until: float) -> None:
         super().__init__(daemon=True)
         self.port = port
+        self.body, self.status = BODIES[what]
         self.until = until
         self.posts = 0
         self.wrong = ""
 
     def run(self) -> None:
+        head = HEAD % len(self.body)
         try:
             with socket.create_connection(("127.0.0.1", self.port), 30) as sock:
                 while time.monotonic() < self.until and not self.wrong:
-                    sock.sendall(HEAD)
-                    sock.sendall(DOCUMENT)
+                    sock.sendall(head)
+                    sock.sendall(self.body)
                     self.receive(sock)
         except OSError as error:
             self.wrong = repr(error)
 
     def receive(self, sock: socket.socket) -> None:
         answer = b""
-        while not answer.endswith(ANSWER):
+        while not is_whole(answer):
             piece = sock.recv(4096)
             answer += piece
-            if not piece or len(answer) > 4096:
-                self.wrong = f"expected {ANSWER!r}, got {answer!r}"
-                return
+            if not piece:
+                break
+        if not answer.startswith(b"HTTP/1.1 %d " % self.status) or not is_whole(answer):
+            self.wrong = f"expected {self.status}, got {answer!r}"
         self.posts += 1
+
+
+def is_whole(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = LENGTH.search(head)
+    return length is not None and len(body) == int(length[1])
 
 
 def user_seconds(pid: int) -> float:
@@ -123,9 +138,9 @@ def user_seconds(pid: int) -> float:
     return sum(int(fields[11]) for fields in stats) / TICK
 
 
-def send(server: Running, seconds: float) -> dict[str, float]:
+def send(server: Running, what: str, seconds: float) -> dict[str, float]:
     user, cpu = user_seconds(server.pid), cpu_seconds(server.pid)
-    senders = [Sender(server.port, time.monotonic() + seconds) for _ in range(SENDERS)]
+    senders = [Sender(server.port, what, time.monotonic() + seconds) for _ in range(SENDERS)]
     begun = time.monotonic()
     for sender in senders:
         sender.start()
@@ -133,7 +148,7 @@ def send(server: Running, seconds: float) -> dict[str, float]:
         sender.join()
         if sender.wrong:
             raise SystemExit(f"{server.name}: {sender.wrong}")
-    megabytes = sum(sender.posts for sender in senders) * len(DOCUMENT) / MB
+    megabytes = sum(sender.posts for sender in senders) * len(senders[0].body) / MB
     return {
         "user_us_per_mb": (user_seconds(server.pid) - user) / megabytes * 1e6,
         "cpu_us_per_mb": (cpu_seconds(server.pid) - cpu) / megabytes * 1e6,
@@ -144,21 +159,21 @@ def send(server: Running, seconds: float) -> dict[str, float]:
 def measure_bodies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All servers, interleaved; medians."""
     serving, loading = cpus_apart()
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.servers}
+    runs: dict[tuple[str, str], list[dict[str, float]]] = {(w, n): [] for w in BODIES for n in arguments.servers}
     with ExitStack() as stack:
         servers = [stack.enter_context(running(name, SERVERS[name][1], check, serving)) for name in arguments.servers]
         os.sched_setaffinity(0, loading)
-        for server in servers:
-            send(server, 0.5)  # pools, caches and huge pages
         for _ in range(arguments.runs):
-            for server in servers:
-                runs[server.name].append(send(server, arguments.seconds))
-                print(".", end="", flush=True, file=sys.stderr)
+            for what in BODIES:
+                for server in servers:
+                    runs[what, server.name].append(send(server, what, arguments.seconds))
+                    print(".", end="", flush=True, file=sys.stderr)
         os.sched_setaffinity(0, serving | loading)
     print(file=sys.stderr)
     keys = ("user_us_per_mb", "cpu_us_per_mb", "mb_per_second")
     return [
-        {"server": name, **{k: round(median(run[k] for run in ran), 1) for k in keys}} for name, ran in runs.items()
+        {"what": what, "server": name, **{key: round(median(run[key] for run in ran), 1) for key in keys}}
+        for (what, name), ran in runs.items()
     ]
 
 
@@ -205,12 +220,13 @@ def measure_idle(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(saved: dict[str, Any]) -> str:
-    rows = [("10 MB posts", "user us/MB", "of uvicorn", "CPU us/MB", "MB/s")]
-    of_uvicorn = next((body["user_us_per_mb"] for body in saved["bodies"] if body["server"] == "uvicorn"), 0)
+    rows = [("10 MB posts", "server", "user us/MB", "of uvicorn", "CPU us/MB", "MB/s")]
+    yardsticks = {body["what"]: body["user_us_per_mb"] for body in saved["bodies"] if body["server"] == "uvicorn"}
     for body in saved["bodies"]:
-        share = f"{body['user_us_per_mb'] / of_uvicorn:.2f}" if of_uvicorn else "-"
+        yardstick = yardsticks.get(body["what"])
+        share = f"{body['user_us_per_mb'] / yardstick:.2f}" if yardstick else "-"
         figures = (f"{body[key]:g}" for key in ("cpu_us_per_mb", "mb_per_second"))
-        rows.append((body["server"], f"{body['user_us_per_mb']:g}", share, *figures))
+        rows.append((body["what"], body["server"], f"{body['user_us_per_mb']:g}", share, *figures))
     idle = saved["idle"]
     words = "{connections} idle connections: {bytes_each} bytes each, {percent_of_a_core} % of a core"
     return "\n".join([table(rows), words.format(**idle) + f" ({idle['percent_without_connections']} % without them)"])
