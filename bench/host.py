@@ -113,7 +113,7 @@ def post(port: int, body: bytes, content_type: str = "application/json") -> tupl
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its descendants, in /proc's grain (usually 10 ms)."""
     ticks = 0
-    for one in _family(pid):
+    for one in family(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15 of proc(5)
     return ticks / TICK
@@ -122,7 +122,7 @@ def cpu_seconds(pid: int) -> float:
 def fine_cpu_seconds(pid: int) -> float:
     """Time on a CPU by the scheduler's clock, in nanoseconds, of the threads there are: for what is below a tick."""
     spent = 0
-    for one in _family(pid):
+    for one in family(pid):
         for task in Path(f"/proc/{one}/task").iterdir():
             spent += int((task / "schedstat").read_text().split()[0])
     return spent / 1e9
@@ -135,15 +135,15 @@ def page_faults(pid: int) -> int:
 
 def rss_bytes(pid: int) -> int:
     """Resident memory of a process and its descendants; pages that they share are counted in each."""
-    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in _family(pid))
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid))
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            found += _family(int(child))
+            found += family(int(child))
     return found
 
 
