@@ -4,16 +4,17 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8081
+SECONDS ?= 1800
 
 # What the compiled codec is made of: a change here rebuilds it.
 SOURCES := setup.py $(wildcard virtex/*.pyx virtex/*.pxd virtex/csrc/*)
 CHECKED := virtex tests bench examples setup.py
 
-.PHONY: help venv demo serve test check bench report clean
+.PHONY: help venv demo serve test check bench bench-gpu soak fuzz sanitize arm report clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 venv: $(VENV)/.dev  ## make .venv with everything the targets below need
 
@@ -32,10 +33,31 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure the codec and the server (about 5 minutes); the figures go to build/
+bench: $(VENV)/.dev  ## measure codec, engine, server and batches (about 15 minutes); the figures go to build/
 	@mkdir -p build
 	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json build/codec.json
+	@$(BIN)/python -m bench.codec --json build/codec-memory.json --draw build/codec.svg
+	@$(BIN)/python -m bench.engine --json build/engine.json
 	@$(BIN)/python -m bench.serve --json build/serve.json
+	@$(BIN)/python -m bench.edges --json build/edges.json
+	@$(BIN)/python -m bench.images --json build/images.json
+	@$(BIN)/python -m bench.batching --json build/batching.json
+
+bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
+	@mkdir -p build
+	@$(BIN)/python -m bench.gpu --json build/gpu.json
+
+soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800) long: no wrong answer, no hang, flat memory
+	@$(BIN)/python -m bench.soak --seconds $(SECONDS)
+
+fuzz: $(VENV)/.dev  ## fuzz the codec's C core and the whole decode, SECONDS (1800) each; needs clang, and atheris for the latter
+	@PYTHON=$(BIN)/python tests/fuzz/run $(SECONDS)
+
+sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
+	@tests/csrc/run sanitize
+
+arm: $(VENV)/.dev  ## the NEON kernels under qemu (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+	@tests/csrc/run arm
 
 report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and show it in the README
 	@$(BIN)/python -m bench.report

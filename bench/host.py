@@ -113,7 +113,7 @@ def post(port: int, body: bytes, content_type: str = "application/json") -> tupl
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its descendants, in /proc's grain (usually 10 ms)."""
     ticks = 0
-    for one in _family(pid):
+    for one in family(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15 of proc(5)
     return ticks / TICK
@@ -122,23 +122,28 @@ def cpu_seconds(pid: int) -> float:
 def fine_cpu_seconds(pid: int) -> float:
     """Time on a CPU by the scheduler's clock, in nanoseconds, of the threads there are: for what is below a tick."""
     spent = 0
-    for one in _family(pid):
+    for one in family(pid):
         for task in Path(f"/proc/{one}/task").iterdir():
             spent += int((task / "schedstat").read_text().split()[0])
     return spent / 1e9
 
 
+def page_faults(pid: int) -> int:
+    """Pages that a process and its descendants touched for the first time, or again after they gave them back."""
+    return sum(int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[7]) for one in _family(pid))
+
+
 def rss_bytes(pid: int) -> int:
     """Resident memory of a process and its descendants; pages that they share are counted in each."""
-    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in _family(pid))
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid))
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            found += _family(int(child))
+            found += family(int(child))
     return found
 
 
@@ -153,6 +158,7 @@ class Load(NamedTuple):
     cpu_seconds: float  # of the server, user and system
     p50: float  # milliseconds
     p99: float
+    faults: int  # of pages, of the server
 
 
 def load(server: Running, connections: int, seconds: int, cpus: set[int], *script: str) -> Load:
@@ -162,7 +168,7 @@ def load(server: Running, connections: int, seconds: int, cpus: set[int], *scrip
     """
     url = f"http://127.0.0.1:{server.port}/"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "post.lua"), url, "--", *script]
-    before = cpu_seconds(server.pid)
+    before, faults = cpu_seconds(server.pid), page_faults(server.pid)
     ended = subprocess.run(
         command,
         capture_output=True,
@@ -170,13 +176,14 @@ def load(server: Running, connections: int, seconds: int, cpus: set[int], *scrip
         timeout=seconds + 60,
         preexec_fn=lambda: os.sched_setaffinity(0, cpus),
     )
-    spent = cpu_seconds(server.pid) - before
+    spent, faults = cpu_seconds(server.pid) - before, page_faults(server.pid) - faults
     if ended.returncode:
         raise SystemExit(f"wrk: exit status {ended.returncode}: {ended.stderr or ended.stdout}")
     said = json.loads(ended.stdout.splitlines()[-1])
     if said["refused"] or said["broken"] or not said["requests"]:
         raise SystemExit(f"{server.name} at {connections} connections did not answer all requests with 200: {said}")
-    return Load(said["requests"], said["microseconds"] / 1e6, spent, said["p50"] / 1e3, said["p99"] / 1e3)
+    milliseconds = said["p50"] / 1e3, said["p99"] / 1e3
+    return Load(said["requests"], said["microseconds"] / 1e6, spent, *milliseconds, faults)
 
 
 # The machine

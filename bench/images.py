@@ -10,8 +10,10 @@ buffer and answers constant bytes. Beside it:
   plain    an ASGI callable under uvicorn: orjson, pybase64, np.load, and np.stack
   pickle   the same with the codec of Virtex 0.1: pickle and the standard library's base64
 
-Every number is the median of several runs, interleaved. The copies are counted in runs of their own: memcpy, memmove
-and memset of 4096 bytes or more, beside the kernel's copy of the body and what the base64 decoder writes.
+Every number is the median of several runs, interleaved. "busy" is the share of a core that the server used, "faults"
+the pages per request that it had to be given. The copies are counted in runs of their own: memcpy, memmove and memset
+of 4096 bytes or more. Ideal is none: the kernel copies the body into its place, and base64 is decoded from there into
+the batch; for .npy it is one copy of the array, or none where the kernel writes into the batch.
 """
 
 from __future__ import annotations
@@ -189,6 +191,7 @@ def summary(loads: dict[str, list[Load]]) -> list[dict[str, Any]]:
         if "tensor" in spent:
             times = [mine / ours for mine, ours in zip(spent[name], spent["tensor"], strict=True)]
             row["of_tensor"] = round(median(times), 2)
+        row["faults"] = round(median(run.faults / run.requests for run in runs), 1)
         row["per_second"] = round(median(run.requests / run.seconds for run in runs))
         row["busy"] = round(median(run.cpu_seconds / run.seconds for run in runs), 2)
         rows.append(row | {"runs": [list(run) for run in runs]})
@@ -244,7 +247,7 @@ def post_all(one: Service, count: int) -> None:
 # The command
 
 
-COLUMNS = ("server", "us/request", "above bare", "of tensor", "requests/s", "busy", "copied", "set")
+COLUMNS = ("server", "us/request", "above bare", "of tensor", "requests/s", "busy", "faults", "copied", "set")
 
 
 def report(saved: dict[str, Any]) -> str:
@@ -266,6 +269,7 @@ def cells(row: dict[str, Any], counted: dict[str, dict[str, float]]) -> tuple[st
         "-" if times is None else f"{times:.2f}",
         str(row["per_second"]),
         f"{row['busy']:.2f}",
+        f"{row['faults']:.1f}",
         *(str(copied.get(key, "-")) for key in ("copied", "set")),
     )
 

@@ -15,6 +15,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     more = True
     while more:
         message = await receive()
+        if message["type"] != "http.request":
+            return  # the client left
         body += message.get("body", b"")
         more = message.get("more_body", False)
     answer = orjson.dumps({"data": orjson.loads(body)["data"], "error": None})

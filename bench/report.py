@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ RESULTS = ROOT / "bench" / "results"
 def keep() -> None:
     """Take over what was measured; of pytest-benchmark's file only what the table needs."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name, shorten in (("serve", lambda saved: saved), ("codec", shorten_codec)):
+    for name in TABLES:
+        shorten = shorten_codec if name == "codec" else dict
         measured = ROOT / "build" / f"{name}.json"
         if measured.exists():
             saved = shorten(json.loads(measured.read_text()))
@@ -47,7 +49,7 @@ def shorten_codec(saved: dict[str, Any]) -> dict[str, Any]:
 def render() -> dict[str, str]:
     """The tables, by the name of their marker; those whose figures are there."""
     tables = {}
-    for name, table in (("serve", serve_table), ("codec", codec_table)):
+    for name, table in TABLES.items():
         measured = RESULTS / f"{name}.json"
         if measured.exists():
             tables[name] = table(json.loads(measured.read_text()))
@@ -95,6 +97,64 @@ def codec_table(saved: dict[str, Any]) -> str:
             cells = " | ".join(f"{found[step, size, recipe] * 1e6:,.1f}" for recipe in recipes)
             lines.append(f"| {size:,} | {step} | {cells} |")
     return "\n".join(lines)
+
+
+def memory_table(saved: dict[str, Any]) -> str:
+    from .codec import tables
+
+    return "\n".join(["; ".join(saved["header"]) + ".", "", *tables(saved)]).rstrip()
+
+
+def images_table(saved: dict[str, Any]) -> str:
+    lines = [
+        f"{saved['machine']['cpu']}. Microseconds of the server's CPU time per image of 602112 bytes, "
+        f"{saved['connections']} connections, medians of {saved['runs']} runs of {saved['seconds']} s.",
+        "",
+        "| wire | server | CPU us | above bare | of tensor | bytes copied |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for case in saved["cases"]:
+        for row in case["rows"]:
+            counted = case["copies"].get(row["server"])
+            copied = f"{counted['copied'] + counted['set']:,}" if counted else "-"
+            lines.append(
+                f"| {case['wire']} | {row['server']} | {row['us']:.0f} | {row['above_bare']:.0f} "
+                f"| {row['of_tensor']:.2f} | {copied} |"
+            )
+    return "\n".join(lines)
+
+
+def batching_table(saved: dict[str, Any]) -> str:
+    lines = [
+        f"{saved['machine']['cpu']}. Milliseconds; loads and what was served as parts of "
+        f"{saved['ideal_per_second']:,.0f} items/s.",
+        "",
+        "| load | served | batch | p50 | p99 | p99, simulated | p99, fixed window | p99, closed by timer |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in saved["rows"]:
+        sim = saved["simulated"].get(str(row["load"]))
+        others = (f"{sim[name]['p99_ms']:,.1f}" if sim else "-" for name in ("window", "timer"))
+        lines.append(
+            f"| {row['load']:.2f} | {row['of_ideal']:.3f} | {row['size']:.1f} | {row['p50_ms']:.1f} "
+            f"| {row['p99_ms']:.1f} | {row['same']['p99_ms']:.1f} | {' | '.join(others)} |"
+        )
+    return "\n".join(lines)
+
+
+def engine_table(saved: dict[str, Any]) -> str:
+    lines = [f"{saved['machine']['cpu']}; {saved['what']}.", "", "| what | CPU us per item |", "|---|--:|"]
+    return "\n".join(lines + [f"| {row['what']} | {row['us']:.2f} |" for row in saved["rows"]])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "serve": serve_table,
+    "codec": codec_table,
+    "codec-memory": memory_table,
+    "images": images_table,
+    "batching": batching_table,
+    "engine": engine_table,
+}
 
 
 def place(text: str, name: str, table: str) -> str:

@@ -370,6 +370,26 @@ def test_sending_waits_for_a_client_that_does_not_read(serve):
     assert sent == [0, 1, 2]
 
 
+def test_idle_connection_is_closed_after_a_keep_alive_shorter_than_the_first_wait(serve):
+    wire = serve(echo, keep_alive_seconds=5).send(GET).settle()
+    assert not wire.advance(4).ended
+    assert wire.advance(2).ended
+
+
+def test_connection_is_idle_again_after_an_answer_that_outlasted_its_clock(serve):
+    answer = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await answer.wait()
+        await echo(scope, receive, send)
+
+    wire = serve(app).send(GET).settle().advance(20)
+    answer.set()
+    assert wire.settle().statuses == [200]
+    assert not wire.advance(70).ended
+    assert wire.advance(10).ended
+
+
 def test_half_closed_client_gets_its_answer(serve):
     gate = asyncio.Event()
 

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from test_ring import Recorder
 
-from virtex.batcher import ANSWERED_KEPT, AsyncExecutor, Batcher, InlineExecutor, Observer, Peer, ThreadExecutor
-from virtex.errors import ItemError, RequestError
+from virtex.batcher import (
+    ANSWERED_KEPT,
+    AsyncExecutor,
+    Batcher,
+    Company,
+    InlineExecutor,
+    Observer,
+    Peer,
+    ThreadExecutor,
+)
+from virtex.errors import HandlerError, ItemError, RequestError
 from virtex.steps import Steps
 
 WINDOW = 0.005
@@ -363,6 +372,20 @@ def test_full_batches_do_not_pile_up_memory_of_who_was_answered(rig):
     assert len(rig.batcher.company._answered) <= ANSWERED_KEPT + 1
 
 
+def test_a_long_window_keeps_one_entry_for_each_who_is_expected_and_not_each_request():
+    company, peers = Company(3600 * 10**9), [Peer() for _ in range(2000)]
+    for now in range(1, 10):
+        for peer in peers:
+            company.arrives(peer)
+            company.arrived()
+            company.answered(peer, now)
+    assert len(company._answered) <= 2 * len(peers) + 1
+    assert company.until(10) == 9 + 3600 * 10**9
+    for peer in peers:
+        company.leaves(peer)
+    assert company.until(11) == 0
+
+
 class Life(RuleBasedStateMachine):
     """Whatever happens in whatever order, each request is answered once, with its own rows, in time."""
 
@@ -571,3 +594,19 @@ def test_an_async_handler_that_is_cancelled_fails_its_batch_only():
     error, after = asyncio.run(main())
     assert "CancelledError" in str(error)
     assert after == [["a"]]
+
+
+def test_a_request_that_can_not_take_its_rows_costs_the_rest_of_the_batch_nothing(rig):
+    class Picky(Recorder):
+        def fill(self, rows):
+            raise ValueError("secret")
+
+    picky = Picky("ab")
+    rig.batcher.admit(picky, rig.loop.now)
+    other = rig.send("c")
+    rig.loop.settle()
+    rig.executor.finish()
+    ((rows, error),) = picky.answers
+    assert rows == [] and isinstance(error, HandlerError) and "secret" not in str(error)
+    assert other.answers == [([("row of", "c")], None)]
+    assert rig.batcher.now == 0 and not rig.observer.batches[0].ok

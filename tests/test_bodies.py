@@ -53,3 +53,13 @@ def test_no_more_is_kept_free_than_said():
     while views:
         bodies.give_back(views.pop())
     assert bodies._kept == KEPT
+
+
+def test_memory_that_a_reader_has_open_is_left_to_it():
+    bodies = Bodies(1)
+    view = bodies.take(100_000)
+    view[:1] = b"x"
+    reader = np.frombuffer(view, np.uint8)
+    bodies.give_back(view)
+    assert bodies.take(100_000)[:1] == b"\0"
+    assert reader[0] == ord("x")

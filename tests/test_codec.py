@@ -448,6 +448,7 @@ REFUSED = {
     "a hexadecimal dimension": (npy_of(header(shape="(0x2,)"), DATA), "comma"),
     "an underscore": (npy_of(header(shape="(1_0,)"), DATA), "comma"),
     "33 dimensions": (npy_of(header(shape="(" + "1, " * 33 + ")"), DATA), "32 dimensions"),
+    "rows of no elements": (npy_of(header(shape="(2, 1000000, 0)"), b""), "at most 2\\*\\*20 rows"),
     "a dimension of 2**64": (npy_of(header(shape="(18446744073709551618,)"), DATA), "number"),
     "a shape that overflows": (npy_of(header(shape="(4294967296, 4294967296)"), DATA), "2\\*\\*63"),
     "an overflow beside a zero": (npy_of(header(shape="(0, 4611686018427387904, 8)")), "2\\*\\*63"),

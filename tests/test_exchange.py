@@ -1,12 +1,14 @@
 import asyncio
+import time
 
 import numpy as np
 import pytest
+import uvloop
 from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex import Tensor, TensorHandler, http_server
+from virtex import Tensor, TensorHandler, exchange, http_server, serve
 from virtex._codec import encode_numpy
 from virtex.errors import RequestError
 from virtex.exchange import Head, negotiate
@@ -112,6 +114,16 @@ def test_an_answer_that_is_not_acceptable_is_a_406(accept):
     assert error.value.status == 406
 
 
+@pytest.mark.parametrize("piece", [b",", b"a,", b"a;q=1,", b";", b" ", b"*/* ", b"*/*; ", b"application/x-npy;q=0,"])
+def test_a_long_accept_costs_little_time_and_no_memory(piece):
+    accept = b"*/*," + piece * (60_000 // len(piece))
+    before = exchange._kept.cache_info().currsize
+    started = time.process_time()
+    assert not negotiate(b"", b"", accept).takes_npy
+    assert time.process_time() - started < 0.1
+    assert exchange._kept.cache_info().currsize == before
+
+
 def test_a_body_is_charged_until_it_is_answered_refused_or_given_up():
     async def put(app):
         held = []
@@ -211,3 +223,24 @@ def test_all_bodies_together_stay_within_the_budget():
         return *status, app.bodies.held
 
     assert on_loop(put) == (503, 90, 0)
+
+
+def test_memory_of_a_large_body_that_came_over_a_socket_is_used_again():
+    text = b'{"data":["%b"]}' % (b"x" * 1_000_000)
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(text)
+
+    async def main():
+        app = http_server("echo", Echo())
+        kept = []
+        async with await serve(app, port=0) as listener:
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            for _ in range(5):
+                writer.write(request + text)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                assert head.startswith(b"HTTP/1.1 200")
+                await reader.readexactly(len(text) + 13)
+                kept.append(sum(map(len, app.bodies._free.values())))
+            writer.close()
+        return kept
+
+    assert uvloop.run(main()) == [1] * 5

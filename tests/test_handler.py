@@ -85,6 +85,60 @@ def test_an_item_error_that_knows_its_index_is_believed():
     assert len(handler.decoded) == 1
 
 
+@pytest.mark.parametrize("index", [-1, 3, 2**70, "1", 0.5, object()], ids=str)
+def test_an_index_that_is_none_of_the_items_is_looked_for(index):
+    class Odd(Doubler):
+        def process_request(self, data):
+            if "bad" in data:
+                raise ItemError("no", index)
+            return data
+
+    good, bad = outcomes([1], [2, 3, "bad"], handler=Odd())
+    assert good == [2]
+    assert str(bad) == "item 2: no"
+
+
+def test_an_error_that_a_handler_raises_again_and_again_stays_its_own():
+    always = ItemError("no", 0)
+
+    class Same(Doubler):
+        def process_request(self, data):
+            raise always
+
+    first, second = outcomes([1], [2], handler=Same())
+    first.index += 1
+    assert (second.index, always.index) == (0, 0)
+
+
+def test_an_item_error_of_a_subclass_that_calls_no_init_is_one_too():
+    class Bare(ItemError):
+        def __init__(self):
+            pass
+
+    class Raises(Doubler):
+        def process_request(self, data):
+            if "bad" in data:
+                raise Bare
+            return data
+
+    good, bad = outcomes([1], ["bad"], handler=Raises())
+    assert good == [2]
+    assert str(bad) == "item 0: expected another item"
+
+
+@pytest.mark.parametrize(("rows", "says"), [(1, "returned 1 rows for 2 items"), (3, "more than 2 rows for 2 items")])
+def test_rows_are_counted_where_a_length_says_something_else(rows, says):
+    class Columns:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            return iter(range(rows))
+
+    with pytest.raises(HandlerError, match=says):
+        rows_of(Columns(), 2)
+
+
 def test_requests_that_do_not_stack_run_each_alone():
     assert outcomes([1], [-2], [3, 4]) == [[2], [-4], [6, 8]]
 

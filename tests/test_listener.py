@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 
 import pytest
 import uvloop
 
-from virtex import RequestHandler, http_server, serve
+from virtex import Limits, RequestHandler, http_server, serve
 
 
 class Echo(RequestHandler):
@@ -182,3 +183,73 @@ def test_application_that_does_not_stop_is_left_behind(run, caplog):
 
     run(main())
     assert "did not shut down within 1 s" in caplog.text
+
+
+# --- large bodies, which the transport reads into the exchange's buffer ---------------------------------------
+
+MB = 1 << 20
+SMALL_BUDGET = Limits(max_bytes=2 * MB)
+
+
+def large(size):
+    """A request whose body has so many bytes."""
+    body = b'{"data":["%b"]}' % (b"x" * (size - 13))
+    return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+async def until(holds):
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def answer_of(reader):
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.split()[1]), head, await reader.readexactly(length)
+
+
+def test_body_that_goes_over_the_budget_is_refused_and_gives_its_bytes_back_while_others_go_on(run):
+    async def main():
+        app = http_server(name="echo", handler=Echo, limits=SMALL_BUDGET)
+        async with await serve(app, port=0) as listener:
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            other_reader, other = await asyncio.open_connection("127.0.0.1", listener.port)
+            first, second = large(3 * MB), large(MB)
+            other.write(second[: MB // 2])
+            await until(lambda: app.bodies.held > MB // 2 - 1000)
+            held = app.bodies.held
+            writer.write(first[: MB + MB // 2])
+            await until(lambda: app.bodies.held > 2 * MB - 1000)
+            writer.write(first[MB + MB // 2 :][:2000])  # midway, and little enough that no reset follows the answer
+            status, head, body = await answer_of(reader)
+            assert status == 503 and b"connection: close" in head and b"retry-after: 1" in head, head
+            assert b"more than 2097152 bytes" in body and await reader.read() == b""
+            assert app.bodies.held == held
+            other.write(second[MB // 2 :] + large(100))
+            answers = [await answer_of(other_reader) for _ in range(2)]
+            assert [status for status, _, _ in answers] == [200, 200] and len(answers[0][2]) > MB
+            assert app.bodies.held == 0
+            writer.close()
+            other.close()
+
+    run(main())
+
+
+def test_large_body_cut_by_a_reset_gives_its_bytes_back(run):
+    async def main():
+        app = http_server(name="echo", handler=Echo, limits=SMALL_BUDGET)
+        async with await serve(app, port=0) as listener:
+            for _ in range(3):  # together more than the budget
+                _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+                writer.write(large(2 * MB)[:MB])
+                await until(lambda: app.bodies.held > MB - 1000)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+                await until(lambda: app.bodies.held == 0)
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(large(2 * MB))
+            assert (await answer_of(reader))[0] == 200 and app.bodies.held == 0
+            writer.close()
+
+    run(main())

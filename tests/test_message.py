@@ -1,5 +1,7 @@
 import math
+from enum import Enum
 
+import ml_dtypes
 import numpy as np
 import orjson
 import pytest
@@ -132,6 +134,12 @@ def test_arrays_that_orjson_does_not_take_as_they_are_become_lists_all_the_same(
         {"a": {"b": math.nan}},
         np.array([1, np.nan]),
         (math.nan,),
+        np.array([None, math.nan]),
+        np.array([(1, math.nan)], "i4,f4"),
+        np.array([(1, math.nan)], "i4,f4")[0],
+        np.array([math.nan], ml_dtypes.bfloat16),
+        ml_dtypes.bfloat16(math.inf),
+        Enum("Odd", {"nan": math.nan}).nan,
     ],
     ids=repr,
 )

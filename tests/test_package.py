@@ -131,3 +131,11 @@ def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) ->
         pyx.write_text(sound)
     assert ended.returncode != 0
     assert "#error no" in ended.stderr
+
+
+def test_an_installation_without_its_codec_says_so(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "virtex", tmp_path / "virtex", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    script = "import virtex; virtex.HttpMessage"
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "ImportError: virtex._codec, the compiled codec, is missing" in run.stderr

@@ -506,6 +506,34 @@ def test_draining_is_unready_but_answers_and_shutdown_waits_for_answers(ask):
     assert "teardown" in handler.threads
 
 
+def test_two_shutdowns_at_once_are_one():
+    class Counts(Life):
+        teardowns = 0
+
+        def teardown(self):
+            self.teardowns += 1
+
+        def run_inference(self, model_input):
+            self.go.wait(10)
+            return model_input
+
+    async def main():
+        handler = Counts()
+        app = http_server("life", handler, executor="thread")
+        await app.startup()
+        handler.go.clear()
+        asking = asyncio.ensure_future(ask_direct(app, BODY))
+        await asyncio.sleep(0.01)
+        both = [asyncio.ensure_future(app.shutdown()) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        early = [shutdown.done() for shutdown in both]
+        handler.go.set()
+        await asyncio.wait_for(asyncio.gather(*both), 5)
+        return early, (await asking).status, handler.teardowns
+
+    assert asyncio.run(main()) == ([False, False], 200, 1)
+
+
 def test_a_teardown_that_raises_is_logged(caplog):
     class Broken(Echo):
         def teardown(self):
@@ -520,6 +548,15 @@ def test_one_app_serves_one_loop_after_another_and_sets_up_in_each(ask):
     for _ in range(2):
         (answer,) = run(app, ask(app, BODY))
         assert answer.status == 200
+
+
+def test_one_app_serves_another_loop_though_it_was_never_shut_down(ask):
+    app = http_server("made", Life)
+
+    async def main():
+        return await asyncio.wait_for(ask(app, BODY), 5)
+
+    assert [asyncio.run(main()).status for _ in range(2)] == [200, 200]
 
 
 def test_a_forked_process_begins_anew(ask):
@@ -655,6 +692,26 @@ def test_a_request_that_started_the_service_is_told_when_that_takes_too_long():
 
     late = asyncio.run(main())
     assert (late.status, late.error) == (503, "still starting after 0.05 s")
+
+
+def test_those_who_left_before_the_start_are_no_reason_to_refuse_others():
+    async def main():
+        handler = Life()
+        handler.go.clear()
+        app = http_server("life", handler, max_queue_size=2, max_batch_size=1)
+        for _ in range(3):
+            exchange = app.open(Head("POST", "/", [], len(BODY), None), app._clock())
+            exchange.write(BODY)
+            exchange.complete()
+            exchange.cancel("the client left")
+        waiting = asyncio.gather(*(ask_direct(app, BODY) for _ in range(3)))
+        await asyncio.sleep(0)
+        handler.go.set()
+        statuses = sorted(answer.status for answer in await asyncio.wait_for(waiting, 5))
+        await app.shutdown()
+        return statuses
+
+    assert asyncio.run(main()) == [200, 200, 503]
 
 
 def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():

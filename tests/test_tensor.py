@@ -2,6 +2,7 @@ import asyncio
 import gc
 import io
 import itertools
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_s
 from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batcher import Batcher
 from virtex.errors import HandlerError, RequestError
+from virtex.exchange import Head
 from virtex.steps import TensorSteps, drive
 from virtex.tensor import RowRing, Rows, allocate, reader
 
@@ -646,3 +648,124 @@ def test_parts_of_rows_join_without_aliasing():
     rows._arrays[""][:] = 0
     gc.collect()
     assert joined._arrays[""].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def in_large_memory(app, text, headers=()):
+    """Put a request whose body the kernel would read into pooled memory; gives its answer."""
+    exchange = app.open(Head("POST", "/", list(headers), len(text), None), app._clock())
+    exchange.buffer(len(text))[:] = text
+    exchange.charge(len(text))
+    return exchange.complete()
+
+
+@pytest.mark.parametrize(
+    ("text", "headers", "status"),
+    [
+        (body(*[vector()] * 3, np.zeros(3, "float64")), (), 422),
+        (b'{"data":["%b!"]}' % encode_numpy(vector())[:-1].encode(), (), 422),
+        (body(*[vector()] * 9), (), 413),
+        (encode_npy([vector()] * 9), [(b"content-type", b"application/x-npy")], 413),
+        (encode_npy([np.zeros(4, "float32")] * 2), [(b"content-type", b"application/x-npy")], 422),
+    ],
+    ids=["another dtype", "bad base64", "too many", "too many rows", "another shape"],
+)
+def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(text, headers, status):
+    async def main():
+        app = http_server("tensor", Identity(), max_batch_size=2)
+        await app.startup()
+        refused = []
+        for _ in range(2):
+            refused.append(in_large_memory(app, text, headers).status)
+            await asyncio.sleep(0)  # it is given back when the transport that wrote it is done with it
+        counts = app._unsettled, app.bodies.held, sum(map(len, app.bodies._free.values()))
+        await asyncio.wait_for(app.shutdown(), 5)
+        return refused, counts
+
+    assert asyncio.run(main()) == ([status] * 2, (0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        (lambda n, call: np.zeros((n, call)), "returned rows of {'': (1,)}, then of {'': (2,)}"),
+        (lambda n, call: {"ab"[call - 1]: np.zeros(n)}, "returned rows of {'a': ()}, then of {'b': ()}"),
+        (lambda n, call: dict.fromkeys("ab"[:call], np.zeros(n)), "then of {'a': (), 'b': ()}, for one request"),
+    ],
+    ids=["shapes", "names", "more names"],
+)
+def test_rows_of_two_batches_that_do_not_go_together_fail_their_request_alone(outputs, says):
+    class Varies(Identity):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            return outputs(len(batch), self.calls)
+
+    both, other = served(Varies(), body(*[vector()] * 3), body(vector()), max_batch_size=2)
+    assert (both.status, other.status) == (500, 200)
+    assert says in both.error
+
+
+def test_labels_of_different_lengths_go_together():
+    class Labels(Identity):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            return np.array(["a" * self.calls] * len(batch))
+
+    (answer,) = served(Labels(), body(*[vector()] * 3), max_batch_size=2)
+    assert answer.json["data"] == ["a", "a", "aa"]
+
+
+class Reuses(Identity):
+    """A model that writes all its outputs to one place; its second batch is done before the first is answered."""
+
+    def setup(self, worker):
+        self.place = np.zeros((2, 3), "float32")
+        self.returned = threading.Event()
+
+    def run_inference(self, batch):
+        np.copyto(self.place[: len(batch)], batch)
+        if batch[0, 0] == 2:
+            self.returned.set()
+        return self.place[: len(batch)]
+
+
+class ReusesRows(Reuses):
+    def process_response(self, row):
+        return row
+
+
+@pytest.mark.parametrize("handler", [Reuses, ReusesRows])
+def test_a_model_that_reuses_its_outputs_changes_no_answer_that_is_not_made_yet(handler):
+    async def main():
+        model = handler()
+        app = http_server("reuses", model, executor="thread", max_batch_size=1)
+        await app.startup()
+        asked = [asyncio.ensure_future(ask_direct(app, body(vector(n, n, n)))) for n in (1, 2)]
+        for _ in range(5):
+            await asyncio.sleep(0)  # both are cut now; the loop stands still until both have run
+        model.returned.wait(5)
+        answers = await asyncio.wait_for(asyncio.gather(*asked), 5)
+        await app.shutdown()
+        return [answer.json["data"][0] for answer in answers]
+
+    decode = decode_numpy if handler is Reuses else np.array
+    assert [decode(item).tolist() for item in asyncio.run(main())] == [[1, 1, 1], [2, 2, 2]]
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_rows_of_a_request_over_two_batches_stay_as_they_were(executor):
+    model_rows = [[n] * 3 for n in (1, 2, 3)]
+    (answer,) = served(ReusesRows(), body(*map(np.float32, model_rows)), max_batch_size=1, executor=executor)
+    assert answer.json["data"] == model_rows
+
+
+def test_outputs_that_nobody_else_can_write_to_are_not_copied():
+    fresh, kept = np.zeros((2, 3)), np.zeros((2, 3))
+    rows = Rows({"fresh": fresh, "kept": kept, "view": np.zeros((4, 3))[:2]})
+    at = {name: array.ctypes.data for name, array in rows._arrays.items()}
+    del fresh  # kept is still referred to from here
+    same = {name: array.ctypes.data == at[name] for name, array in rows.unshared()._arrays.items()}
+    assert same == {"fresh": True, "kept": False, "view": False}

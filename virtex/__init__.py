@@ -67,7 +67,16 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'virtex' has no attribute {name!r}")
-    value = getattr(import_module(f".{home}", __name__), name)
+    try:
+        module = import_module(f".{home}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}._codec":
+            raise
+        raise ImportError(
+            "virtex._codec, the compiled codec, is missing: this installation did not build it. "
+            "Install Virtex again where there is a C compiler"
+        ) from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

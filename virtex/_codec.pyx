@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from .errors import ItemError
-from .serial._npy import build_header, dtype_of, numbers
+from .serial._npy import build_header, dtype_of, numbers, short
 
 cimport cython
 cimport numpy as cnp
@@ -246,7 +246,7 @@ cdef _Signature _parse_header(const uint8_t *head, size_t size):
     signature.dtype = dtype_of(head[npy.descr:npy.descr_end], npy.major == 3, npy.named, npy.fields)
     nbytes = signature.dtype.itemsize
     if not vx_times(&nbytes, npy.reach):
-        raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {signature.dtype}")
+        raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {short(signature.dtype)}")
     signature.nbytes = signature.dtype.itemsize * npy.count
     signature.header = size
     signature.head = head[:size]
@@ -313,7 +313,7 @@ cdef _Signature _raw_signature(const uint8_t *doc, size_t left):
 
 
 cdef _wrong_size(_Signature signature, size_t got, size_t offset):
-    what = f"{signature.dtype} {signature.shape()}"
+    what = f"{short(signature.dtype)} {signature.shape()}"
     return ItemError(f"expected {signature.nbytes} bytes of data for {what}, got {got}", offset=offset)
 
 
@@ -420,7 +420,8 @@ cdef int _fit(_Signature signature, cnp.ndarray rows) except -1:
 
 cdef _misfit(_Signature signature, cnp.ndarray rows, object index):
     shape = (<object>rows).shape[1:]
-    return ItemError(f"expected {rows.dtype} {shape}, got {signature.dtype} {signature.shape()}", index)
+    got = f"{short(signature.dtype)} {signature.shape()}"
+    return ItemError(f"expected {rows.dtype} {shape}, got {got}", index)
 
 
 cdef cnp.ndarray _check_rows(object rows, Py_ssize_t count):
@@ -683,7 +684,7 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
     elif not isinstance(value, np.ndarray):
         raise ItemError(f"expected base64 of a .npy document, or nested lists of numbers; got {type(value).__name__}")
     elif value.shape != (<object>rows).shape[1:] or value.dtype.newbyteorder("=") != rows.dtype.newbyteorder("="):
-        raise ItemError(f"expected {rows.dtype} {(<object>rows).shape[1:]}, got {value.dtype} {value.shape}")
+        raise ItemError(f"expected {rows.dtype} {(<object>rows).shape[1:]}, got {short(value.dtype)} {value.shape}")
     (<object>rows)[i] = value
     return 0
 
@@ -744,8 +745,6 @@ def scan_npy(body, ndim=None):
     each = first.header + first.nbytes
     items.source, items.columns, items.raw, items.signature = source, 1, True, first
     if ndim is not None and first.ndim == ndim + 1 and each == size:
-        if first.fortran:
-            return items_of(decode_npy(body)[0])
         return _scan_stacked(items, first)
     if size % each:
         return items_of(decode_npy(body))
@@ -762,10 +761,14 @@ cdef _Spans _scan_stacked(_Spans items, _Signature whole):
     cdef _Signature row = _row_signature(whole)
     cdef Py_ssize_t i, count = whole.dims[0]
     if whole.nbytes == 0 and count:  # a header may claim any number of rows of nothing
-        raise ItemError(f"expected rows of at least one byte, got {whole.dtype} {whole.shape()}", 0)
+        raise ItemError(f"expected rows of at least one byte, got {short(whole.dtype)} {whole.shape()}", 0)
+    if whole.fortran:  # a row's bytes lie all over the document: bring them together
+        rows = np.ascontiguousarray(_decode_npy(items.source.data, whole))
+        items.source = _open_bytes(rows.reshape(-1).view(np.uint8))
+        row.header = 0
     items.make_room(count)
     for i in range(count):
-        items.starts[i] = whole.header + i * row.nbytes
+        items.starts[i] = row.header + i * row.nbytes
     items.count, items.signature = count, row
     return items
 

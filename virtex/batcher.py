@@ -31,7 +31,7 @@ from .steps import Outcome, Steps, drive, failure_of
 
 log = logging.getLogger("virtex")
 
-ANSWERED_KEPT = 1024  # entries of connections that were answered, before those that are too old are looked for
+ANSWERED_KEPT = 1024  # entries of connections that were answered, before those that mean nothing any more are dropped
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 
 
@@ -86,12 +86,13 @@ class Company:
     window: nanoseconds; 0 means that nobody is ever waited for, and no peer is remembered.
     """
 
-    __slots__ = ("_answered", "_arriving", "_expected", "_window")
+    __slots__ = ("_answered", "_arriving", "_expected", "_kept", "_window")
 
     def __init__(self, window: int) -> None:
         self._window = window
         self._arriving = 0
         self._expected = 0
+        self._kept = ANSWERED_KEPT
         self._answered: deque[tuple[int, Peer]] = deque()  # oldest first; an entry is stale once its peer came back
 
     def arrives(self, peer: Peer | None) -> None:
@@ -111,8 +112,8 @@ class Company:
             return
         peer.open -= 1
         if not peer.open and self._window:
-            if len(self._answered) > ANSWERED_KEPT:
-                self._expire(now)
+            if len(self._answered) > self._kept:
+                self._clear(now)
             peer.answered = now
             self._expected += 1
             self._answered.append((now, peer))
@@ -132,6 +133,12 @@ class Company:
         if peer.answered:
             peer.answered = 0
             self._expected -= 1
+
+    def _clear(self, now: int) -> None:
+        """Entries of peers that came back go too, or a long window would keep one for each request in it."""
+        self._expire(now)
+        self._answered = deque((stamp, peer) for stamp, peer in self._answered if peer.answered == stamp)
+        self._kept = max(ANSWERED_KEPT, 2 * len(self._answered))
 
     def _expire(self, now: int) -> None:
         answered = self._answered
@@ -440,8 +447,11 @@ class Batcher:
         ok = True
         for (ticket, start, _), outcome in batch.answers():
             if not isinstance(outcome, (HandlerError, ItemError)):
-                ticket.fill(outcome)
-                continue
+                try:
+                    ticket.fill(outcome)
+                    continue
+                except Exception as error:  # its rows of several batches do not go together
+                    outcome = error if isinstance(error, HandlerError) else failure_of(error)
             ok = False
             if not ticket.resolved:
                 if outcome.index is not None:

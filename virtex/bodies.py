@@ -49,8 +49,8 @@ class Bodies:
         memory = view.obj
         try:
             view.release()
-        except BufferError:  # the traceback of an item's error has the items, and they the body
-            return
+        except BufferError:
+            return  # a reader has it open; the memory goes with the last of them
         assert isinstance(memory, mmap.mmap)
         size = len(memory)
         if self._kept + size <= KEPT and sys.getrefcount(memory) <= _ALONE:

@@ -69,6 +69,7 @@ class ItemError(VirtexError, ValueError):
     """
 
     status = 422
+    reason, index, offset = "expected another item", None, None  # of a subclass that does not call __init__
 
     def __init__(self, reason: str, index: int | None = None, offset: int | None = None) -> None:
         super().__init__(reason, index, offset)

@@ -31,6 +31,7 @@ log = logging.getLogger("virtex")
 JSON: Headers = ((b"content-type", b"application/json"),)
 NPY: Headers = ((b"content-type", b"application/x-npy"),)
 ACCEPTS = "application/json, application/x-npy"
+KEPT = 512  # bytes; clients send the same three headers again and again, so what those up to this say is kept
 
 
 class Head:
@@ -80,12 +81,17 @@ class Wants(NamedTuple):
     takes_npy: bool
 
 
-@lru_cache(256)
 def negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
     """Read the three headers (RFC 9110 sections 8.3, 8.4, 12.5.1); b"" where one is absent.
 
     Raises RequestError: 415 for a body that is neither JSON nor .npy or is compressed, 406 when neither may be sent.
     """
+    if len(content_type) + len(content_encoding) + len(accept) <= KEPT:
+        return _kept(content_type, content_encoding, accept)
+    return _negotiate(content_type, content_encoding, accept)
+
+
+def _negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
     kind = content_type.partition(b";")[0].strip().lower().decode("latin-1")
     if content_encoding.strip().lower() not in (b"", b"identity"):
         coding = content_encoding.decode("latin-1")
@@ -103,12 +109,17 @@ def negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wa
     return Wants(not json_like, _prefers_npy(accept.decode("latin-1").lower()))
 
 
+_kept = lru_cache(256)(_negotiate)
+
+# One search finds what concerns us in a long Accept; taking all of it apart would cost a worker 0.1 s for 60 KB.
+_RANGE = re.compile(r"(?:^|,)\s*(application/x-npy|application/json|application/\*|\*/\*)\s*(?:;([^,]*))?(?=,|$)")
+
+
 def _prefers_npy(accept: str) -> bool:
     """Whether .npy is named and JSON not preferred to it; wildcards mean JSON."""
     quality = {}
-    for entry in accept.split(","):
-        kind, *parameters = (part.strip() for part in entry.split(";"))
-        q = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+    for kind, parameters in _RANGE.findall(accept):
+        q = next((p.strip()[2:] for p in parameters.split(";") if p.strip().startswith("q=")), "1")
         quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
     as_npy = quality.get("application/x-npy", 0.0)
     ranges = ("application/json", "application/*", "*/*")
@@ -216,7 +227,8 @@ class Exchange(Ticket):
     def _drop_body(self) -> None:
         body, self._body = self._body, b""
         if body.__class__ is memoryview:
-            self._server.bodies.give_back(body)
+            # Later: the transport that has just written its end looks at it until its call is over.
+            self._server.loop.call_soon(self._server.bodies.give_back, body)
 
     def _uncharge(self) -> None:
         self._server.bodies.held -= self._charged
@@ -246,9 +258,11 @@ class Exchange(Ticket):
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list of items is as large as its body
                 self._uncharge()
+            return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
-            return self._finish(self._error(error))
-        return None
+            refused = self._error(error)
+        self.items = []  # they and the traceback, which is gone now, read the body
+        return self._finish(refused)
 
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -171,13 +172,18 @@ def _non_finite(value: Any) -> float | None:
     """The first float in a JSON value that is not finite. Depth is bounded: orjson has written the value before."""
     if isinstance(value, (float, np.floating)):
         return None if math.isfinite(value) else float(value)
-    if isinstance(value, np.ndarray):
-        value = value.tolist() if value.dtype.kind == "f" and not np.isfinite(value).all() else ()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        bad = value[~np.isfinite(value)]
+        return float(bad[0]) if len(bad) else None
+    if isinstance(value, (np.ndarray, np.generic)):  # of objects, fields, bfloat16 as well
+        value = (value.tolist(),)
+    elif isinstance(value, Enum):
+        value = (value.value,)
     elif isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple)):
         return None
-    return next((bad for bad in map(_non_finite, value) if bad is not None), None)
+    return next((found for found in map(_non_finite, value) if found is not None), None)
 
 
 def _json_type(value: Any) -> str:

@@ -158,7 +158,7 @@ class HttpProtocol(Writer):
         turn.exchange = exchange
         length = request.length
         if length is None or at + length > len(data):
-            return self._begin_body(turn, data[at:], now)
+            return self._begin_body(turn, data, at, now)
         end = at + length
         if length:
             exchange.write(data[at:end])
@@ -231,26 +231,27 @@ class HttpProtocol(Writer):
         else:
             self._parser = None
 
-    def _begin_body(self, turn: Turn, data: bytes, now: int) -> bytes:
+    def _begin_body(self, turn: Turn, data: bytes, at: int, now: int) -> bytes:
         request, exchange = turn.request, turn.exchange
         assert request is not None and exchange is not None
         self._wait = BODY
         self._since = now
         self.received = 0
         self._watch(self._limits.body_grace_seconds)
-        self._invites = request.expects and not data
+        here = len(data) - at
+        self._invites = request.expects and not here
         if self._invites and self._direct:  # an ASGI application invites by reading
             self._flushable = True
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._reader = self._read_chunks
-        elif request.length - len(data) > LARGE and not isinstance(exchange, AsgiExchange):
-            self._fill(turn, exchange.buffer(request.length), data)
+        elif request.length - here > LARGE and not isinstance(exchange, AsgiExchange):
+            self._fill(turn, exchange.buffer(request.length), memoryview(data)[at:])
             return b""
         else:
             self._left = request.length
             self._reader = self._read_length
-        return data
+        return data[at:]
 
     def _read_length(self, data: bytes) -> bytes:
         piece = data[: self._left]
@@ -273,7 +274,7 @@ class HttpProtocol(Writer):
             self._complete(turn)
         return rest
 
-    def _fill(self, turn: Turn, view: memoryview, data: bytes) -> None:
+    def _fill(self, turn: Turn, view: memoryview, data: memoryview) -> None:
         """Let the transport read the rest of a large body into its final place: no copy is made of it on the way."""
         view[: len(data)] = data
         self.received = len(data)

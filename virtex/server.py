@@ -95,6 +95,7 @@ class Server:
         self._handler: RequestHandler | None = None
         self._thread: ThreadExecutor | None = None
         self._startup: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -182,7 +183,8 @@ class Server:
         ring = self._rows_for(handler, device)
         self.read = partial(reader, handler.inputs)
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
-        return partial(self.batcher.run_with, executor, TensorSteps(handler, self._clock, device), ring)
+        steps = TensorSteps(handler, self._clock, device, executor.depth > 1)
+        return partial(self.batcher.run_with, executor, steps, ring)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
@@ -236,9 +238,22 @@ class Server:
             self.batcher.drain()
 
     async def shutdown(self) -> None:
-        """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran."""
-        if self._pid != os.getpid() or self._state in (NEW, CLOSED):
+        """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran.
+
+        Calling it again waits for the first call.
+        """
+        if self._pid != os.getpid() or self._state is NEW:
             return
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+            return
+        self._ending = self.loop.create_future()
+        try:
+            await self._end()
+        finally:
+            self._ending.set_result(None)
+
+    async def _end(self) -> None:
         self.drain()
         if self._startup is not None and self._state is not FAILED:
             await asyncio.wait([self._startup])
@@ -275,7 +290,7 @@ class Server:
         now: the clock, in nanoseconds.
         """
         try:
-            if self._state is not READY:
+            if self._state is not READY or not self.loop.is_running():  # it has ended: begin on this one
                 self._begin(Worker(), lazy=True)
             if self._authorize is not None and not head.path.startswith("/health/"):
                 self._check_authorized(self._authorize, head)
@@ -320,7 +335,9 @@ class Server:
             self._refuse_by_state()
         self.batcher.room_for(1)
         if len(self._early) >= self.max_queue_size:
-            raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+            self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
+            if len(self._early) >= self.max_queue_size:
+                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
         self._unsettled += 1
         self.batcher.company.arrives(head.peer)
         return Exchange(self, head, wants, now)

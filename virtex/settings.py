@@ -48,6 +48,7 @@ _REFUSED = {
     "proxy_allow_ips": "the PROXY protocol is not spoken",
     "proxy_protocol": "the PROXY protocol is not spoken; let the proxy send X-Forwarded-For",
     "sendfile": "Virtex sends no files",
+    "ssl_version": "gunicorn itself ignores it; the ssl_context hook sets minimum_version",
     "strip_header_spaces": _STRICT,
     "suppress_ragged_eofs": "it is for blocking sockets",
     "do_handshake_on_connect": "it is for blocking sockets",

@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
 from itertools import accumulate, islice
 from typing import Any
 
+import numpy as np
+
 from .device import Device
 from .errors import HandlerError, ItemError
 from .handler import RequestHandler, TensorHandler
@@ -43,14 +45,13 @@ def rows_of(outputs: Any, count: int) -> list[Any]:
         raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
     if getattr(outputs, "shape", None) == ():
         raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
-    found = len(outputs) if hasattr(outputs, "__len__") else None
-    if found is None:
-        rows = list(islice(outputs, count + 1))
-        found = len(rows)
+    found = len(outputs) if hasattr(outputs, "__len__") else count
+    if found == count:
+        by_row = hasattr(outputs, "iloc")
+        rows = [outputs.iloc[i] for i in range(count)] if by_row else list(islice(outputs, count + 1))
+        found = len(rows)  # of what has a length too: it may iterate over something else
         if found > count:
             raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
-    elif found == count:
-        rows = [outputs.iloc[i] for i in range(count)] if hasattr(outputs, "iloc") else list(outputs)
     if found != count:
         raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
     return rows
@@ -128,15 +129,16 @@ class Steps:
         """The error of one request whose process_request raised, with the index of its lowest failing item."""
         if not isinstance(error, ItemError):
             return _failure("process_request", error)
-        if error.index is None:
-            for i, item in enumerate(items):
-                try:
-                    await self._decode([item])
-                except ItemError as found:
-                    return ItemError(found.reason, i, found.offset)
-                except Exception as found:
-                    return _failure("process_request", found, i)
-        return error
+        if error.index in range(len(items)):
+            return ItemError(error.reason, error.index, error.offset)  # the handler's own may be raised again
+        for i, item in enumerate(items):
+            try:
+                await self._decode([item])
+            except ItemError as found:
+                return ItemError(found.reason, i, found.offset)
+            except Exception as found:
+                return _failure("process_request", found, i)
+        return ItemError(error.reason, None, error.offset)
 
     async def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
         try:
@@ -158,7 +160,9 @@ class Steps:
             try:
                 for row in rows[start : start + count]:
                     result = encode(row)
-                    done.append(await result if awaits else result)
+                    result = await result if awaits else result
+                    # An array may alias what the model writes its next batch to, before this one's replies are made.
+                    done.append(result.copy() if isinstance(result, np.ndarray) else result)
             except ItemError as error:
                 outcome = ItemError(error.reason, len(done), error.offset)
             except Exception as error:
@@ -170,12 +174,21 @@ class Steps:
 
 
 class TensorSteps(Steps):
-    """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers."""
+    """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers.
+
+    shares: whether the next batch may run before the replies of this one are made; then no answer lies where the
+    handler could write to.
+    """
 
     def __init__(
-        self, handler: TensorHandler, clock: Callable[[], int] = time.perf_counter_ns, device: Device | None = None
+        self,
+        handler: TensorHandler,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        device: Device | None = None,
+        shares: bool = False,
     ) -> None:
         super().__init__(handler, clock)
+        self._shares = shares
         self._outputs = handler.outputs
         self._device = device
         self._encodes = type(handler).process_response is not TensorHandler.process_response
@@ -190,6 +203,9 @@ class TensorSteps(Steps):
                 rows = rows_of(outputs, sum(counts))
             else:
                 answers = Rows.of(outputs, sum(counts), self._outputs)
+                del outputs
+                if self._shares:
+                    answers = answers.unshared()
         except Exception as error:
             return [_model_failure(error)] * len(counts)
         if self._encodes:

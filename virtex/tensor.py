@@ -365,15 +365,24 @@ class Rows:
         """Views of the rows [start, stop)."""
         return Rows({name: array[start:stop] for name, array in self._arrays.items()})
 
+    def unshared(self) -> Rows:
+        """The same rows, those in memory of their own that are views, or that somebody else refers to."""
+        arrays = self._arrays
+        alone = {name for name in arrays if arrays[name].base is None and is_alone(arrays, name)}
+        return Rows({name: array if name in alone else array.copy() for name, array in arrays.items()})
+
     def copy(self) -> Rows:
         """The same rows in memory of their own."""
         return Rows({name: array.copy() for name, array in self._arrays.items()})
 
     @staticmethod
     def joined(parts: Sequence[Rows]) -> Rows:
-        """The rows of the parts, one after another."""
-        names = parts[0]._arrays
-        return Rows({name: np.concatenate([part._arrays[name] for part in parts]) for name in names})
+        """The rows of the parts, one after another. Raises HandlerError for rows of other names or shapes."""
+        shapes = [{name: array.shape[1:] for name, array in part._arrays.items()} for part in parts]
+        for other in shapes:
+            if other != shapes[0]:
+                raise HandlerError(f"run_inference returned rows of {shapes[0]}, then of {other}, for one request")
+        return Rows({name: np.concatenate([part._arrays[name] for part in parts]) for name in shapes[0]})
 
     def json(self) -> bytes:
         """The body of the reply. Raises HandlerError for a float that is not finite."""

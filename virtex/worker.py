@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import inspect
 import logging
@@ -28,6 +29,7 @@ from typing import Any, ClassVar
 
 import uvloop
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
@@ -73,6 +75,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         _join_logs(self.log)
+        _keep_freed_memory()
         self.board.own(self.index, self.age)
         try:
             super().init_process()
@@ -172,7 +175,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         connections.closing = self.cfg.keepalive == 0
         connections.root_path = self.cfg.root_path.rstrip("/")
         connections.secure = settings.trust(self.cfg)
-        if self.log.access_log_enabled:
+        if self.log.access_log_enabled or type(self.log).access is not Logger.access:  # statsd's counts requests there
             connections.access = AccessLog(self.log)
 
     async def _listen(self, listener: Listener) -> None:
@@ -259,6 +262,21 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             self._quick = True
             self.cfg.worker_int(self)
         self._stop.set()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what arrays and replies leave behind, instead of giving it back and faulting it in again.
+
+    A RequestHandler that stacks images of 600 KB takes 138 page faults a request without this, and 2.5 times the CPU. A
+    worker keeps up to 256 MB so; MALLOC_* of the environment has precedence. Other C libraries have no mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def _resolve(app: Any) -> Any:

@@ -153,10 +153,13 @@ class Writer(asyncio.Protocol):
             self.connections.access(self, turn, status, length, self._clock() - turn.begun)
         if turn is self._current and turn.request is not None:
             self._abandon_body(turn)
-        self._since = self._clock()
+        self._since = now = self._clock()
         if last or turn is self._last:
             self._end()
-        elif self._rest and not self._corked:
+            return
+        if self._wait == NEXT_HEAD and now + self._keep_alive < self.watched_until:
+            self.connections.watch(self, now + self._keep_alive)
+        if self._rest and not self._corked:
             self.data_received(b"")
 
     def _flush(self) -> None:

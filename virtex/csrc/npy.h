@@ -17,6 +17,7 @@
 
 enum {
     VX_NPY_MAX_HEADER = 4096, /* security limit: bytes before the data; np.save writes 128, and 1 KB names 30 fields */
+    VX_NPY_MAX_EMPTY = 1 << 20, /* rows of nothing: no bytes of a body bound what iterating over them takes */
     VX_NPY_MAX_DIMS = 32,     /* NumPy 1's limit; nobody's model has more */
     VX_NPY_DEPTH = 8,         /* fields within fields */
 };
@@ -133,6 +134,10 @@ static inline int vx_shape(vx_cursor *c, vx_npy *npy)
         if (!vx_times(&npy->reach, n)) {
             c->at = begin;
             return vx_refuse(c, "a shape of less than 2**63 elements");
+        }
+        if (n == 0 && npy->count > VX_NPY_MAX_EMPTY) {
+            c->at = begin;
+            return vx_refuse(c, "at most 2**20 rows of no elements");
         }
         npy->count = n ? npy->count * n : 0;
         if (!vx_next_is(c, ',')) {

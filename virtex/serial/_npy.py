@@ -43,6 +43,13 @@ _LAST_BUILTIN = np.dtype("e").num  # the numbers above are those of dtypes that 
 _TOKEN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+|[()\[\]]")
 
 
+def short(value: object) -> str:
+    """What a client sent, in at most 100 characters of a message; NumPy takes 2 us to print each field."""
+    names = value.names if isinstance(value, np.dtype) else None
+    text = str(value) if names is None or len(names) < 5 else f"a dtype of {len(names)} fields"
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 # -- a header's descr -> dtype
 
 
@@ -58,6 +65,13 @@ def _parse_fields(text: str) -> Any:
         else:
             stack[-1].append(int(token) if token.isdigit() else token[1:-1])
     return stack[0][0]
+
+
+def _structured_dtype(descr: str) -> np.dtype[Any]:
+    fields = _parse_fields(descr)
+    padded = "''" in descr or '""' in descr  # which NumPy's own reader alone understands, more slowly
+    dtype: np.dtype[Any] = np.lib.format.descr_to_dtype(fields) if padded else np.dtype(fields)
+    return dtype
 
 
 def named_dtype(name: str) -> np.dtype[Any]:
@@ -77,12 +91,12 @@ def dtype_of(raw: bytes, utf8: bool, named: bool, fields: bool) -> np.dtype[Any]
         descr = raw.decode("utf-8" if utf8 else "latin-1")
         if named:
             return named_dtype(descr)
-        dtype = np.lib.format.descr_to_dtype(_parse_fields(descr)) if fields else np.dtype(descr)
+        dtype = _structured_dtype(descr) if fields else np.dtype(descr)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
-        got = raw.decode("latin-1")
-        raise ItemError(f"expected a dtype that NumPy here knows, got {got!r}: {error}") from None
+        got = short(raw.decode("latin-1"))
+        raise ItemError(f"expected a dtype that NumPy here knows, got {got!r}: {short(error)}") from None
     if dtype.itemsize == 0:
-        raise ItemError(f"expected a dtype of at least one byte, got {descr}")
+        raise ItemError(f"expected a dtype of at least one byte, got {short(descr)}")
     return dtype
 
 
@@ -143,16 +157,20 @@ def numbers(value: Any, dtype: np.dtype[Any], shape: Shape) -> NDArray[Any]:
     Nothing is rounded away: an integer beyond the dtype and a float that would become infinite are refused, and so are
     floats for integers, and booleans for numbers. Of floats, precision may be lost, as from any decimal text.
     """
-    try:
-        found = np.array(value)
-    except ValueError:
-        raise ItemError(f"expected nested lists of shape {shape}, got lists of differing lengths") from None
-    if found.shape != shape:
-        raise ItemError(f"expected {dtype} {shape}, got numbers of shape {found.shape}")
+    # As objects first: an array of text has room for the longest in every place, so a few would take all memory.
+    objects = np.array(value, dtype=object)
+    types = set(map(type, objects.reshape(-1).tolist()))
+    if list in types:
+        raise ItemError(f"expected nested lists of shape {shape}, got lists of differing lengths")
+    if objects.shape != shape:
+        raise ItemError(f"expected {dtype} {shape}, got numbers of shape {objects.shape}")
+    if not types <= {int, float, bool}:
+        raise ItemError(f"expected numbers that {dtype} holds, got {'text' if str in types else 'other values'}")
+    found = np.array(value)
     kind = "f" if dtype.name in _NAMED and dtype.kind == "V" else dtype.kind
     if found.size and found.dtype.kind not in _TAKES.get(kind, ""):
         raise ItemError(f"expected numbers that {dtype} holds, got {_word(found)}")
-    if kind != "b" and found.size and bool in set(map(type, np.array(value, dtype=object).reshape(-1).tolist())):
+    if kind != "b" and bool in types:
         raise ItemError(f"expected numbers that {dtype} holds, got booleans among them")  # NumPy takes them for 0 and 1
     return _cast(found, dtype)
 
@@ -160,7 +178,7 @@ def numbers(value: Any, dtype: np.dtype[Any], shape: Shape) -> NDArray[Any]:
 def _word(found: NDArray[Any]) -> str:
     if found.dtype.kind == "f":
         return "fractions or integers beyond 64 bits"
-    return {"b": "booleans", "i": "integers", "u": "integers", "U": "text"}.get(found.dtype.kind, "other values")
+    return {"b": "booleans", "i": "integers", "u": "integers"}.get(found.dtype.kind, "other values")
 
 
 def _cast(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -1,0 +1,188 @@
+"""TensorHandlers on a CUDA device: batches arrive there, scores come back, and no reply has another request's bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import numpy as np
+import orjson
+import pytest
+from asks import ask_direct
+
+from virtex import Tensor, TensorHandler, http_server
+from virtex._codec import decode_numpy, encode_numpy
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+if not torch.cuda.is_available():
+    pytest.skip(f"torch {torch.__version__} finds no CUDA device", allow_module_level=True)
+
+DEVICE = "cuda"
+SHAPE = (3, 32, 32)
+
+
+class Identity(TensorHandler):
+    inputs = Tensor("float32", SHAPE)
+    device = DEVICE
+
+    def run_inference(self, batch):
+        return batch
+
+
+def body(*items):
+    return orjson.dumps({"data": list(items)})
+
+
+def served(handler, *bodies, **kw):
+    """The answers to requests that are all put at once."""
+    app = http_server("gpu", handler, executor="thread", **kw)
+
+    async def main():
+        await app.startup()
+        try:
+            return await asyncio.wait_for(asyncio.gather(*(ask_direct(app, one) for one in bodies)), 60)
+        finally:
+            await app.shutdown()
+
+    return asyncio.run(main())
+
+
+def rows(answer):
+    assert answer.status == 200, answer.body
+    return [decode_numpy(item) for item in answer.json["data"]]
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).random((count, *SHAPE), np.float32)
+
+
+def test_the_batch_is_a_contiguous_tensor_on_the_device_and_the_rows_are_page_locked():
+    seen = []
+
+    class Looks(Identity):
+        def run_inference(self, batch):
+            seen.append((batch.device.type, batch.dtype, tuple(batch.shape), batch.is_contiguous()))
+            return batch.sum((1, 2, 3))
+
+    one, two = images(2)
+    (answer,) = served(Looks(), body(encode_numpy(one), encode_numpy(two)))
+    assert seen == [("cuda", torch.float32, (2, *SHAPE), True)]
+    assert answer.json["data"] == pytest.approx([one.sum(), two.sum()], rel=1e-4)
+
+
+def test_every_reply_has_its_own_rows_over_many_batches():
+    sent = [images(1 + seed % 5, seed) for seed in range(400)]
+    answers = served(
+        Identity(), *(body(*map(encode_numpy, one)) for one in sent), max_batch_size=16, max_queue_size=4096
+    )
+    for one, answer in zip(sent, answers, strict=True):
+        assert (np.stack(rows(answer)) == one).all()
+
+
+def test_a_batch_that_is_written_to_after_its_answer_changes_no_reply():
+    class Lags(Identity):
+        """Leaves work behind on its stream that overwrites what it gave, once that was copied."""
+
+        def run_inference(self, batch):
+            given = batch.clone()
+            torch.cuda._sleep(5_000_000)
+            batch.fill_(-1)
+            return given
+
+    sent = [images(2, seed) for seed in range(64)]
+    answers = served(Lags(), *(body(*map(encode_numpy, one)) for one in sent), max_batch_size=8, max_queue_size=256)
+    for one, answer in zip(sent, answers, strict=True):
+        assert (np.stack(rows(answer)) == one).all()
+
+
+def test_work_that_is_still_running_when_the_handler_returns_is_waited_for():
+    class Slow(Identity):
+        def run_inference(self, batch):
+            torch.cuda._sleep(50_000_000)
+            return batch * 2
+
+    sent = [images(1, seed) for seed in range(8)]
+    answers = served(Slow(), *(body(encode_numpy(one[0])) for one in sent), max_batch_size=2)
+    for one, answer in zip(sent, answers, strict=True):
+        assert (rows(answer)[0] == one[0] * 2).all()
+
+
+def test_the_event_loop_goes_on_while_the_device_works():
+    class Slow(Identity):
+        def run_inference(self, batch):
+            torch.cuda._sleep(500_000_000)  # cycles: a good part of a second
+            return batch
+
+    app = http_server("gpu", Slow(), executor="thread")
+    ticks = []
+
+    async def tick():
+        while True:
+            ticks.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.005)
+
+    async def main():
+        await app.startup()
+        ticking = asyncio.create_task(tick())
+        await ask_direct(app, body(encode_numpy(images(1)[0])))
+        ticking.cancel()
+        await app.shutdown()
+
+    asyncio.run(main())
+    assert len(ticks) > 10
+    assert max(later - one for one, later in pairwise(ticks)) < 0.1
+
+
+def test_named_inputs_and_outputs():
+    class Adds(TensorHandler):
+        inputs = {"a": Tensor("float32", (4,)), "b": Tensor("int64", (4,))}
+        device = DEVICE
+
+        def run_inference(self, batch):
+            return {"sum": batch["a"] + batch["b"], "first": batch["b"][:, 0]}
+
+    a, b = np.arange(4, dtype="float32"), np.arange(4)
+    (answer,) = served(Adds(), body({"a": encode_numpy(a), "b": encode_numpy(b)}))
+    (item,) = answer.json["data"]
+    assert (decode_numpy(item["sum"]) == a + b).all() and item["first"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int64", "bool"])
+def test_dtypes_survive_the_way_there_and_back(dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+
+    class Same(TensorHandler):
+        inputs = Tensor(dtype, (8,))
+        device = DEVICE
+
+        def run_inference(self, batch):
+            assert batch.dtype == getattr(torch, dtype)
+            return batch
+
+    sent = (np.arange(8) % 2).astype(Same.inputs.dtype)
+    (answer,) = served(Same(), body(encode_numpy(sent)))
+    (came,) = rows(answer)
+    assert came.dtype == sent.dtype and (came == sent).all()
+
+
+def test_what_the_device_refuses_is_a_500_and_the_next_batch_runs():
+    class Fails(Identity):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            if self.calls == 1:
+                return torch.zeros(3, device=DEVICE) @ torch.zeros(4, device=DEVICE)
+            return batch
+
+    one = images(1)[0]
+    first, second = served(Fails(), body(encode_numpy(one)), body(encode_numpy(one)), max_batch_size=1)
+    assert first.status == 500 and "run_inference" in first.error
+    assert (rows(second)[0] == one).all()
+
+
+def test_a_device_needs_a_thread():
+    app = http_server("gpu", Identity())
+    with pytest.raises(ValueError, match='needs executor="thread"'):
+        asyncio.run(app.startup())
