@@ -130,7 +130,7 @@ def fine_cpu_seconds(pid: int) -> float:
 
 def page_faults(pid: int) -> int:
     """Pages that a process and its descendants touched for the first time, or again after they gave them back."""
-    return sum(int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[7]) for one in _family(pid))
+    return sum(int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[7]) for one in family(pid))
 
 
 def rss_bytes(pid: int) -> int:

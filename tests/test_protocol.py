@@ -690,9 +690,23 @@ def test_large_body_never_takes_bytes_of_the_next_request(wire, server):
 
 
 def test_large_body_that_stalls_is_cut(wire, server):
-    wire.send(post(b"x" * 500_000)[:100_000]).advance(99 + 5)
+    wire.send(post(b"x" * 500_000)[:100_000])
+    for _ in range(6):
+        wire.advance(5)
+    assert wire.statuses == []
+    for _ in range(2):
+        wire.advance(5)  # it came fast enough to be waited for 98 s by its rate, but nothing has come for 30
     assert wire.statuses == [408] and server.opened[0].cancelled
     assert wire.transport.protocol is wire.protocol
+
+
+def test_large_body_that_goes_on_is_not_cut(wire, server):
+    text = post(b"x" * 500_000)
+    wire.send(text[:100_000])
+    for at in range(100_000, len(text), 80_000):
+        wire.advance(20)
+        wire.send(text[at : at + 80_000])
+    assert wire.statuses == [200]
 
 
 def test_client_that_leaves_in_a_large_body_cancels_it(wire, server):

@@ -680,6 +680,27 @@ def test_an_answer_that_comes_too_late_is_a_504_and_the_queue_goes_on():
     assert watching.requests == [(504, 2), (200, 1)]
 
 
+def test_the_time_for_an_answer_counts_from_the_headers_not_from_the_bodys_end():
+    async def main():
+        gate = Gate()
+        app = http_server("gate", gate, limits=Limits(answer_seconds=30))
+        await app.startup()
+        now = app._clock()
+        young = app.open(Head("POST", "/", [], None, None), now)
+        old = app.open(Head("POST", "/", [], None, None), now - 29_950_000_000)  # its body took all but 50 ms
+        for exchange in (young, old):
+            exchange.write(b'{"data":[1]}')
+            exchange.complete()
+        late = await asyncio.wait_for(old, 5)
+        in_time = young.done()
+        gate.go.set()
+        answered = await asyncio.wait_for(young, 5)
+        await app.shutdown()
+        return late.status, in_time, answered.status
+
+    assert asyncio.run(main()) == (504, False, 200)
+
+
 def test_a_request_that_started_the_service_is_told_when_that_takes_too_long():
     async def main():
         handler = Life()

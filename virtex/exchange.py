@@ -256,7 +256,7 @@ class Exchange(Ticket):
                 return self._finish(self._reply([]))
             server.admit(self)
             self._drop_body()
-            if not self.items:  # they are in rows, which were counted before; a list of items is as large as its body
+            if not self.items:  # they are in rows, which were counted before; a list takes as much as its body, or more
                 self._uncharge()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so

@@ -22,10 +22,11 @@ class Limits:
     keep_alive_seconds: float = 75.0  # longer than load balancers keep idle connections (60), or they send into a close
     body_rate: float = 1024.0  # a body slower than this on average, after body_grace_seconds, is cut, 408
     body_grace_seconds: float = 5.0
+    body_idle_seconds: float = 30.0  # a body of which nothing comes for so long is cut, however quick it was, 408
     write_stall_seconds: float = 30.0  # a client that reads nothing of its answer for so long is cut
     connections: int = 10_000  # per worker; one more is answered 503 and closed
     pipelined: int = 16  # requests of one connection waiting for their turn; then reading pauses
-    max_bytes: int = 4 << 30  # of all bodies, charged as they arrive (503), and of the rows of declared inputs
+    max_bytes: int = 4 << 30  # of all bodies, as they arrive (503; parsed lists take more), and rows of declared inputs
     answer_seconds: float = 60.0  # from the end of a request's headers to its answer; then 504
 
     def __post_init__(self) -> None:

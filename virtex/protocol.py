@@ -236,7 +236,7 @@ class HttpProtocol(Writer):
         assert request is not None and exchange is not None
         self._wait = BODY
         self._since = now
-        self.received = 0
+        self.received, self._seen = 0, -1
         self._watch(self._limits.body_grace_seconds)
         here = len(data) - at
         self._invites = request.expects and not here
@@ -348,7 +348,7 @@ class HttpProtocol(Writer):
         elif length:
             self._wait = BODY
             self._since = turn.begun
-            self.received = 0
+            self.received, self._seen = 0, -1
             self._left = length
             self._reader = self._skip_body
             self._watch(self._limits.body_grace_seconds)

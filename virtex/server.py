@@ -99,6 +99,7 @@ class Server:
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeps_for = 0  # when the request began whose deadline the sweeper waits for
         self._early: list[Exchange] = []  # complete before the handler was there
         self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
         self.bodies = Bodies(self.limits.max_bytes)
@@ -371,16 +372,23 @@ class Server:
     def wait_for_start(self, exchange: Exchange) -> None:
         """Keep a complete request until there is a handler."""
         self._early.append(exchange)
-        self._watch_deadlines()
+        self._watch_deadline(exchange.begun)
 
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request; the sweeper answers for it when its deadline passes."""
         self.batcher.admit(exchange, self._clock())
-        self._watch_deadlines()
+        if self._sweeper is None or exchange.begun < self._sweeps_for:
+            self._watch_deadline(exchange.begun)
 
-    def _watch_deadlines(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = self.loop.call_later(self.limits.answer_seconds, self._sweep)
+    def _watch_deadline(self, begun: int) -> None:
+        """Sweep when the request that began then has had its time, if none that began sooner is waited for."""
+        if self._sweeper is not None:
+            if begun >= self._sweeps_for:
+                return
+            self._sweeper.cancel()
+        self._sweeps_for = begun
+        left = (begun - self._clock()) / 1e9 + self.limits.answer_seconds
+        self._sweeper = self.loop.call_later(max(left, 0.0) + 0.001, self._sweep)
 
     def _sweep(self) -> None:
         """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
@@ -393,7 +401,7 @@ class Server:
                 exchange.expire()
         left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
         if left:
-            self._sweeper = self.loop.call_later((min(left) - deadline) / 1e9 + 0.001, self._sweep)
+            self._watch_deadline(min(left))
 
     def settled(self, peer: Peer | None) -> int:
         """A request that was taken is answered or given up; returns the time, which is one for a batch."""

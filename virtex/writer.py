@@ -54,8 +54,9 @@ class Writer(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_clock", "_corked", "_current", "_direct", "_ended", "_ends", "_flushable", "_full", "_invites",
-        "_keep_alive", "_last", "_limits", "_most", "_reader", "_reading", "_rest", "_since", "_stalled", "_turns",
-        "_unsent", "_wait", "app", "connections", "received", "transport", "watched_until", "writable",
+        "_keep_alive", "_last", "_limits", "_most", "_reader", "_reading", "_rest", "_seen", "_seen_at", "_since",
+        "_stalled", "_turns", "_unsent", "_wait", "app", "connections", "received", "transport", "watched_until",
+        "writable",
     )
     # fmt: on
 
@@ -89,6 +90,7 @@ class Writer(asyncio.Protocol):
         self._rest = b""  # read, but not yet looked at
         self._full = False
         self.received = 0  # bytes of the present body
+        self._seen = self._seen_at = 0  # how many of them were there when the clock was looked at, and since when
         self._current: Turn | None = None  # the request that is being read
         self._invites = False  # its client waits for 100 Continue
 
@@ -295,7 +297,10 @@ class Writer(asyncio.Protocol):
         if wait == BODY:
             if not self._reading:
                 return now + SECOND  # it is we who make it wait
-            return self._since + int(max(limits.body_grace_seconds, self.received / limits.body_rate) * SECOND)
+            if self.received != self._seen:
+                self._seen, self._seen_at = self.received, now
+            slow = self._since + int(max(limits.body_grace_seconds, self.received / limits.body_rate) * SECOND)
+            return min(slow, self._seen_at + int(limits.body_idle_seconds * SECOND))
         if wait == REST_OF_HEAD:
             return self._since + int(limits.header_seconds * SECOND)
         if wait == END:
