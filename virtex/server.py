@@ -41,7 +41,33 @@ from .tensor import RowRing, Tensor, allocate, describe, reader
 log = logging.getLogger("virtex")
 
 RESERVED = ("/health/", "/metrics/", "/v2/")
-WATCH_AFTER = 0.05  # seconds until an unanswered ASGI request gets a task that watches for its client leaving
+WATCH_AFTER = 0.05  # seconds, at least, until an ASGI request that waits gets a task that sees its client leave
+
+
+class _Wait:
+    """An ASGI request that waits for its answer. over: whether it has come; False when its client has left."""
+
+    __slots__ = ("_exchange", "_receive", "is_old", "over", "watcher")
+
+    def __init__(self, exchange: Exchange, receive: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._exchange = exchange
+        self._receive = receive
+        self.is_old = False
+        self.over: asyncio.Future[bool] = loop.create_future()
+        self.watcher: asyncio.Task[None] | None = None
+        exchange.add_done_callback(self._end)
+
+    def _end(self, _: object) -> None:
+        if not self.over.done():
+            self.over.set_result(True)
+
+    async def watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._exchange.cancel("the client left")
+        if not self.over.done():
+            self.over.set_result(False)
+
 
 # The life of a server, in order; it may go from STARTING to FAILED, and a fork or a new loop starts it anew.
 NEW, STARTING, READY, DRAINING, CLOSED, FAILED = "new", "starting", "ready", "draining", "closed", "failed"
@@ -103,7 +129,9 @@ class Server:
         self._early: list[Exchange] = []  # complete before the handler was there
         self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
         self.bodies = Bodies(self.limits.max_bytes)
-        self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only
+        self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only, and so the rest
+        self._waits: dict[_Wait, None] = {}
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._peers_kept = 1024
         self.batcher = Batcher(
             self.loop,
@@ -491,9 +519,13 @@ class Server:
         root = scope.get("root_path", "").rstrip("/")
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :] or "/"
-        headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
-        declared = next((value for name, value in headers if name == b"content-length"), b"")
-        length = int(declared) if re.fullmatch(rb"[0-9]{1,18}", declared) else None
+        length = None
+        headers = []
+        for name, value in scope["headers"]:
+            name = name.lower()  # noqa: PLW2901 (ASGI says that they should be, not that they are)
+            headers.append((name, value))
+            if name == b"content-length" and value.isdigit() and len(value) < 19:
+                length = int(value)
         return Head(scope["method"], path, headers, length, self._peer(scope.get("client")))
 
     def _peer(self, client: Any) -> Peer | None:
@@ -533,28 +565,25 @@ class Server:
 
     async def _watched(self, exchange: Exchange, receive: Any) -> Response | None:
         """Await the answer; None when the client left first. Whoever is answered quickly is not watched."""
-        waiter: asyncio.Future[bool] = self.loop.create_future()
-        watchers: list[asyncio.Task[None]] = []
-
-        def wake(answered: bool) -> None:
-            if not waiter.done():
-                waiter.set_result(answered)
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            exchange.cancel("the client left")
-            wake(False)
-
-        exchange.add_done_callback(lambda _: wake(True))
-        timer = self.loop.call_later(WATCH_AFTER, lambda: watchers.append(self.loop.create_task(watch())))
+        wait = _Wait(exchange, receive, self.loop)
+        self._waits[wait] = None
+        if self._watch_timer is None:
+            self._watch_timer = self.loop.call_later(WATCH_AFTER, self._watch_old)
         try:
-            return exchange.result() if await waiter else None
+            return exchange.result() if await wait.over else None
         finally:
-            timer.cancel()
-            for watcher in watchers:
-                watcher.cancel()
-                watcher.add_done_callback(_retrieve)
+            del self._waits[wait]
+            if wait.watcher is not None:
+                wait.watcher.cancel()
+                wait.watcher.add_done_callback(_retrieve)
+
+    def _watch_old(self) -> None:
+        """Watch who waited at the last look too; one timer does for all, and none runs while nobody waits."""
+        self._watch_timer = self.loop.call_later(WATCH_AFTER, self._watch_old) if self._waits else None
+        for wait in self._waits:
+            if wait.is_old and wait.watcher is None:
+                wait.watcher = self.loop.create_task(wait.watch())
+            wait.is_old = True
 
     async def _lifespan(self, receive: Any, send: Any) -> None:
         while True:
