@@ -19,7 +19,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -522,7 +521,7 @@ class Server:
         length = None
         headers = []
         for name, value in scope["headers"]:
-            name = name.lower()  # noqa: PLW2901 (ASGI says that they should be, not that they are)
+            name = name.lower()  # ASGI: they should be in lower case, and need not
             headers.append((name, value))
             if name == b"content-length" and value.isdigit() and len(value) < 19:
                 length = int(value)
