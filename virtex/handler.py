@@ -55,7 +55,7 @@ class RequestHandler(ABC):
         """Let go of what setup() took; called once, after the last answer."""
 
     def example(self) -> list[Any]:
-        """Give sample items, as they stand in a request's `data`, for checks and warm-up; empty: none."""
+        """Give sample items, as they stand in a request's `data`, for whoever tests the service; empty: none."""
         return []
 
     def validate(self, message: HttpMessage, strict: bool = False) -> HttpMessage | None:

@@ -486,5 +486,5 @@ def _shared(
     of_loop = _SHARED.setdefault(loop or asyncio.get_running_loop(), {})
     key = id(app), id(limits)
     if key not in of_loop:
-        of_loop[key] = Connections(app, limits=limits, clock=clock)
+        of_loop[key] = Connections(app, limits=limits, clock=clock, loop=loop)
     return of_loop[key]
