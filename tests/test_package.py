@@ -135,7 +135,9 @@ def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) ->
 
 def test_an_installation_without_its_codec_says_so(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "virtex", tmp_path / "virtex", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    script = "import virtex; virtex.HttpMessage"
+    # Without the finder of an editable installation, which would find the codec where it was built
+    script = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+    script += "import virtex; virtex.HttpMessage"
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1
     assert "ImportError: virtex._codec, the compiled codec, is missing" in run.stderr
