@@ -244,3 +244,17 @@ def test_memory_of_a_large_body_that_came_over_a_socket_is_used_again():
         return kept
 
     assert uvloop.run(main()) == [1] * 5
+
+
+def test_many_values_in_a_large_body_are_charged_as_what_they_take_in_memory():
+    async def put(app):
+        crowded = b'{"data":[%b[]]}' % (b"[]," * 50_000)
+        statuses = []
+        for budget in (1 << 20, 1 << 30):
+            app.bodies.budget = budget
+            app.batcher._ring.capacity = 100_000
+            answer = await ask_direct(app, crowded)
+            statuses.append(answer.status)
+        return statuses, app.bodies.held
+
+    assert on_loop(put) == ([503, 200], 0)
