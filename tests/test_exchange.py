@@ -246,14 +246,22 @@ def test_memory_of_a_large_body_that_came_over_a_socket_is_used_again():
     assert uvloop.run(main()) == [1] * 5
 
 
-def test_many_values_in_a_large_body_are_charged_as_what_they_take_in_memory():
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[%b[]]" % (b"[]," * 50_000),
+        b"[%b[]]" % ((b"[" * 100 + b"]" * 100 + b",") * 400),
+        b"[%b0]" % (b'{"":{}},' * 20_000),
+    ],
+    ids=["side by side", "nested", "objects"],
+)
+def test_many_values_in_a_large_body_are_charged_as_what_they_take_in_memory(text):
     async def put(app):
-        crowded = b'{"data":[%b[]]}' % (b"[]," * 50_000)
+        app.batcher._ring.capacity = 100_000
         statuses = []
         for budget in (1 << 20, 1 << 30):
             app.bodies.budget = budget
-            app.batcher._ring.capacity = 100_000
-            answer = await ask_direct(app, crowded)
+            answer = await ask_direct(app, b'{"data":%b}' % text)
             statuses.append(answer.status)
         return statuses, app.bodies.held
 

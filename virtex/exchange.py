@@ -229,7 +229,8 @@ class Exchange(Ticket):
 
     def _charge_values(self) -> None:
         """Parsed JSON takes more than its text: "[[],[],[]" takes thirty times. Raises RequestError (503)."""
-        extra = VALUE_BYTES * bytes(self._body).count(b",")
+        text = bytes(self._body)
+        extra = VALUE_BYTES * sum(map(text.count, (b",", b"[", b"{")))  # a value follows a comma or opens something
         self._charged += extra
         self._server.bodies.charge(extra)
 
