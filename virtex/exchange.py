@@ -228,9 +228,10 @@ class Exchange(Ticket):
         return self._view
 
     def _charge_values(self) -> None:
-        """Parsed JSON takes more than its text: "[[],[],[]" takes thirty times. Raises RequestError (503)."""
+        """Parsed JSON may take more than its text: "[[],[],[]" takes thirty times. Raises RequestError (503)."""
         text = bytes(self._body)
-        extra = VALUE_BYTES * sum(map(text.count, (b",", b"[", b"{")))  # a value follows a comma or opens something
+        values = sum(map(text.count, (b",", b"[", b"{")))  # each follows a comma or what opens a list or an object
+        extra = max(VALUE_BYTES * values - len(text), 0)
         self._charged += extra
         self._server.bodies.charge(extra)
 
