@@ -1,4 +1,4 @@
-"""Builds virtex/_codec; everything else about the package is in pyproject.toml."""
+"""Compiles virtex/_codec, and the modules that a request passes through; everything else is in pyproject.toml."""
 
 from glob import glob
 
@@ -6,21 +6,27 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+codec = Extension(
+    "virtex._codec",
+    ["virtex/_codec.pyx"],
+    depends=["virtex/_codec.pxd", *glob("virtex/csrc/*.h")],
+    include_dirs=["virtex/csrc", numpy.get_include()],
+    define_macros=[
+        ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+        ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION"),
+    ],
+    extra_compile_args=["-O3", "-g0"],
+)
+
+# A module with a .pxd beside it is compiled: the .pxd says what its classes are made of, so that C need not look it up.
+typed = [
+    Extension(path.removesuffix(".pxd").replace("/", "."), [path.removesuffix("pxd") + "py"], extra_compile_args=["-g0"])
+    for path in sorted(glob("virtex/[!_]*.pxd"))
+]
+
 setup(
-    ext_modules=cythonize(
-        [
-            Extension(
-                "virtex._codec",
-                ["virtex/_codec.pyx"],
-                depends=["virtex/_codec.pxd", *glob("virtex/csrc/*.h")],
-                include_dirs=["virtex/csrc", numpy.get_include()],
-                define_macros=[
-                    ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
-                    ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION"),
-                ],
-                extra_compile_args=["-O3", "-g0"],
-            )
-        ],
-        language_level=3,
-    )
+    ext_modules=[
+        *cythonize(codec, language_level=3),
+        *cythonize(typed, language_level=3, compiler_directives={"annotation_typing": False}),
+    ]
 )

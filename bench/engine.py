@@ -23,7 +23,8 @@ from typing import Any
 
 import uvloop
 
-from virtex.batcher import Batch, Batcher, InlineExecutor, Peer
+from virtex.batcher import Batch, Batcher, InlineExecutor
+from virtex.company import Peer
 from virtex.handler import RequestHandler, TensorHandler
 from virtex.ring import Ring, Ticket
 from virtex.steps import Steps, TensorSteps

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from virtex.batcher import Batch, Batcher, Peer
+from virtex.batcher import Batch, Batcher
+from virtex.company import Peer
 from virtex.ring import Ticket
 from virtex.steps import Steps
 

@@ -7,7 +7,7 @@ import asyncio
 import orjson
 
 from virtex import RequestHandler
-from virtex.exchange import Head, Response
+from virtex.head import Head, Response
 
 
 class Echo(RequestHandler):

@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from test_ring import Recorder
 
-from virtex.batcher import (
-    ANSWERED_KEPT,
-    AsyncExecutor,
-    Batcher,
-    Company,
-    InlineExecutor,
-    Observer,
-    Peer,
-    ThreadExecutor,
-)
+from virtex.batcher import AsyncExecutor, Batcher, InlineExecutor, Observer, ThreadExecutor
+from virtex.company import Peer
 from virtex.errors import HandlerError, ItemError, RequestError
 from virtex.steps import Steps
 
@@ -186,7 +178,7 @@ def test_a_window_of_zero_never_waits(loop):
     loop.settle()
     assert rig.executor.sizes == [1]
     assert loop.timers == 0
-    assert not rig.batcher.company._answered
+    assert peer.answered == 0
     rig.executor.finish()
     assert rig.observer.batches[0].cut == "no company"
 
@@ -359,31 +351,6 @@ def test_idle_means_nothing_scheduled(rig):
         rig.answered(peer)
     rig.loop.advance(1)
     assert rig.loop.ready == [] and rig.loop.timers == 0
-
-
-def test_full_batches_do_not_pile_up_memory_of_who_was_answered(rig):
-    peer = Peer()
-    for _ in range(2 * ANSWERED_KEPT):
-        rig.send("abcd", peer)
-        rig.loop.settle()
-        rig.executor.finish()
-        rig.answered(peer)
-        rig.loop.advance(0.001)
-    assert len(rig.batcher.company._answered) <= ANSWERED_KEPT + 1
-
-
-def test_a_long_window_keeps_one_entry_for_each_who_is_expected_and_not_each_request():
-    company, peers = Company(3600 * 10**9), [Peer() for _ in range(2000)]
-    for now in range(1, 10):
-        for peer in peers:
-            company.arrives(peer)
-            company.arrived()
-            company.answered(peer, now)
-    assert len(company._answered) <= 2 * len(peers) + 1
-    assert company.until(10) == 9 + 3600 * 10**9
-    for peer in peers:
-        company.leaves(peer)
-    assert company.until(11) == 0
 
 
 class Life(RuleBasedStateMachine):

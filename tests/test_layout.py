@@ -14,6 +14,7 @@ OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools"}
 NO_CLOCK = CORE | {"exchange", "bodies", "device"}
 PARTS = {
     "board": "worker",
+    "head": "exchange",
     "chunked": "protocol",
     "connections": "protocol",
     "http1": "protocol",

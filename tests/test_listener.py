@@ -217,19 +217,19 @@ def test_body_that_goes_over_the_budget_is_refused_and_gives_its_bytes_back_whil
             other_reader, other = await asyncio.open_connection("127.0.0.1", listener.port)
             first, second = large(3 * MB), large(MB)
             other.write(second[: MB // 2])
-            await until(lambda: app.bodies.held > MB // 2 - 1000)
-            held = app.bodies.held
+            await until(lambda: app.admission.bodies.held > MB // 2 - 1000)
+            held = app.admission.bodies.held
             writer.write(first[: MB + MB // 2])
-            await until(lambda: app.bodies.held > 2 * MB - 1000)
+            await until(lambda: app.admission.bodies.held > 2 * MB - 1000)
             writer.write(first[MB + MB // 2 :][:2000])  # midway, and little enough that no reset follows the answer
             status, head, body = await answer_of(reader)
             assert status == 503 and b"connection: close" in head and b"retry-after: 1" in head, head
             assert b"more than 2097152 bytes" in body and await reader.read() == b""
-            assert app.bodies.held == held
+            assert app.admission.bodies.held == held
             other.write(second[MB // 2 :] + large(100))
             answers = [await answer_of(other_reader) for _ in range(2)]
             assert [status for status, _, _ in answers] == [200, 200] and len(answers[0][2]) > MB
-            assert app.bodies.held == 0
+            assert app.admission.bodies.held == 0
             writer.close()
             other.close()
 
@@ -243,13 +243,13 @@ def test_large_body_cut_by_a_reset_gives_its_bytes_back(run):
             for _ in range(3):  # together more than the budget
                 _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
                 writer.write(large(2 * MB)[:MB])
-                await until(lambda: app.bodies.held > MB - 1000)
+                await until(lambda: app.admission.bodies.held > MB - 1000)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
-                await until(lambda: app.bodies.held == 0)
+                await until(lambda: app.admission.bodies.held == 0)
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(large(2 * MB))
-            assert (await answer_of(reader))[0] == 200 and app.bodies.held == 0
+            assert (await answer_of(reader))[0] == 200 and app.admission.bodies.held == 0
             writer.close()
 
     run(main())

@@ -10,7 +10,7 @@ from wire import TEXT, SelfAnswering, StubExchange, StubServer, Wire
 
 from virtex import HttpProtocol, Limits
 from virtex.connections import SECOND
-from virtex.exchange import Response
+from virtex.head import Response
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_large_reply_is_not_joined(wire, server):
     big = b"x" * 100_000
     server.answer = lambda exchange: Response(200, TEXT, [big])
     wire.send(OK)
-    assert joined[1] is big
+    assert any(piece is big for piece in joined)
 
 
 @pytest.mark.parametrize("bad", [(b"x", b"a\r\nb: c"), (b"x y", b"a"), (b"x", b"\0"), (b"", b"a")])

@@ -12,7 +12,7 @@ import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.errors import ItemError
-from virtex.exchange import Head
+from virtex.head import Head
 from virtex.handler import Worker
 
 

@@ -19,7 +19,7 @@ from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_s
 from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batcher import Batcher
 from virtex.errors import HandlerError, RequestError
-from virtex.exchange import Head
+from virtex.head import Head
 from virtex.steps import TensorSteps, drive
 from virtex.tensor import RowRing, Rows, allocate, reader
 
@@ -677,7 +677,7 @@ def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(te
         for _ in range(2):
             refused.append(in_large_memory(app, text, headers).status)
             await asyncio.sleep(0)  # it is given back when the transport that wrote it is done with it
-        counts = app._unsettled, app.bodies.held, sum(map(len, app.bodies._free.values()))
+        counts = app.admission.unsettled, app.admission.bodies.held, sum(map(len, app.admission.bodies._free.values()))
         await asyncio.wait_for(app.shutdown(), 5)
         return refused, counts
 

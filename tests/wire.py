@@ -7,7 +7,7 @@ import re
 
 from virtex import HttpProtocol, Limits, Server
 from virtex.connections import SECOND, Connections
-from virtex.exchange import Response
+from virtex.head import Response
 
 TEXT = ((b"content-type", b"text/plain"),)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .http1 import Header, Request, has_body, render_head
 
 if TYPE_CHECKING:
-    from .protocol import HttpProtocol
+    from .protocol import Reader
     from .writer import Turn
 
 log = logging.getLogger("virtex")
@@ -68,7 +68,7 @@ class AsgiExchange:
     )
     # fmt: on
 
-    def __init__(self, connection: HttpProtocol, turn: Turn, request: Request) -> None:
+    def __init__(self, connection: Reader, turn: Turn, request: Request) -> None:
         self._connection = connection
         self._turn = turn
         self._request = request

@@ -6,7 +6,7 @@ at one timer's end.
 
 A batch is cut when the executor is free and
     it is full;
-    or nobody is expected who could join it (see Peer);
+    or nobody is expected who could join it (company.py);
     or its oldest item has waited max_time_on_queue;
     or the service drains.
 While the executor is busy the ring goes on filling, so the next batch is as large as it can be; only a full one is
@@ -20,18 +20,17 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+from .company import Company
 from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from .ring import Load, Ring, Span, Ticket
 from .steps import Outcome, Steps, drive, failure_of
 
 log = logging.getLogger("virtex")
 
-ANSWERED_KEPT = 1024  # entries of connections that were answered, before those that mean nothing any more are dropped
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 
 
@@ -66,93 +65,8 @@ class Observer:
         """Items left without an answer to send: "the client left", "deadline passed"."""
 
 
-class Peer:
-    """One connection, as the batcher sees it: one that was just answered is likely to send again.
-
-    open: its requests that are arriving, waiting or running. answered: when the last of them was answered, in ns;
-    0 while it is not expected.
-    """
-
-    __slots__ = ("answered", "open")
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.answered = 0
-
-
-class Company:
-    """Who may still join the next batch: requests whose body is arriving, and peers answered within the window.
-
-    window: nanoseconds; 0 means that nobody is ever waited for, and no peer is remembered.
-    """
-
-    __slots__ = ("_answered", "_arriving", "_expected", "_kept", "_window")
-
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._arriving = 0
-        self._expected = 0
-        self._kept = ANSWERED_KEPT
-        self._answered: deque[tuple[int, Peer]] = deque()  # oldest first; an entry is stale once its peer came back
-
-    def arrives(self, peer: Peer | None) -> None:
-        """A request begins: its headers are there, its body is not."""
-        self._arriving += 1
-        if peer is not None:
-            peer.open += 1
-            self._forget(peer)
-
-    def arrived(self) -> None:
-        """The body of a request is there, or never will be."""
-        self._arriving -= 1
-
-    def answered(self, peer: Peer | None, now: int) -> None:
-        """A request that arrived was answered, or given up."""
-        if peer is None:
-            return
-        peer.open -= 1
-        if not peer.open and self._window:
-            if len(self._answered) > self._kept:
-                self._clear(now)
-            peer.answered = now
-            self._expected += 1
-            self._answered.append((now, peer))
-
-    def leaves(self, peer: Peer) -> None:
-        """The connection is gone."""
-        self._forget(peer)
-
-    def until(self, now: int) -> int:
-        """When the last of those expected now stops being expected, in ns; 0 when nobody is."""
-        self._expire(now)
-        if not self._window or not (self._arriving or self._expected):
-            return 0
-        return now + self._window if self._arriving else self._answered[-1][0] + self._window
-
-    def _forget(self, peer: Peer) -> None:
-        if peer.answered:
-            peer.answered = 0
-            self._expected -= 1
-
-    def _clear(self, now: int) -> None:
-        """Entries of peers that came back go too, or a long window would keep one for each request in it."""
-        self._expire(now)
-        self._answered = deque((stamp, peer) for stamp, peer in self._answered if peer.answered == stamp)
-        self._kept = max(ANSWERED_KEPT, 2 * len(self._answered))
-
-    def _expire(self, now: int) -> None:
-        answered = self._answered
-        horizon = now - self._window
-        while answered and answered[0][0] <= horizon:
-            stamp, peer = answered.popleft()
-            if peer.answered == stamp:
-                self._forget(peer)
-
-
 class Batch:
     """A load of requests on its way through the handler."""
-
-    __slots__ = ("cut", "cut_at", "load", "outcomes", "seconds", "steps")
 
     def __init__(self, load: Load, steps: Steps, cut: str, cut_at: int) -> None:
         self.load = load

@@ -19,8 +19,6 @@ SMALLEST = 64 << 10
 class Bodies:
     """At most `budget` bytes of bodies at a time; `held` says how many there are."""
 
-    __slots__ = ("_free", "_kept", "budget", "held")
-
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.held = 0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
-from .exchange import Response
+from .head import Response
 from .http1 import Header, has_body, render_head
 from .limits import Limits
 from .server import Server
@@ -31,6 +31,8 @@ TICK_SECONDS = 1.0  # grain of every clock of a connection
 DRAIN_TICK_SECONDS = 0.05
 HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more are rendered each time
 
+FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what a connection waits for
+HEAD, COUNTED, CHUNKED, UNWANTED, TRAILING, NOTHING = range(6)  # what it takes the bytes that come for
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
 CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
 
@@ -72,6 +74,8 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         # the date and the heads that carry it
         self._heads: dict[tuple[int, tuple[Header, ...], int], bytes] = {}
+        self._usual: bytes | None = None  # the head of a 200 with `_usual_headers` on a connection that goes on
+        self._usual_headers: tuple[Header, ...] | None = None
         self._heads_until = 0
 
     def add(self, connection: Writer) -> bool:
@@ -175,10 +179,14 @@ class Connections:
         return head
 
     def usual_head(self, response: Response, now: int) -> bytes | None:
-        """The head of a 200 on a connection that goes on, if it was rendered in this second and nobody logs it."""
-        if now >= self._heads_until or self.closing or self.access is not None or response.status != 200:
+        """The head of a 200 on a connection that goes on; None where it needs more thought, or its answer a log line."""
+        if response.status != 200 or self.closing or self.access is not None:
             return None
-        return self._heads.get((200, response.headers, KEEP))
+        headers = response.headers
+        if headers is not self._usual_headers or now >= self._heads_until:
+            self._usual = self.head(200, headers, KEEP, now)
+            self._usual_headers = headers
+        return self._usual
 
     def date(self, now: int) -> bytes:
         if now >= self._heads_until:
@@ -189,4 +197,5 @@ class Connections:
         wall = time.time()
         self._date = formatdate(wall, usegmt=True).encode()  # RFC 9110 section 5.6.7, IMF-fixdate
         self._heads.clear()
+        self._usual = self._usual_headers = None
         self._heads_until = now + int((1 - wall % 1) * SECOND)

@@ -1,4 +1,4 @@
-"""One request, from its headers to its answer: Head, Response, Exchange.
+"""One request, from its headers to its answer: Exchange; and Admission, which takes it in or refuses it.
 
 Rules: an exchange is the ring's ticket of its request. It is completed or cancelled once, and answered once at most.
 """
@@ -6,159 +6,48 @@ Rules: an exchange is the ring's ticket of its request. It is completed or cance
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
 from collections.abc import Callable, Generator
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ._codec import encode_npy
-from .batcher import Peer
-from .errors import RETRY_SOON, HandlerError, Headers, ItemError, RequestError
-from .message import encode_data
+from .batcher import Batcher, Observer
+from .bodies import Bodies
+from .company import Peer
+from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
+from .head import JSON, NPY, Head, Response, Wants, negotiate, refusal
+from .limits import Limits
+from .message import decode_items, encode_data
 from .ring import Ticket
 from .tensor import Rows
-
-if TYPE_CHECKING:
-    from .server import Server
 
 log = logging.getLogger("virtex")
 
 CROWDED = 64 << 10  # bytes of a body from which it is worth knowing how many values are in it
 VALUE_BYTES = 100  # that a small Python object and its place in a list take, about
 
-JSON: Headers = ((b"content-type", b"application/json"),)
-NPY: Headers = ((b"content-type", b"application/x-npy"),)
-ACCEPTS = "application/json, application/x-npy"
-KEPT = 512  # bytes; clients send the same three headers again and again, so what those up to this say is kept
-
-
-class Head:
-    """A request at the end of its headers.
-
-    path: percent-decoded, without query and root path. headers: names in lower case. length: of the body as declared,
-    0 for none, None for chunked. peer: the connection, None where the shell can't tell.
-    """
-
-    __slots__ = ("headers", "length", "method", "path", "peer", "wants")
-
-    def __init__(
-        self, method: str, path: str, headers: list[tuple[bytes, bytes]], length: int | None, peer: Peer | None
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.length = length
-        self.peer = peer
-        self.wants: Wants | None = None  # what the server made of it: a shell may put the same head again
-
-
-class Response:
-    """An answer; the shell adds content-length, and protocol.py date, server and connection.
-
-    headers: names in lower case. buffers: the body in pieces of bytes.
-    """
-
-    __slots__ = ("buffers", "headers", "status")
-
-    def __init__(self, status: int, headers: Headers, buffers: list[bytes]) -> None:
-        self.status = status
-        self.headers = headers
-        self.buffers = buffers
-
-
-def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
-    """An error as every client of Virtex reads it: {"data": [], "error": reason}."""
-    body = b'{"data":[],"error":' + json.dumps(reason).encode() + b"}"
-    return Response(status, JSON + headers, [body])
-
-
-class Wants(NamedTuple):
-    """What the headers say about the bodies: is the request's .npy, and is the reply's to be."""
-
-    sends_npy: bool
-    takes_npy: bool
-
-
-def negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
-    """Read the three headers (RFC 9110 sections 8.3, 8.4, 12.5.1); b"" where one is absent.
-
-    Raises RequestError: 415 for a body that is neither JSON nor .npy or is compressed, 406 when neither may be sent.
-    """
-    if len(content_type) + len(content_encoding) + len(accept) <= KEPT:
-        return _kept(content_type, content_encoding, accept)
-    return _negotiate(content_type, content_encoding, accept)
-
-
-def _negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
-    kind = content_type.partition(b";")[0].strip().lower().decode("latin-1")
-    if content_encoding.strip().lower() not in (b"", b"identity"):
-        coding = content_encoding.decode("latin-1")
-        raise RequestError(
-            415, f"Content-Encoding {coding!r}: send the body as it is", ((b"accept-encoding", b"identity"),)
-        )
-    json_like = kind.endswith(("/json", "+json")) or kind in (
-        "",
-        "application/octet-stream",
-        "application/x-www-form-urlencoded",
-        "text/plain",
-    )
-    if kind != "application/x-npy" and not json_like:
-        raise RequestError(415, f"Content-Type {kind!r}: send one of {ACCEPTS}", ((b"accept", ACCEPTS.encode()),))
-    return Wants(not json_like, _prefers_npy(accept.decode("latin-1").lower()))
-
-
-_kept = lru_cache(256)(_negotiate)
-
-# One search finds what concerns us in a long Accept; taking all of it apart would cost a worker 0.1 s for 60 KB.
-_RANGE = re.compile(r"(?:^|,)\s*(application/x-npy|application/json|application/\*|\*/\*)\s*(?:;([^,]*))?(?=,|$)")
-
-
-def _prefers_npy(accept: str) -> bool:
-    """Whether .npy is named and JSON not preferred to it; wildcards mean JSON."""
-    quality = {}
-    for kind, parameters in _RANGE.findall(accept):
-        q = next((p.strip()[2:] for p in parameters.split(";") if p.strip().startswith("q=")), "1")
-        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
-    as_npy = quality.get("application/x-npy", 0.0)
-    ranges = ("application/json", "application/*", "*/*")
-    as_json = next((quality[r] for r in ranges if r in quality), 0.0)
-    if accept.strip() and not as_npy and not as_json:
-        raise RequestError(406, f"Accept {accept!r}: the answers are one of {ACCEPTS}")
-    return as_npy > 0 and as_npy >= quality.get("application/json", 0.0)
 
 
 class Exchange(Ticket):
-    """One request whose headers were accepted, and the future of its answer. Made by Server.open().
+    """One request whose headers were accepted, and the future of its answer. Made by Admission.
 
     It has the calls of a future that the shells need. Its callbacks run at once, not in the loop's next iteration:
     answering a batch is one pass over it.
     """
 
-    # fmt: off
-    __slots__ = (
-        "_arriving", "_body", "_callback", "_charged", "_head", "_response", "_server", "_view", "_wants", "begun",
-    )
-    # fmt: on
-
-    def __init__(self, server: Server, head: Head, wants: Wants, begun: int) -> None:
-        # The ticket's; without a call to its __init__, which would cost a tenth of all that the core does for a request
-        self.items = self.rows = []
-        self.count = self.taken = self.answered = self.born = 0
-        self.resolved = False
-        # The exchange's
+    def __init__(self, admission: Admission, head: Head, wants: Wants, begun: int) -> None:
+        super().__init__()
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
-        self._server = server
+        self.admission = admission
         self._head = head
         self._wants = wants
         self._arriving = True
         self._body: bytes | bytearray | memoryview = b""
         self._charged = 0  # bytes of it that count against limits.max_bytes
-        self._view: memoryview | None = None
         self._response: Response | None = None
         self._callback: Callable[[Exchange], object] | None = None
 
@@ -198,34 +87,25 @@ class Exchange(Ticket):
         cancel() is still to be called.
         """
         self.charge(len(data))
-        if not self._body:
+        body = self._body
+        if not body:
             self._body = data
+        elif isinstance(body, bytearray):
+            body += data
         else:
-            self._grow(len(data))[:] = data
+            self._body = bytearray(body) + data
 
     def buffer(self, n: int) -> memoryview:
-        """Where the next n bytes of the body go; charge() them as they come, all before the next call but cancel()."""
-        if not self._body:
-            self._body = self._server.bodies.take(n)
-            return self._body
-        return self._grow(n)
+        """Where a body of n bytes goes, in place of write(); charge() them as they come."""
+        self._body = view = self.admission.bodies.take(n)
+        return view
 
     def charge(self, n: int) -> None:
         """So many bytes of the body have arrived. Raises RequestError as write() does."""
         self._charged += n
-        self._server.bodies.charge(n)
-        if self._charged > self._server.limits.body:
-            raise self._server.too_large(self._charged)
-
-    def _grow(self, n: int) -> memoryview:
-        if self._view is not None:
-            self._view.release()
-        body = self._body if isinstance(self._body, bytearray) else bytearray(self._body)
-        at = len(body)
-        body += bytes(n)
-        self._body = body
-        self._view = memoryview(body)[at:]
-        return self._view
+        self.admission.bodies.charge(n)
+        if self._charged > self.admission.most_bytes:
+            raise self.admission.too_large(self._charged)
 
     def _charge_values(self) -> None:
         """Parsed JSON may take more than its text: "[[],[],[]" takes thirty times. Raises RequestError (503)."""
@@ -233,24 +113,25 @@ class Exchange(Ticket):
         values = sum(map(text.count, (b",", b"[", b"{")))  # each follows a comma or what opens a list or an object
         extra = max(VALUE_BYTES * values - len(text), 0)
         self._charged += extra
-        self._server.bodies.charge(extra)
+        self.admission.bodies.charge(extra)
 
     def _drop_body(self) -> None:
         body, self._body = self._body, b""
         if body.__class__ is memoryview:
             # Later: the transport that has just written its end looks at it until its call is over.
-            self._server.loop.call_soon(self._server.bodies.give_back, body)
+            self.admission.loop.call_soon(self.admission.bodies.give_back, body)
 
     def _uncharge(self) -> None:
-        self._server.bodies.held -= self._charged
+        self.admission.bodies.held -= self._charged
         self._charged = 0
 
     def complete(self) -> Response | Exchange:
         """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
+        admission = self.admission
         self._arriving = False
-        self._server.batcher.company.arrived()
-        if self._server.is_starting:
-            self._server.wait_for_start(self)
+        admission.company.arrived()
+        if admission.is_starting:
+            admission.wait_for_start(self)
             return self
         return self._admit() or self
 
@@ -260,14 +141,13 @@ class Exchange(Ticket):
             self._callback(self)
 
     def _admit(self) -> Response | None:
-        server = self._server
         try:
-            self.items = server.read(self._body, self._wants.sends_npy)
+            self.items = self.admission.read(self._body, self._wants.sends_npy)
             if not len(self.items):
                 return self._finish(self._reply([]))
             if self._charged > CROWDED and self.items.__class__ is list and not self._wants.sends_npy:
                 self._charge_values()
-            server.admit(self)
+            self.admission.admit(self)
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
                 self._uncharge()
@@ -282,27 +162,27 @@ class Exchange(Ticket):
         if self.resolved:
             return
         self.resolved = True
-        server = self._server
+        admission = self.admission
         self._drop_body()
         self._uncharge()
         if self._arriving:
             self._arriving = False
-            server.batcher.company.arrived()
-            server.batcher.wake()
+            admission.company.arrived()
+            admission.batcher.wake()
         else:
-            server.batcher.cancel(self, reason)
+            admission.batcher.cancel(self, reason)
             self.items = self.rows = []
-        server.settled(self._head.peer)
+        admission.settled(self._head.peer)
 
     def expire(self) -> None:
         """The deadline passed: answer 504, or 503 while the handler is not even there."""
-        server = self._server
-        seconds = server.limits.answer_seconds
-        if server.is_starting:
+        admission = self.admission
+        seconds = admission.limits.answer_seconds
+        if admission.is_starting:
             error = RequestError(503, f"still starting after {seconds:g} s", RETRY_SOON)
         else:
             error = RequestError(504, f"no answer within {seconds:g} s")
-        server.batcher.cancel(self, "deadline passed")
+        admission.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
 
     def deliver(self, rows: list[Any] | Rows, error: Exception | None) -> None:
@@ -319,7 +199,7 @@ class Exchange(Ticket):
 
     def _reply(self, rows: list[Any] | Rows) -> Response:
         if rows.__class__ is list and not self._wants.takes_npy:
-            return Response(200, JSON, [b'{"data":%b,"error":null}' % encode_data(rows)])
+            return Response(200, JSON, [b'{"data":', encode_data(rows), b',"error":null}'])
         if isinstance(rows, Rows):
             document = rows.npy() if self._wants.takes_npy else None
             if document is not None:
@@ -353,14 +233,166 @@ class Exchange(Ticket):
     def _finish(self, response: Response) -> Response:
         self._response = response
         self.resolved = True
-        server = self._server
         if self._body:
             self._drop_body()
         self._uncharge()
-        now = server.settled(self._head.peer)
-        if server.observer is not None:
-            server.batcher.tell(server.observer.request_done, response.status, self.count, (now - self.begun) / 1e9)
+        self.admission.answered(self, response)
         return response
+
+
+class Admission:
+    """Takes requests in or refuses them, and sees to it that each is answered in time; one in each life of a server.
+
+    most_early: how many complete requests wait for the handler at most. is_open: whether requests are taken without
+    asking the server first. unsettled: how many were taken that are neither answered nor given up.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int],
+        limits: Limits,
+        batcher: Batcher,
+        observer: Observer | None,
+        most_early: int,
+    ) -> None:
+        self.loop = loop
+        self.limits = limits
+        self.most_bytes = limits.body
+        self.batcher = batcher
+        self.company = batcher.company
+        self.bodies = Bodies(limits.max_bytes)
+        self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
+        self.is_open = False
+        self.is_starting = True  # the handler is not there yet
+        self.unsettled = 0
+        self._clock = clock
+        self._observer = observer
+        self._most_early = most_early
+        self._early: list[Exchange] = []  # complete before the handler was there
+        self._all_settled: asyncio.Future[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeps_for = 0  # when the request began whose deadline the sweeper waits for
+
+    def open(self, head: Head, now: int) -> Response | Exchange:
+        """Take a message at the end of its headers, or refuse it; now: the clock, in nanoseconds."""
+        try:
+            wants = head.wants
+            if wants is None:
+                wants = head.wants = self._negotiated(head)
+            self.batcher.room_for(1)
+            if self._early:
+                self._check_early()
+        except RequestError as error:
+            return self.refuse(error, now)
+        self.unsettled += 1
+        self.company.arrives(head.peer)
+        return Exchange(self, head, wants, now)
+
+    def refuse(self, error: RequestError, now: int) -> Response:
+        """The answer to a request that began at `now` and is not taken."""
+        return self.answer(refusal(error.status, error.reason, error.headers), now)
+
+    def answer(self, response: Response, now: int) -> Response:
+        """The same response, of which the observer is told: nothing was computed for it."""
+        if self._observer is not None:
+            self.batcher.tell(self._observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
+        return response
+
+    def _negotiated(self, head: Head) -> Wants:
+        content_type = content_encoding = accept = b""
+        for name, value in head.headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"accept":
+                accept = accept + b"," + value if accept else value
+            elif name == b"content-encoding":
+                content_encoding = value
+        if head.length is not None and head.length > self.most_bytes:
+            raise self.too_large(head.length)
+        return negotiate(content_type, content_encoding, accept)
+
+    def _check_early(self) -> None:
+        if len(self._early) >= self._most_early:
+            self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
+            if len(self._early) >= self._most_early:
+                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+
+    def too_large(self, length: int) -> RequestError:
+        """The refusal of a body of so many bytes or more."""
+        return RequestError(413, f"a body of {length} bytes; the limit is {self.most_bytes}")
+
+    def wait_for_start(self, exchange: Exchange) -> None:
+        """Keep a complete request until there is a handler."""
+        self._early.append(exchange)
+        self._watch_deadline(exchange.begun)
+
+    def start(self) -> None:
+        """The handler is there, and `read` reads what it takes: admit those that waited for it."""
+        self.is_starting = False
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.start()
+
+    def fail(self, error: RequestError) -> None:
+        """There will be no handler: answer those that waited for it."""
+        self.is_starting = False
+        early, self._early = self._early, []
+        for exchange in early:
+            exchange.resolve([], error)
+
+    def admit(self, exchange: Exchange) -> None:
+        """Queue the items of a request; the sweeper answers for it when its deadline passes."""
+        self.batcher.admit(exchange, self._clock())
+        if self._sweeper is None or exchange.begun < self._sweeps_for:
+            self._watch_deadline(exchange.begun)
+
+    def _watch_deadline(self, begun: int) -> None:
+        """Sweep when the request that began then has had its time, if none that began sooner is waited for."""
+        if self._sweeper is not None:
+            if begun >= self._sweeps_for:
+                return
+            self._sweeper.cancel()
+        self._sweeps_for = begun
+        left = (begun - self._clock()) / 1e9 + self.limits.answer_seconds
+        self._sweeper = self.loop.call_later(max(left, 0.0) + 0.001, self._sweep)
+
+    def _sweep(self) -> None:
+        """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
+        self._sweeper = None
+        deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
+        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        waiting = [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
+        for exchange in waiting:
+            if exchange.begun <= deadline:
+                exchange.expire()
+        left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
+        if left:
+            self._watch_deadline(min(left))
+
+    def answered(self, exchange: Exchange, response: Response) -> None:
+        """A request that was taken is answered."""
+        now = self.settled(exchange._head.peer)
+        if self._observer is not None:
+            seconds = (now - exchange.begun) / 1e9
+            self.batcher.tell(self._observer.request_done, response.status, exchange.count, seconds)
+
+    def settled(self, peer: Peer | None) -> int:
+        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        now = self.batcher.now or self._clock()
+        self.company.answered(peer, now)
+        self.unsettled -= 1
+        if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
+            self._all_settled.set_result(None)
+        return now
+
+    async def wait_settled(self) -> None:
+        """Returns when no request is left; then no deadline is watched any more."""
+        while self.unsettled:
+            self._all_settled = self.loop.create_future()
+            await self._all_settled
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
 
 def _stacked(rows: list[Any]) -> bytes | None:

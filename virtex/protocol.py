@@ -23,14 +23,27 @@ from weakref import WeakKeyDictionary
 import httptools
 
 from .asgi import AsgiExchange
-from .batcher import Peer
+from .company import Peer
 from .chunked import ChunkedBody
-from .connections import Connections
+from .connections import (
+    BODY,
+    CHUNKED,
+    COUNTED,
+    END,
+    HEAD,
+    NEXT_HEAD,
+    NOTHING,
+    REST_OF_HEAD,
+    TRAILING,
+    UNWANTED,
+    Connections,
+)
 from .errors import RequestError
-from .exchange import Head, Response, refusal
+from .exchange import Admission, Exchange
+from .head import Head, Response, refusal
 from .http1 import CONTINUE, Request, find_fault, parse_request
 from .limits import Limits
-from .writer import BODY, END, NEXT_HEAD, REST_OF_HEAD, SKIPPED, Turn, Writer
+from .writer import SKIPPED, Turn, Writer
 
 log = logging.getLogger("virtex")
 
@@ -39,33 +52,18 @@ READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, an
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
 
 
-class HttpProtocol(Writer):
-    """One connection; `loop.create_server(lambda: HttpProtocol(app), ...)` serves `app` in your own program.
+class Reader(Writer):
+    """The reading half of a connection."""
 
-    app: a `Server`, which starts itself on the first request, or any ASGI 3 application, whose lifespan is then your
-    business (serve() runs both). limits: by default those of the `Server`. clock: nanoseconds, monotonic.
-    connections: what all connections of one server share; by default one object per loop and app.
-    """
-
-    __slots__ = ("_body", "_left", "_memo", "_open", "_parser", "_partial", "_peer")
-
-    def __init__(
-        self,
-        app: Any,
-        *,
-        limits: Limits | None = None,
-        clock: Callable[[], int] = time.perf_counter_ns,
-        loop: asyncio.AbstractEventLoop | None = None,
-        connections: Connections | None = None,
-    ) -> None:
-        super().__init__(connections or _shared(app, limits, clock, loop))
-        # Server
-        self._open: Callable[[Head, int], Any] = app.open if self._direct else self._open_asgi
+    def __init__(self, connections: Connections) -> None:
+        super().__init__(connections)
         # Connection
-        self._reader = self._read_head
         self._peer: Peer | None = Peer() if self._direct else None
         self._parser: httptools.HttpRequestParser | None = None
-        self._memo: tuple[bytes, Request, Head] | None = None
+        self._admission: Admission | None = None  # where the server takes requests in its present life
+        self._known = b""  # the latest head, with what it says
+        self._request: Request | None = None
+        self._head: Head | None = None
         # Request being read
         self._partial = b""  # of its head
         self._body: ChunkedBody | None = None
@@ -92,7 +90,7 @@ class HttpProtocol(Writer):
         self._corked = True
         try:
             while data:
-                data = self._reader(data)
+                data = self._take(data)
         except RequestError as error:
             self._refuse(error)
         except Exception:
@@ -115,8 +113,7 @@ class HttpProtocol(Writer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
-        self._reader = _ignore
-        self._memo = None  # the two would keep this object in a cycle
+        self._takes_for = NOTHING
         self._resume_writer()
         for turn in self._turns:
             if turn.exchange is not None and not isinstance(turn.answer, Response):
@@ -132,27 +129,47 @@ class HttpProtocol(Writer):
         except Exception:
             log.exception("the application raised")
 
-    # --- reading: each reader takes bytes and returns those that the next reader is to have ----------------------
+    # --- reading: each takes bytes and returns those that the next is to have --------------------------------------
+
+    def _take(self, data: bytes) -> bytes:
+        takes_for = self._takes_for
+        if takes_for == HEAD:
+            return self._read_head(data)
+        if takes_for == COUNTED:
+            return self._read_length(data)
+        if takes_for == CHUNKED:
+            return self._read_chunks(data)
+        if takes_for == UNWANTED:
+            return self._skip_body(data)
+        return self._discard(data) if takes_for == TRAILING else b""
 
     def _read_head(self, data: bytes) -> bytes:
         if len(self._turns) >= self._most:
             self._rest = data
             self._update_reading()
             return b""
-        memo = self._memo
-        if memo is not None and data.startswith(memo[0]) and not self._partial:
-            raw, request, head = memo
-            at = len(raw)
+        if self._known and data.startswith(self._known) and not self._partial:
+            at = len(self._known)
         else:
-            taken = self._take_head(data)
-            if taken is None:
+            at = self._take_head(data)
+            if not at:
                 return b""
-            at, request, head = taken
+        request, head = self._request, self._head
+        assert request is not None and head is not None
+        exchange: Any
+        if not self._known:
+            self._request = self._head = None
         self.connections.requests += 1
         now = self._clock()
         self._current = turn = Turn(request, now)
         self._turns.append(turn)
-        exchange = self._open(head, now)
+        admission = self._admission
+        if admission is not None and admission.is_open and head.wants is not None:
+            exchange = admission.open(head, now)
+        else:
+            exchange = self.app.open(head, now) if self._direct else self._open_asgi(head, now)
+            if exchange.__class__ is Exchange:
+                self._admission = exchange.admission
         if exchange.__class__ is Response:
             return self._decline(turn, exchange, data[at:])
         turn.exchange = exchange
@@ -165,8 +182,8 @@ class HttpProtocol(Writer):
         self._complete(turn)
         return data[end:] if end < len(data) else b""
 
-    def _take_head(self, data: bytes) -> tuple[int, Request, Head] | None:
-        """Where the head ends in `data`, and what it says; None while it is not whole.
+    def _take_head(self, data: bytes) -> int:
+        """Where the head ends in `data`; 0 while it is not whole.
 
         llhttp sees each byte as it comes, so what can't be HTTP is refused before its end has come.
         """
@@ -182,7 +199,7 @@ class HttpProtocol(Writer):
             raise fault[1]
         if end < 4:
             self._wait_for_head(raw)
-            return None
+            return 0
         self._partial = b""
         self._wait = NEXT_HEAD
         request = parse_request(whole, self._limits)
@@ -190,13 +207,13 @@ class HttpProtocol(Writer):
         root = self.connections.root_path
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :] or "/"
-        head = Head(request.method, path, request.headers, request.length, self._peer)
+        self._request = request
+        self._head = Head(request.method, path, request.headers, request.length, self._peer)
         at = len(data) - len(raw) + end
         if request.length != 0:
             self._step_over_body(request, data, at)
-        if len(whole) <= HEAD_KEPT:
-            self._memo = whole, request, head
-        return at, request, head
+        self._known = whole if len(whole) <= HEAD_KEPT else b""
+        return at
 
     def _feed_head(self, piece: bytes) -> None:
         """Let llhttp check the next bytes of a head. Raises: RequestError."""
@@ -244,13 +261,13 @@ class HttpProtocol(Writer):
             self._flushable = True
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
-            self._reader = self._read_chunks
+            self._takes_for = CHUNKED
         elif request.length - here > LARGE and not isinstance(exchange, AsgiExchange):
             self._fill(turn, exchange.buffer(request.length), memoryview(data)[at:])
             return b""
         else:
             self._left = request.length
-            self._reader = self._read_length
+            self._takes_for = COUNTED
         return data[at:]
 
     def _read_length(self, data: bytes) -> bytes:
@@ -308,7 +325,7 @@ class HttpProtocol(Writer):
         self._left -= len(piece)
         if not self._left:
             self._wait = NEXT_HEAD
-            self._reader = self._read_head
+            self._takes_for = HEAD
             self._since = self._clock()
         return data[len(piece) :]
 
@@ -322,7 +339,7 @@ class HttpProtocol(Writer):
             self._stop_at(turn)
         elif self._wait != NEXT_HEAD:
             self._wait = NEXT_HEAD
-            self._reader = self._read_head
+            self._takes_for = HEAD
         if answer.__class__ is Response:
             self._flushable = True
         elif answer is not None:
@@ -350,7 +367,7 @@ class HttpProtocol(Writer):
             self._since = turn.begun
             self.received, self._seen = 0, -1
             self._left = length
-            self._reader = self._skip_body
+            self._takes_for = UNWANTED
             self._watch(self._limits.body_grace_seconds)
         return data
 
@@ -388,7 +405,7 @@ class HttpProtocol(Writer):
         self._body = None
         self.received = 0
         self._wait = NEXT_HEAD  # there is none, but while an answer is out nothing is waited for
-        self._reader = self._discard
+        self._takes_for = TRAILING
 
     # --- the ASGI lane ------------------------------------------------------------------------------------------
 
@@ -421,17 +438,37 @@ class HttpProtocol(Writer):
         """The application answered without waiting for all of the body."""
         if self._skips_rest() and not self._invites:
             self._current = None
-            self._reader = self._skip_body
+            self._takes_for = UNWANTED
         else:
             self._stop_at(turn)
+
+
+class HttpProtocol(Reader, asyncio.Protocol):
+    """One connection; `loop.create_server(lambda: HttpProtocol(app), ...)` serves `app` in your own program.
+
+    app: a `Server`, which starts itself on the first request, or any ASGI 3 application, whose lifespan is then your
+    business (serve() runs both). limits: by default those of the `Server`. clock: nanoseconds, monotonic.
+    connections: what all connections of one server share; by default one object per loop and app.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        loop: asyncio.AbstractEventLoop | None = None,
+        connections: Connections | None = None,
+    ) -> None:
+        super().__init__(connections or _shared(app, limits, clock, loop))
 
 
 class _Filler(asyncio.BufferedProtocol):
     """Stands in for a connection while the rest of a large body is read."""
 
-    __slots__ = ("_at", "_connection", "_turn", "_view")
-
-    def __init__(self, connection: HttpProtocol, turn: Turn, view: memoryview) -> None:
+    def __init__(self, connection: Reader, turn: Turn, view: memoryview) -> None:
         self._connection = connection
         self._turn = turn
         self._view = view
@@ -470,10 +507,6 @@ def _skip_empty_lines(raw: bytes) -> bytes:
     if raw[:1] == b"\n" or (raw[:1] == b"\r" and raw != b"\r"):
         raise RequestError(400, "expected a request line")
     return raw
-
-
-def _ignore(data: bytes) -> bytes:
-    return b""
 
 
 _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], Connections]] = WeakKeyDictionary()

@@ -22,8 +22,6 @@ class Ticket:
     nanoseconds. resolved: delivered, or given up.
     """
 
-    __slots__ = ("answered", "born", "count", "items", "resolved", "rows", "taken")
-
     items: Any
     rows: list[Any]
 
@@ -69,8 +67,6 @@ class Load:
     whether the spans of one ticket may stand in another order than its slots.
     """
 
-    __slots__ = ("shuffled", "size", "spans", "work")
-
     def __init__(self, spans: list[Span], work: Any, size: int, shuffled: bool = False) -> None:
         self.spans = spans
         self.work = work
@@ -84,8 +80,6 @@ class Load:
 
 class Ring:
     """At most `capacity` slots waiting; `size` says how many do."""
-
-    __slots__ = ("_tickets", "capacity", "size")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -26,14 +26,14 @@ from functools import partial
 from typing import Any
 
 from . import __version__
-from .batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, Peer, ThreadExecutor
-from .bodies import Bodies
+from .batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, ThreadExecutor
+from .company import Peer
 from .device import Device
 from .errors import RETRY_SOON, Headers, RequestError
-from .exchange import ACCEPTS, JSON, Exchange, Head, Response, Wants, negotiate, refusal
+from .exchange import Admission, Exchange
 from .handler import RequestHandler, TensorHandler, Worker
+from .head import ACCEPTS, JSON, Head, Response, refusal
 from .limits import Limits
-from .message import decode_items
 from .steps import Steps, TensorSteps, async_methods
 from .tensor import RowRing, Tensor, allocate, describe, reader
 
@@ -114,20 +114,12 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._state = NEW
-        self.is_starting = True  # the handler is not there yet
         self._lazy = False
         self._why_failed = ""
         self._handler: RequestHandler | None = None
         self._thread: ThreadExecutor | None = None
         self._startup: asyncio.Task[None] | None = None
         self._ending: asyncio.Future[None] | None = None
-        self._unsettled = 0
-        self._settled: asyncio.Future[None] | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._sweeps_for = 0  # when the request began whose deadline the sweeper waits for
-        self._early: list[Exchange] = []  # complete before the handler was there
-        self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
-        self.bodies = Bodies(self.limits.max_bytes)
         self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only, and so the rest
         self._waits: dict[_Wait, None] = {}
         self._watch_timer: asyncio.TimerHandle | None = None
@@ -139,6 +131,9 @@ class Server:
             self.max_queue_size,
             self._clock,
             self.observer,
+        )
+        self.admission = Admission(
+            self.loop, self._clock, self.limits, self.batcher, self.observer, self.max_queue_size
         )
 
     # ---- life ----
@@ -187,14 +182,12 @@ class Server:
         self._thread = thread if self._executor_name == "thread" else None
         if self._thread is None:
             thread.stop()
-        self.is_starting = False
         if self._state is STARTING:
             self._state = READY
+            self.admission.is_open = self._authorize is None
         log.info("service %r is ready in process %d", self.name, self._pid)
         run()
-        early, self._early = self._early, []
-        for exchange in early:
-            exchange.start()
+        self.admission.start()
 
     def _plan(self, handler: RequestHandler, thread: ThreadExecutor) -> Callable[[], None]:
         """How batches of this handler run; raises for what can't be."""
@@ -209,7 +202,7 @@ class Server:
         if device is not None and device.is_cuda and executor is not thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
         ring = self._rows_for(handler, device)
-        self.read = partial(reader, handler.inputs)
+        self.admission.read = partial(reader, handler.inputs)
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
         steps = TensorSteps(handler, self._clock, device, executor.depth > 1)
         return partial(self.batcher.run_with, executor, steps, ring)
@@ -218,7 +211,7 @@ class Server:
         new = allocate if device is None else device.allocate
         most = self.limits.max_bytes - self.limits.body  # for a body must be room too
         ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, most, new)
-        self.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
+        self.admission.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
         log.info(
             "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
             self.name,
@@ -252,17 +245,15 @@ class Server:
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
-        self.is_starting = False
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
         log.error("service %r did not start", self.name, exc_info=error)
-        early, self._early = self._early, []
-        for exchange in early:
-            exchange.resolve([], RequestError(503, self._why_failed))
+        self.admission.fail(RequestError(503, self._why_failed))
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
         if self._state in (STARTING, READY):
             self._state = DRAINING
+            self.admission.is_open = False
             self.batcher.drain()
 
     async def shutdown(self) -> None:
@@ -286,11 +277,7 @@ class Server:
         if self._startup is not None and self._state is not FAILED:
             await asyncio.wait([self._startup])
         self._state = CLOSED
-        while self._unsettled:
-            self._settled = self.loop.create_future()
-            await self._settled
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        await self.admission.wait_settled()
         if self._handler is None:
             return
         if self.batcher.running_since:
@@ -317,22 +304,20 @@ class Server:
 
         now: the clock, in nanoseconds.
         """
+        if self._state is not READY or not self.loop.is_running():  # it has ended: begin on this one
+            self._begin(Worker(), lazy=True)
         try:
-            if self._state is not READY or not self.loop.is_running():  # it has ended: begin on this one
-                self._begin(Worker(), lazy=True)
             if self._authorize is not None and not head.path.startswith("/health/"):
                 self._check_authorized(self._authorize, head)
-            if head.wants is not None:
-                return self._take(head, now)
-            if head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics":
-                response = self._get(head)
-            else:
-                return self._take(head, now)
+            if head.wants is None and (
+                head.method != "POST" or head.path.startswith(RESERVED) or head.path == "/metrics"
+            ):
+                return self.admission.answer(self._get(head), now)
+            if self._state is not READY:
+                self._refuse_by_state()
         except RequestError as error:
-            response = refusal(error.status, error.reason, error.headers)
-        if self.observer is not None:
-            self.batcher.tell(self.observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
-        return response
+            return self.admission.refuse(error, now)
+        return self.admission.open(head, now)
 
     def _check_authorized(self, authorize: Callable[[Head], int | None], head: Head) -> None:
         """Raise RequestError with the status that the user's function wants, 500 for what it should not do."""
@@ -355,34 +340,6 @@ class Server:
         self.batcher.company.leaves(peer)
         self.batcher.wake()
 
-    def _take(self, head: Head, now: int) -> Exchange:
-        wants = head.wants
-        if wants is None:
-            wants = head.wants = self._negotiated(head)
-        if self._state is not READY:
-            self._refuse_by_state()
-        self.batcher.room_for(1)
-        if len(self._early) >= self.max_queue_size:
-            self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
-            if len(self._early) >= self.max_queue_size:
-                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
-        self._unsettled += 1
-        self.batcher.company.arrives(head.peer)
-        return Exchange(self, head, wants, now)
-
-    def _negotiated(self, head: Head) -> Wants:
-        content_type = content_encoding = accept = b""
-        for name, value in head.headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"accept":
-                accept = accept + b"," + value if accept else value
-            elif name == b"content-encoding":
-                content_encoding = value
-        if head.length is not None and head.length > self.limits.body:
-            raise self.too_large(head.length)
-        return negotiate(content_type, content_encoding, accept)
-
     def _refuse_by_state(self) -> None:
         """503 unless requests are still taken: while draining, and while starting on a request's behalf."""
         if self._state is FAILED:
@@ -391,53 +348,6 @@ class Server:
             raise RequestError(503, "the service has shut down", RETRY_SOON)
         if self._state is STARTING and not self._lazy:
             raise RequestError(503, "the service is starting", RETRY_SOON)
-
-    def too_large(self, length: int) -> RequestError:
-        """The refusal of a body of so many bytes or more."""
-        return RequestError(413, f"a body of {length} bytes; the limit is {self.limits.body}")
-
-    def wait_for_start(self, exchange: Exchange) -> None:
-        """Keep a complete request until there is a handler."""
-        self._early.append(exchange)
-        self._watch_deadline(exchange.begun)
-
-    def admit(self, exchange: Exchange) -> None:
-        """Queue the items of a request; the sweeper answers for it when its deadline passes."""
-        self.batcher.admit(exchange, self._clock())
-        if self._sweeper is None or exchange.begun < self._sweeps_for:
-            self._watch_deadline(exchange.begun)
-
-    def _watch_deadline(self, begun: int) -> None:
-        """Sweep when the request that began then has had its time, if none that began sooner is waited for."""
-        if self._sweeper is not None:
-            if begun >= self._sweeps_for:
-                return
-            self._sweeper.cancel()
-        self._sweeps_for = begun
-        left = (begun - self._clock()) / 1e9 + self.limits.answer_seconds
-        self._sweeper = self.loop.call_later(max(left, 0.0) + 0.001, self._sweep)
-
-    def _sweep(self) -> None:
-        """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
-        self._sweeper = None
-        deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
-        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
-        waiting = [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
-        for exchange in waiting:
-            if exchange.begun <= deadline:
-                exchange.expire()
-        left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
-        if left:
-            self._watch_deadline(min(left))
-
-    def settled(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
-        now = self.batcher.now or self._clock()
-        self.batcher.company.answered(peer, now)
-        self._unsettled -= 1
-        if not self._unsettled and self._settled is not None and not self._settled.done():
-            self._settled.set_result(None)
-        return now
 
     # ---- answers without a body ----
 

@@ -9,13 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .asgi import AsgiExchange
-from .connections import CLOSE, CONNECTION, KEEP, KEEP_1_0, NEVER, SECOND, Connections
-from .exchange import Exchange, Response, refusal
-from .http1 import CONTINUE, Request, has_body
+from .connections import (
+    BODY,
+    CLOSE,
+    CONNECTION,
+    END,
+    FIRST_BYTE,
+    HEAD,
+    KEEP,
+    KEEP_1_0,
+    NEVER,
+    NEXT_HEAD,
+    REST_OF_HEAD,
+    SECOND,
+    TRAILING,
+    Connections,
+)
+from .exchange import Exchange
+from .head import Response, refusal
+from .http1 import CONTINUE, Request, end_of_head, has_body
 
 log = logging.getLogger("virtex")
 
@@ -24,8 +39,6 @@ REST_KEPT = 64 << 10  # bytes of pipelined requests held for later; beyond, the 
 SKIPPED = 64 << 10  # bytes of an unwanted body that are read and dropped; to save the connection, or a reset
 LINGER_SECONDS = 2  # how long a connection that we ended is read, so that no reset overtakes the last answer
 DRAIN_SECONDS = 0.5  # how long a connection at rest is still read while draining: its request may be on the way
-
-FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what the connection waits for
 
 
 class Ends(NamedTuple):
@@ -39,8 +52,6 @@ class Ends(NamedTuple):
 class Turn:
     """A request's place in the order of its connection: it is answered when all before it are."""
 
-    __slots__ = ("answer", "begun", "exchange", "request")
-
     def __init__(self, request: Request | None, begun: int) -> None:
         self.request = request  # None: what came was none
         self.begun = begun
@@ -48,17 +59,8 @@ class Turn:
         self.answer: Response | Exchange | None = None  # None: not complete, or streamed by asgi.py
 
 
-class Writer(asyncio.Protocol):
+class Writer:
     """Answers what protocol.py has read."""
-
-    # fmt: off
-    __slots__ = (
-        "_clock", "_corked", "_current", "_direct", "_ended", "_ends", "_flushable", "_full", "_invites",
-        "_keep_alive", "_last", "_limits", "_most", "_reader", "_reading", "_rest", "_seen", "_seen_at", "_since",
-        "_stalled", "_turns", "_unsent", "_wait", "app", "connections", "received", "transport", "watched_until",
-        "writable",
-    )
-    # fmt: on
 
     def __init__(self, connections: Connections) -> None:
         # Server
@@ -85,7 +87,7 @@ class Writer(asyncio.Protocol):
         self._unsent = 0
         self.writable: asyncio.Future[None] | None = None  # asgi.py awaits it while the client does not read
         # Reading, as far as it must be stopped and resumed
-        self._reader: Callable[[bytes], bytes] = self._discard
+        self._takes_for = HEAD
         self._reading = True
         self._rest = b""  # read, but not yet looked at
         self._full = False
@@ -95,6 +97,9 @@ class Writer(asyncio.Protocol):
         self._invites = False  # its client waits for 100 Continue
 
     # --- what the reading half does ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        raise NotImplementedError
 
     def _time_out(self, what: str) -> None:
         raise NotImplementedError
@@ -138,11 +143,13 @@ class Writer(asyncio.Protocol):
         head = shared.usual_head(response, now)
         if head is None:
             return False
-        body = b"".join(response.buffers)
-        if len(body) > JOINED:
+        length = 0
+        for buffer in response.buffers:
+            length += len(buffer)
+        if length > JOINED:
             return False
         self._turns.clear()
-        self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        self.transport.write(b"".join([head, end_of_head(length), *response.buffers]))
         self._since = now
         if now + self._keep_alive < self.watched_until:
             shared.watch(self, now + self._keep_alive)
@@ -223,7 +230,7 @@ class Writer(asyncio.Protocol):
         for buffer in response.buffers:
             length += len(buffer)
         if has_body(response.status):
-            out.append(b"%b%d\r\n\r\n" % (head, length))
+            out += (head, end_of_head(length))
             if request is None or request.method != "HEAD":
                 out += response.buffers
         else:
@@ -248,7 +255,7 @@ class Writer(asyncio.Protocol):
 
         RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way.
         """
-        self._reader = self._discard
+        self._takes_for = TRAILING
         self._rest = b""
         self._wait = END
         self._since = self._clock()

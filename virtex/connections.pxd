@@ -1,0 +1,18 @@
+from .head cimport Response
+
+
+cdef class Connections:
+    cdef public object app, limits, clock, loop, open, access, secure, changed
+    cdef public dict state
+    cdef public str root_path
+    cdef public bint direct, draining, closing
+    cdef public Py_ssize_t requests
+    cdef public long long drain_since, _heads_until
+    cdef dict _due, _heads
+    cdef object _timer
+    cdef bytes _date, _usual
+    cdef tuple _usual_headers
+    cpdef watch(self, connection, long long deadline)
+    cpdef bytes head(self, int status, tuple headers, int connection, long long now)
+    cpdef bytes usual_head(self, Response response, long long now)
+    cpdef bytes date(self, long long now)

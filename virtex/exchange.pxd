@@ -1,0 +1,43 @@
+from .batcher cimport Batcher
+from .bodies cimport Bodies
+from .company cimport Company, Peer
+from .head cimport Head, Response
+from .ring cimport Ticket
+
+
+cdef class Exchange(Ticket):
+    cdef public long long begun
+    cdef public Admission admission
+    cdef Head _head
+    cdef object _wants, _body, _callback
+    cdef Response _response
+    cdef bint _arriving
+    cdef Py_ssize_t _charged
+    cpdef bint done(self)
+    cpdef Response result(self)
+    cpdef add_done_callback(self, callback)
+    cpdef write(self, bytes data)
+    cpdef charge(self, Py_ssize_t n)
+    cpdef complete(self)
+    cdef _admit(self)
+    cdef Response _reply(self, rows)
+    cdef Response _finish(self, Response response)
+    cdef _drop_body(self)
+    cdef _uncharge(self)
+
+
+cdef class Admission:
+    cdef public object loop, limits, read
+    cdef public Batcher batcher
+    cdef public Bodies bodies
+    cdef public Company company
+    cdef public bint is_open, is_starting
+    cdef public Py_ssize_t most_bytes, unsettled
+    cdef object _clock, _observer, _all_settled, _sweeper
+    cdef Py_ssize_t _most_early
+    cdef list _early
+    cdef long long _sweeps_for
+    cpdef open(self, Head head, long long now)
+    cpdef admit(self, Exchange exchange)
+    cpdef answered(self, Exchange exchange, Response response)
+    cpdef long long settled(self, Peer peer) except -1

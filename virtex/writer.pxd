@@ -1,0 +1,27 @@
+from .connections cimport Connections
+from .head cimport Response
+from .http1 cimport Request, end_of_head
+
+cdef int BODY, END, FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD
+cdef int HEAD, TRAILING
+cdef int CLOSE, KEEP, KEEP_1_0
+
+
+cdef class Turn:
+    cdef public Request request
+    cdef public long long begun
+    cdef public object exchange, answer
+
+
+cdef class Writer:
+    cdef public object app, transport, writable
+    cdef public Connections connections
+    cdef public long long watched_until, received
+    cdef object _clock, _limits, _ends, _turns
+    cdef Turn _last, _current
+    cdef bytes _rest
+    cdef bint _direct, _corked, _flushable, _ended, _reading, _full, _invites
+    cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at
+    cdef Py_ssize_t _most
+    cdef int _wait, _takes_for
+    cdef bint _answer_alone(self, Response response) except -1
