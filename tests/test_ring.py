@@ -91,6 +91,6 @@ def test_an_error_resolves_at_once_and_frees_items_and_rows():
     error = ValueError("item 1")
     ticket.resolve([], error)
     assert ticket.answers == [([], error)]
-    assert ticket.items == ticket.rows == []
+    assert ticket.items is None and ticket.rows is None
     ticket.fill([2, 3])
     assert len(ticket.answers) == 1

@@ -40,7 +40,11 @@ class Exchange(Ticket):
     """
 
     def __init__(self, admission: Admission, head: Head, wants: Wants, begun: int) -> None:
-        super().__init__()
+        # The ticket's: a call to its __init__ would cost as much as the rest of this
+        self.items = self.rows = None
+        self.count = self.taken = self.answered = self.born = 0
+        self.resolved = False
+        # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
         self.admission = admission
         self._head = head
@@ -154,7 +158,7 @@ class Exchange(Ticket):
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
             refused = self._error(error)
-        self.items = []  # they and the traceback, which is gone now, read the body
+        self.items = None  # they and the traceback, which is gone now, read the body
         return self._finish(refused)
 
     def cancel(self, reason: str) -> None:
@@ -171,7 +175,7 @@ class Exchange(Ticket):
             admission.batcher.wake()
         else:
             admission.batcher.cancel(self, reason)
-            self.items = self.rows = []
+            self.items = self.rows = None
         admission.settled(self._head.peer)
 
     def expire(self) -> None:

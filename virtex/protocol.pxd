@@ -1,3 +1,5 @@
+cimport cython
+
 from .exchange cimport Admission, Exchange
 from .head cimport Head
 from .http1 cimport Request
@@ -15,5 +17,7 @@ cdef class Reader(Writer):
     cdef Head _head
     cdef Py_ssize_t _left
     cdef bytes _take(self, bytes data)
+    @cython.locals(own=Exchange)
     cdef bytes _read_head(self, bytes data)
+    @cython.locals(own=Exchange)
     cdef _complete(self, Turn turn)

@@ -157,6 +157,7 @@ class Reader(Writer):
         request, head = self._request, self._head
         assert request is not None and head is not None
         exchange: Any
+        own: Exchange
         if not self._known:
             self._request = self._head = None
         self.connections.requests += 1
@@ -178,7 +179,11 @@ class Reader(Writer):
             return self._begin_body(turn, data, at, now)
         end = at + length
         if length:
-            exchange.write(data[at:end])
+            if exchange.__class__ is Exchange:  # typed, so that C calls C
+                own = exchange
+                own.write(data[at:end])
+            else:
+                exchange.write(data[at:end])
         self._complete(turn)
         return data[end:] if end < len(data) else b""
 
@@ -331,9 +336,17 @@ class Reader(Writer):
 
     def _complete(self, turn: Turn) -> None:
         """The request is all there: hand it over, and wait for the next."""
-        request, exchange = turn.request, turn.exchange
-        assert request is not None and exchange is not None
-        turn.answer = answer = exchange.complete()
+        request = turn.request
+        exchange: Any = turn.exchange
+        answer: Any
+        own: Exchange
+        assert request is not None
+        if exchange.__class__ is Exchange:
+            own = exchange
+            answer = own.complete()
+        else:
+            answer = exchange.complete()
+        turn.answer = answer
         self._current = None
         if not request.keep_alive:
             self._stop_at(turn)
@@ -342,8 +355,11 @@ class Reader(Writer):
             self._takes_for = HEAD
         if answer.__class__ is Response:
             self._flushable = True
+        elif answer.__class__ is Exchange:
+            own = answer
+            own.add_done_callback(self._on_answer)
         elif answer is not None:
-            answer.add_done_callback(self._on_answer)  # type: ignore[union-attr]
+            answer.add_done_callback(self._on_answer)
 
     # --- refusing ---------------------------------------------------------------------------------------------
 

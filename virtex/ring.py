@@ -22,12 +22,9 @@ class Ticket:
     nanoseconds. resolved: delivered, or given up.
     """
 
-    items: Any
-    rows: list[Any]
-
     def __init__(self) -> None:
-        self.items = []
-        self.rows = []
+        self.items: Any = None
+        self.rows: list[Any] | None = None
         self.count = self.taken = self.answered = self.born = 0
         self.resolved = False
 
@@ -42,7 +39,7 @@ class Ticket:
         self.answered += len(rows)
         if self.answered < self.count:
             # A copy: the original may alias rows of a batch that is used again. A new list: `items` may be the old one.
-            self.rows = [*self.rows, rows.copy()]
+            self.rows = [*(self.rows or ()), rows.copy()]
         elif self.rows:
             parts = [*self.rows, rows]
             self.resolve(list(chain(*parts)) if isinstance(rows, list) else rows.joined(parts), None)
@@ -53,7 +50,7 @@ class Ticket:
         """Deliver once; whatever comes later is dropped. Frees the items and the rows."""
         if not self.resolved:
             self.resolved = True
-            self.items = self.rows = []
+            self.items = self.rows = None
             self.deliver(rows, error)
 
 

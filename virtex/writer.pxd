@@ -1,3 +1,5 @@
+cimport cython
+
 from .connections cimport Connections
 from .head cimport Response
 from .http1 cimport Request, end_of_head
@@ -17,11 +19,13 @@ cdef class Writer:
     cdef public object app, transport, writable
     cdef public Connections connections
     cdef public long long watched_until, received
-    cdef object _clock, _limits, _ends, _turns
+    cdef object _clock, _limits, _ends
+    cdef list _turns
     cdef Turn _last, _current
     cdef bytes _rest
     cdef bint _direct, _corked, _flushable, _ended, _reading, _full, _invites
     cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at
     cdef Py_ssize_t _most
     cdef int _wait, _takes_for
-    cdef bint _answer_alone(self, Response response) except -1
+    @cython.locals(length=Py_ssize_t, now=cython.longlong, buffer=bytes, turn=Turn, response=Response)
+    cdef bint _answer_alone(self, answered) except -1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import Any, NamedTuple
 
 from .asgi import AsgiExchange
@@ -75,7 +74,7 @@ class Writer:
         self.transport: Any = None
         self.watched_until = NEVER
         self._ends: Ends | None = None
-        self._turns: deque[Turn] = deque()
+        self._turns: list[Turn] = []
         self._last: Turn | None = None  # nothing is read after it, and the connection closes behind its answer
         self._corked = False  # answers are collected, and written when everything at hand has been read
         self._flushable = False  # there may be something to write
@@ -118,10 +117,7 @@ class Writer:
             self._flushable = True
             return
         try:
-            turns = self._turns
-            if turns and (
-                len(turns) > 1 or turns[0].answer is not answered or not self._answer_alone(answered.result())
-            ):
+            if self._turns and not self._answer_alone(answered):
                 self._flush_soon()
         except Exception:
             self._give_up()
@@ -131,12 +127,15 @@ class Writer:
             self._flushable = True
             (self.connections.loop or asyncio.get_running_loop()).call_soon(self._flush)
 
-    def _answer_alone(self, response: Response) -> bool:
+    def _answer_alone(self, answered: Exchange) -> bool:
         """The usual case of _flush() and _render(), in fewer steps: nothing before it, nothing behind, nothing odd.
 
         Returns False where the case is not the usual one, and nothing was done.
         """
-        request, shared = self._turns[0].request, self.connections
+        turn = self._turns[0]
+        if len(self._turns) > 1 or turn.answer is not answered:
+            return False
+        request, shared, response = turn.request, self.connections, answered.result()
         if request is None or not request.is_usual or self._wait != NEXT_HEAD or self._ended or self._rest:
             return False
         now = self._clock()
@@ -157,7 +156,7 @@ class Writer:
 
     def finish(self, last: bool, status: int, length: int) -> None:
         """The answer of the first turn was streamed by asgi.py, to its end."""
-        turn = self._turns.popleft()
+        turn = self._turns.pop(0)
         if self.connections.access is not None:
             self.connections.access(self, turn, status, length, self._clock() - turn.begun)
         if turn is self._current and turn.request is not None:
@@ -202,7 +201,7 @@ class Writer:
                 if not answer.done():  # type: ignore[union-attr]
                     break
                 answer = answer.result()  # type: ignore[union-attr]
-            turns.popleft()
+            del turns[0]
             last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
             last = self._render(turn, answer, last, now, out)
         if out:

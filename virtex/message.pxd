@@ -1,0 +1,2 @@
+cpdef list decode_items(body, bint is_npy)
+cpdef bytes encode_data(list rows, str step=*)
