@@ -358,8 +358,18 @@ class Batcher:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
         self._running.remove(batch)
         self.now = self._clock()
+        ok = self._answer(batch)
+        self.now = 0
+        if self._observer is not None:
+            self.tell(self._observer.batch_done, self._report(batch, ok))
+        batch.load.release()
+        self.wake()
+
+    def _answer(self, batch: Batch) -> bool:
+        """Returns whether every request got rows."""
         ok = True
-        for (ticket, start, _), outcome in batch.answers():
+        for span, outcome in batch.answers():
+            ticket = span[0]
             if not isinstance(outcome, (HandlerError, ItemError)):
                 try:
                     ticket.fill(outcome)
@@ -369,15 +379,10 @@ class Batcher:
             ok = False
             if not ticket.resolved:
                 if outcome.index is not None:
-                    outcome.index += start  # from within the span to within the request
+                    outcome.index += span[1]  # from within the span to within the request
                 self._ring.cancel(ticket)
                 ticket.resolve([], outcome)
-        self.now = 0
-        outcome = None  # type: ignore[assignment]  # the last of the references to the batch's rows
-        if self._observer is not None:
-            self.tell(self._observer.batch_done, self._report(batch, ok))
-        batch.load.release()
-        self.wake()
+        return ok
 
     def _report(self, batch: Batch, ok: bool) -> BatchReport:
         waits = [

@@ -6,7 +6,7 @@ from .ring cimport Ticket
 
 
 cdef class Exchange(Ticket):
-    cdef public long long begun
+    cdef public long long begun, ended
     cdef public Admission admission
     cdef Head _head
     cdef object _wants, _body, _callback

@@ -46,6 +46,7 @@ class Exchange(Ticket):
         self.resolved = False
         # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
+        self.ended = 0  # when it was answered
         self.admission = admission
         self._head = head
         self._wants = wants
@@ -376,7 +377,7 @@ class Admission:
 
     def answered(self, exchange: Exchange, response: Response) -> None:
         """A request that was taken is answered."""
-        now = self.settled(exchange._head.peer)
+        exchange.ended = now = self.settled(exchange._head.peer)
         if self._observer is not None:
             seconds = (now - exchange.begun) / 1e9
             self.batcher.tell(self._observer.request_done, response.status, exchange.count, seconds)

@@ -1,3 +1,9 @@
+cdef object ndarray
+cdef _encode(encode, list rows, Py_ssize_t start, Py_ssize_t stop, list done)
+cdef _owned(result)
+cdef list _joined(list requests)
+
+
 cdef class Steps:
     cdef object _handler, _clock, _awaits
     cdef public bint is_async

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
 from itertools import accumulate, islice
 from typing import Any
 
-import numpy as np
+from numpy import ndarray
 
 from .device import Device
 from .errors import HandlerError, ItemError
@@ -158,11 +158,11 @@ class Steps:
             done: list[Any] = []
             outcome: Outcome = done
             try:
-                for row in rows[start : start + count]:
-                    result = encode(row)
-                    result = await result if awaits else result
-                    # An array may alias what the model writes its next batch to, before this one's replies are made.
-                    done.append(result.copy() if isinstance(result, np.ndarray) else result)
+                if awaits:
+                    for row in rows[start : start + count]:
+                        done.append(_owned(await encode(row)))
+                else:
+                    _encode(encode, rows, start, start + count, done)
             except ItemError as error:
                 outcome = ItemError(error.reason, len(done), error.offset)
             except Exception as error:
@@ -217,6 +217,16 @@ class TensorSteps(Steps):
             return await self._step("run_inference", batch)
         with self._device.running():
             return self._device.fetch(await self._step("run_inference", self._device.load(batch)))
+
+
+def _encode(encode: Callable[[Any], Any], rows: list[Any], start: int, stop: int, done: list[Any]) -> None:
+    for i in range(start, stop):
+        done.append(_owned(encode(rows[i])))
+
+
+def _owned(result: Any) -> Any:
+    """An array may alias what the model writes its next batch to, before the replies to this one are made."""
+    return result.copy() if isinstance(result, ndarray) else result
 
 
 def _joined(requests: list[list[Any]]) -> list[Any]:

@@ -1,6 +1,7 @@
 cimport cython
 
 from .connections cimport Connections
+from .exchange cimport Exchange
 from .head cimport Response
 from .http1 cimport Request, end_of_head
 
@@ -27,5 +28,5 @@ cdef class Writer:
     cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at
     cdef Py_ssize_t _most
     cdef int _wait, _takes_for
-    @cython.locals(length=Py_ssize_t, now=cython.longlong, buffer=bytes, turn=Turn, response=Response)
+    @cython.locals(length=Py_ssize_t, now=cython.longlong, buffer=bytes, turn=Turn, response=Response, own=Exchange)
     cdef bint _answer_alone(self, answered) except -1

@@ -135,10 +135,14 @@ class Writer:
         turn = self._turns[0]
         if len(self._turns) > 1 or turn.answer is not answered:
             return False
-        request, shared, response = turn.request, self.connections, answered.result()
+        request, shared = turn.request, self.connections
         if request is None or not request.is_usual or self._wait != NEXT_HEAD or self._ended or self._rest:
             return False
-        now = self._clock()
+        if answered.__class__ is Exchange:
+            own = answered  # typed, so that C calls C
+            now, response = own.ended, own.result()
+        else:
+            now, response = self._clock(), answered.result()
         head = shared.usual_head(response, now)
         if head is None:
             return False
