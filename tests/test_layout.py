@@ -20,6 +20,7 @@ PARTS = {
     "http1": "protocol",
     "writer": "protocol",
     "settings": "worker",
+    "shell": "server",
     "steps": "handler",
 }
 

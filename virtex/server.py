@@ -7,8 +7,8 @@
     Exchange.cancel(reason)                          nobody waits for the answer any more
     Server.leave(peer)                               the connection is gone
 
-The other shell is protocol.py, which uses these calls directly. Server is a plain Python class on purpose: a Cython
-coroutine function is taken for ASGI 2.
+The other shell is protocol.py, which uses these calls directly. Server is not compiled on purpose: a coroutine function
+of Cython is taken for ASGI 2.
 """
 
 from __future__ import annotations
@@ -34,38 +34,13 @@ from .exchange import Admission, Exchange
 from .handler import RequestHandler, TensorHandler, Worker
 from .head import ACCEPTS, JSON, Head, Response, refusal
 from .limits import Limits
+from .shell import GONE, Shell, body_of, retrieve, start_of
 from .steps import Steps, TensorSteps, async_methods
 from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
 
 RESERVED = ("/health/", "/metrics/", "/v2/")
-WATCH_AFTER = 0.05  # seconds, at least, until an ASGI request that waits gets a task that sees its client leave
-
-
-class _Wait:
-    """An ASGI request that waits for its answer. over: whether it has come; False when its client has left."""
-
-    __slots__ = ("_exchange", "_receive", "is_old", "over", "watcher")
-
-    def __init__(self, exchange: Exchange, receive: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._exchange = exchange
-        self._receive = receive
-        self.is_old = False
-        self.over: asyncio.Future[bool] = loop.create_future()
-        self.watcher: asyncio.Task[None] | None = None
-        exchange.add_done_callback(self._end)
-
-    def _end(self, _: object) -> None:
-        if not self.over.done():
-            self.over.set_result(True)
-
-    async def watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._exchange.cancel("the client left")
-        if not self.over.done():
-            self.over.set_result(False)
 
 
 # The life of a server, in order; it may go from STARTING to FAILED, and a fork or a new loop starts it anew.
@@ -120,10 +95,6 @@ class Server:
         self._thread: ThreadExecutor | None = None
         self._startup: asyncio.Task[None] | None = None
         self._ending: asyncio.Future[None] | None = None
-        self._peers: dict[tuple[str, int], Peer] = {}  # ASGI shell only, and so the rest
-        self._waits: dict[_Wait, None] = {}
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self._peers_kept = 1024
         self.batcher = Batcher(
             self.loop,
             self.max_batch_size,
@@ -135,6 +106,7 @@ class Server:
         self.admission = Admission(
             self.loop, self._clock, self.limits, self.batcher, self.observer, self.max_queue_size
         )
+        self._shell = Shell(self.loop, self._clock, self.batcher.company, self.max_time_on_queue > 0)
 
     # ---- life ----
 
@@ -155,7 +127,7 @@ class Server:
             self._state = STARTING
             self._lazy = lazy
             self._startup = self.loop.create_task(self._start(worker))
-            self._startup.add_done_callback(_retrieve)
+            self._startup.add_done_callback(retrieve)
 
     def _is_bound(self) -> bool:
         """Whether this is the process and the loop that the server's present life began on."""
@@ -398,103 +370,40 @@ class Server:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3: http and lifespan; anything else is refused by raising."""
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        else:
-            raise RuntimeError(f"scope type {scope['type']!r}: Virtex serves http and lifespan")
-
-    async def _http(self, scope: Any, receive: Any, send: Any) -> None:
-        self._begin(Worker(), lazy=True)
-        head = self._head(scope)
-        answer: Response | Exchange | None
-        opened = self.open(head, self._clock())
-        if isinstance(opened, Response):
-            await _send(send, head, opened)
+        if scope["type"] != "http":
+            await self._lifespan(scope["type"], receive, send)
+            return
+        if self._state is not READY or self.loop is not asyncio.get_running_loop():
+            self._begin(Worker(), lazy=True)
+        shell = self._shell
+        head = shell.head_of(scope)
+        answer: Any = self.open(head, self._clock())
+        if answer.__class__ is Exchange:
+            exchange: Exchange = answer
+            try:
+                answer = shell.take(exchange, await receive())
+                while answer is None:
+                    answer = shell.take(exchange, await receive())
+                if answer is exchange:
+                    wait = shell.wait(exchange, receive)
+                    try:
+                        answer = exchange.result() if await wait.over else GONE
+                    finally:
+                        shell.end(wait)
+            except BaseException:
+                exchange.cancel("the server gave the request up")
+                raise
+        if answer is GONE:
             return
         try:
-            answer = await self._received(opened, receive)
-            if isinstance(answer, Exchange):
-                answer = await self._watched(answer, receive)
-        except BaseException:
-            opened.cancel("the server gave the request up")
-            raise
-        if answer is not None:
-            await _send(send, head, answer)
+            await send(start_of(answer))
+            await send(body_of(answer, head))
+        except OSError as error:  # what an ASGI server may say where the client is gone
+            log.debug("the client left while it was answered: %s", error)
 
-    def _head(self, scope: Any) -> Head:
-        path: str = scope["path"]
-        root = scope.get("root_path", "").rstrip("/")
-        if root and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :] or "/"
-        length = None
-        headers = []
-        for name, value in scope["headers"]:
-            name = name.lower()  # ASGI: they should be in lower case, and need not
-            headers.append((name, value))
-            if name == b"content-length" and value.isdigit() and len(value) < 19:
-                length = int(value)
-        return Head(scope["method"], path, headers, length, self._peer(scope.get("client")))
-
-    def _peer(self, client: Any) -> Peer | None:
-        """The connection as ASGI lets us know it, by address and port; None behind a unix socket."""
-        if not client or not client[1] or not self.max_time_on_queue:
-            return None
-        key = (client[0], int(client[1]))
-        peer = self._peers.get(key)
-        if peer is None:
-            if len(self._peers) >= self._peers_kept:
-                self._forget_peers()
-            peer = self._peers[key] = Peer()
-        return peer
-
-    def _forget_peers(self) -> None:
-        """ASGI does not say when a connection ends: forget those that nobody expects, once they are many."""
-        self.batcher.company.until(self._clock())
-        self._peers = {key: peer for key, peer in self._peers.items() if peer.open or peer.answered}
-        self._peers_kept = max(1024, 2 * len(self._peers))
-
-    async def _received(self, exchange: Exchange, receive: Any) -> Response | Exchange | None:
-        """Read the body and complete; None when the client left first."""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                exchange.cancel("the client left")
-                return None
-            piece = message.get("body", b"")
-            if piece:
-                try:
-                    exchange.write(piece if type(piece) is bytes else bytes(piece))
-                except RequestError as error:
-                    exchange.cancel(error.reason)
-                    return refusal(error.status, error.reason, error.headers)
-            if not message.get("more_body", False):
-                return exchange.complete()
-
-    async def _watched(self, exchange: Exchange, receive: Any) -> Response | None:
-        """Await the answer; None when the client left first. Whoever is answered quickly is not watched."""
-        wait = _Wait(exchange, receive, self.loop)
-        self._waits[wait] = None
-        if self._watch_timer is None:
-            self._watch_timer = self.loop.call_later(WATCH_AFTER, self._watch_old)
-        try:
-            return exchange.result() if await wait.over else None
-        finally:
-            del self._waits[wait]
-            if wait.watcher is not None:
-                wait.watcher.cancel()
-                wait.watcher.add_done_callback(_retrieve)
-
-    def _watch_old(self) -> None:
-        """Watch who waited at the last look too; one timer does for all, and none runs while nobody waits."""
-        self._watch_timer = self.loop.call_later(WATCH_AFTER, self._watch_old) if self._waits else None
-        for wait in self._waits:
-            if wait.is_old and wait.watcher is None:
-                wait.watcher = self.loop.create_task(wait.watch())
-            wait.is_old = True
-
-    async def _lifespan(self, receive: Any, send: Any) -> None:
+    async def _lifespan(self, kind: str, receive: Any, send: Any) -> None:
+        if kind != "lifespan":
+            raise RuntimeError(f"scope type {kind!r}: Virtex serves http and lifespan")
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -508,23 +417,6 @@ class Server:
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
-
-
-async def _send(send: Any, head: Head, response: Response) -> None:
-    """One start and one body message; the client may be gone, which an ASGI server may tell by OSError."""
-    body = response.buffers[0] if len(response.buffers) == 1 else b"".join(response.buffers)
-    headers = [*response.headers, (b"content-length", b"%d" % len(body))]
-    try:
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if head.method == "HEAD" else body})
-    except OSError as error:
-        log.debug("the client left while it was answered: %s", error)
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at a task's exception, which was logged or does not matter, so that asyncio does not complain of it."""
-    if not task.cancelled():
-        task.exception()
 
 
 def http_server(

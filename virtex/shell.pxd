@@ -1,0 +1,19 @@
+from .company cimport Company, Peer
+from .exchange cimport Exchange
+from .head cimport Head, Response
+
+
+cdef class Wait:
+    cdef public Exchange exchange
+    cdef public object receive, over, watcher
+    cdef public bint is_old
+
+
+cdef class Shell:
+    cdef object _loop, _clock, _timer
+    cdef Company _company
+    cdef bint _remembers
+    cdef Py_ssize_t _peers_kept
+    cdef public dict peers
+    cdef set _waits
+    cpdef Peer peer(self, client)
