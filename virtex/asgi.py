@@ -61,13 +61,6 @@ def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
 class AsgiExchange:
     """One request of an ASGI application and its answer."""
 
-    # fmt: off
-    __slots__ = (
-        "_body", "_chunked", "_complete", "_connection", "_gone", "_held", "_last", "_left", "_request",
-        "_response_done", "_sent", "_start", "_task", "_turn", "_waiter", "started",
-    )
-    # fmt: on
-
     def __init__(self, connection: Reader, turn: Turn, request: Request) -> None:
         self._connection = connection
         self._turn = turn

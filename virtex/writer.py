@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .asgi import AsgiExchange
 from .connections import (
     BODY,
     CLOSE,
@@ -30,6 +29,9 @@ from .connections import (
 from .exchange import Exchange
 from .head import Response, refusal
 from .http1 import CONTINUE, Request, end_of_head, has_body
+
+if TYPE_CHECKING:
+    from .asgi import AsgiExchange
 
 log = logging.getLogger("virtex")
 
