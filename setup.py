@@ -20,7 +20,11 @@ codec = Extension(
 
 # A module with a .pxd beside it is compiled: the .pxd says what its classes are made of, so that C need not look it up.
 typed = [
-    Extension(path.removesuffix(".pxd").replace("/", "."), [path.removesuffix("pxd") + "py"], extra_compile_args=["-g0", "-Werror=incompatible-pointer-types"])
+    Extension(
+        path.removesuffix(".pxd").replace("/", "."),
+        [path.removesuffix("pxd") + "py"],
+        extra_compile_args=["-g0", "-Werror=incompatible-pointer-types"],
+    )
     for path in sorted(glob("virtex/[!_]*.pxd"))
 ]
 

@@ -28,7 +28,9 @@ class Model:
         return max((at + WINDOW for at in self.answered if at is not None), default=0)
 
 
-EVENTS = st.lists(st.tuples(st.sampled_from(["arrives", "answered", "leaves", "until"]), st.integers(0, 3)), max_size=60)
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["arrives", "answered", "leaves", "until"]), st.integers(0, 3)), max_size=60
+)
 
 
 @given(EVENTS)

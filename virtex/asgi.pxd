@@ -1,13 +1,27 @@
-from .http1 cimport Request
-from .writer cimport Turn
+from .http1 cimport Request, end_of_head, has_body
+from .writer cimport Turn, Writer
+
+
+cdef class Start:
+    cdef readonly int status
+    cdef readonly bytes lines
+    cdef readonly frozenset names
+    cdef readonly Py_ssize_t length
+    cdef readonly bint closes
+
+
+cdef bytes _bytes(value)
+cdef tuple _pairs(headers)
 
 
 cdef class AsgiExchange:
-    cdef object _connection, _waiter, _start, _left, _task
+    cdef Writer _connection
+    cdef object _waiter, _task
+    cdef Start _start
     cdef Turn _turn
     cdef Request _request
     cdef list _body
-    cdef Py_ssize_t _held, _sent
+    cdef Py_ssize_t _held, _sent, _left
     cdef bint _complete, _gone, _response_done, _chunked, _last
     cdef public bint started
     cpdef write(self, bytes data)
@@ -16,7 +30,7 @@ cdef class AsgiExchange:
     cdef _wake(self)
     cdef dict _scope(self)
     cdef dict _take_body(self)
-    cdef _begin(self, message)
     cdef _send_body(self, message)
-    cdef _emit(self, bytes data, bint end)
+    cdef _emit(self, bytes data, bint end, long long now)
+    cdef bytes _render(self, Start start, bytes body, bint end, long long now)
     cdef bytes _frame(self, bytes body, bint end)

@@ -13,9 +13,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from .http1 import Header, Request, has_body, render_head
+from .http1 import Header, Request, end_of_head, has_body, render_head
 
 if TYPE_CHECKING:
     from .protocol import Reader
@@ -25,17 +25,21 @@ log = logging.getLogger("virtex")
 
 Message = MutableMapping[str, Any]
 HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its connection is not read
-VERSIONS = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send() raises OSError once the client has left
+SPEC_VERSION = "2.4"  # send() raises OSError once the client has left
 
 
-class Start(NamedTuple):
-    """A message http.response.start, checked and rendered. names: of its fields, in lower case."""
+class Start:
+    """A message http.response.start, checked and rendered.
 
-    status: int
-    lines: bytes
-    names: frozenset[bytes]
-    length: int | None
-    closes: bool
+    names: of its fields, in lower case. length: what it says of the body's, in bytes; -1: nothing.
+    """
+
+    def __init__(self, status: int, lines: bytes, names: frozenset[bytes], length: int, closes: bool) -> None:
+        self.status = status
+        self.lines = lines
+        self.names = names
+        self.length = length
+        self.closes = closes
 
 
 @lru_cache(256)
@@ -44,11 +48,11 @@ def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
 
     What tells the body's end, and whether the connection goes on, is ours to write. Raises ValueError.
     """
-    length, closes = None, False
+    length, closes = -1, False
     kept: list[Header] = []
     for given, value in headers:
         name = given.lower()
-        if name == b"content-length" and value.isdigit():
+        if name == b"content-length" and value.isdigit() and len(value) < 19:
             length = int(value)
         elif name == b"connection" and b"close" in value.lower():
             closes = True
@@ -56,6 +60,23 @@ def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
             kept.append((name, value))
     lines = render_head(status, tuple(kept), b"")
     return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if value.__class__ is bytes else bytes(value)
+
+
+def _pairs(headers: Any) -> tuple[Header, ...]:
+    """Pairs of bytes, as most applications give them already."""
+    given = tuple(headers)
+    for pair in given:
+        if pair.__class__ is not tuple or len(pair) != 2:
+            break
+        if pair[0].__class__ is not bytes or pair[1].__class__ is not bytes:
+            break
+    else:
+        return given
+    return tuple([(bytes(name), bytes(value)) for name, value in given])
 
 
 class AsgiExchange:
@@ -76,11 +97,14 @@ class AsgiExchange:
         self.started = False  # its first bytes are written
         self._response_done = False
         self._chunked = False
-        self._left: int | None = None  # bytes that its content-length still promises
+        self._left = -1  # bytes that its content-length still promises; -1: it has none
         self._sent = 0  # bytes of its body
         self._last = False  # the connection closes behind it
         loop = connection.connections.loop or asyncio.get_running_loop()
-        self._task = loop.create_task(self._run())
+        if loop.get_task_factory() is None:
+            self._task = asyncio.Task(self._run(), loop=loop, name="request")  # a tenth of a task is its numbered name
+        else:
+            self._task = loop.create_task(self._run())
 
     # --- what protocol.py calls ---------------------------------------------------------------------------------
 
@@ -129,35 +153,34 @@ class AsgiExchange:
             body = b"Internal Server Error"
             self._last = True
             self._start = _prepare(500, ((b"content-type", b"text/plain; charset=utf-8"),))
-            self._emit(self._render(self._start, body, True), True)
+            now = connection._clock()
+            self._emit(self._render(self._start, body, True, now), True, now)
 
     def _scope(self) -> dict[str, Any]:
         request, connection = self._request, self._connection
         shared = connection.connections
-        raw_path, _, query = request.target.partition(b"?")
-        path = request.path
+        root, ends = shared.root_path, connection.ends
         return {
             "type": "http",
-            "asgi": dict(VERSIONS),
+            "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
             "http_version": "1.1" if request.minor else "1.0",
             "method": request.method,
             "scheme": "https" if connection.is_secure(request) else "http",
-            "path": shared.root_path + path,
-            "raw_path": shared.root_path.encode() + raw_path,
-            "query_string": query,
-            "root_path": shared.root_path,
-            "headers": list(request.headers),
-            "client": connection.ends.client,
-            "server": connection.ends.server,
+            "path": root + request.path if root else request.path,
+            "raw_path": root.encode() + request.raw_path if root else request.raw_path,
+            "query_string": request.query,
+            "root_path": root,
+            "headers": request.headers[:],
+            "client": ends.client,
+            "server": ends.server,
             "state": dict(shared.state),
         }
 
     # --- receive ------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Message:
-        connection = self._connection
-        if not self._gone and not self._response_done:
-            connection.invite(self._turn)
+        if self._connection._invites and not self._gone and not self._response_done:
+            self._connection.invite(self._turn)
         while not self._gone and not self._response_done:
             if self._body or self._complete:
                 return self._take_body()
@@ -188,7 +211,8 @@ class AsgiExchange:
             if self._gone:
                 raise ConnectionResetError("the client left")
             self._send_body(message)
-            await self._flow()
+            if self._connection._stalled:
+                await self._flow()
         else:
             expected = "http.response.start" if self._start is None else "http.response.body"
             raise RuntimeError(f"expected the message {expected!r}, got {kind!r}")
@@ -198,62 +222,66 @@ class AsgiExchange:
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise RuntimeError(f"http.response.start: expected a status from 200 to 599, got {status!r}")
         # Checked here, while a 500 is still possible.
-        self._start = _prepare(status, tuple([(bytes(name), bytes(value)) for name, value in headers]))
+        self._start = _prepare(status, _pairs(headers))
 
     def _send_body(self, message: Message) -> None:
-        body = bytes(message.get("body", b""))
+        body = _bytes(message.get("body", b""))
         more = bool(message.get("more_body", False))
+        now = self._connection._clock()
         if not self.started:
             assert self._start is not None
-            data = self._render(self._start, body, not more)
+            data = self._render(self._start, body, not more, now)
         else:
             data = self._frame(body, not more)
         if not more:
             self._response_done = True
-            if self._left:
+            if self._left > 0:
                 log.error("the application sent %d bytes less than its content-length", self._left)
                 self._last = True
-        self._emit(data, not more)
+        self._emit(data, not more, now)
 
-    def _emit(self, data: bytes, end: bool) -> None:
+    def _emit(self, data: bytes, end: bool, now: int) -> None:
+        connection = self._connection
         self.started = True
         if data:
-            self._connection.transport.write(data)
+            connection.transport.write(data)
         if end:
             self._body.clear()
-            self._connection.hold(False)
+            if connection._full:
+                connection.hold(False)
             assert self._start is not None
-            self._connection.finish(self._last, self._start.status, self._sent)
+            connection.finish(self._last, self._start.status, self._sent, now)
             self._wake()
 
-    def _render(self, start: Start, body: bytes, end: bool) -> bytes:
+    def _render(self, start: Start, body: bytes, end: bool, now: int) -> bytes:
         """The head of the answer and the first piece of its body (RFC 9112 section 6.3: how its end is told)."""
         request, connection = self._request, self._connection
         self._last = self._last or start.closes or connection.must_close(self._turn)
-        bodiless = request.method == "HEAD" or not has_body(start.status)
-        if has_body(start.status):
+        told = has_body(start.status)
+        bodiless = not told or request.method == "HEAD"
+        if told:
             self._left = start.length
-            if start.length is None and end and (body or not bodiless):
+            if start.length < 0 and end and (body or not bodiless):
                 self._left = len(body)
-            elif start.length is None and not bodiless:
+            elif start.length < 0 and not bodiless:
                 self._chunked = request.minor > 0
                 self._last = self._last or not self._chunked  # HTTP/1.0: the connection's end is the body's
-        if self._left is not None:
-            framing = b"content-length: %d\r\n\r\n" % self._left
+        if self._left >= 0:
+            framing = end_of_head(self._left)
         else:
             framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
-        head = start.lines + connection.own_lines(start.names, self._last, request.minor) + framing
+        head = connection.connections.head_of(start, self._last, request.minor, self._left >= 0, now)
         if bodiless:
             self._left = 0
-            return head
-        return head + self._frame(body, end)
+            return head + framing
+        return b"".join([head, framing, self._frame(body, end)])
 
     def _frame(self, body: bytes, end: bool) -> bytes:
         self._sent += len(body)
         if self._chunked:
             piece = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             return piece + b"0\r\n\r\n" if end else piece
-        if self._left is None:
+        if self._left < 0:
             return body
         if len(body) > self._left:
             if self._request.method != "HEAD" and self._start is not None and has_body(self._start.status):
@@ -308,7 +336,7 @@ class Lifespan:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        scope = {"type": "lifespan", "asgi": dict(VERSIONS), "state": self._state}
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": SPEC_VERSION}, "state": self._state}
         try:
             await self._app(scope, self._inbox.get, self._answers.put)
         except Exception as error:

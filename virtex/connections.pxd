@@ -15,4 +15,4 @@ cdef class Connections:
     cpdef watch(self, connection, long long deadline)
     cpdef bytes head(self, int status, tuple headers, int connection, long long now)
     cpdef bytes usual_head(self, Response response, long long now)
-    cpdef bytes date(self, long long now)
+    cpdef bytes head_of(self, start, bint last, int minor, bint counted, long long now)

@@ -21,6 +21,7 @@ from .limits import Limits
 from .server import Server
 
 if TYPE_CHECKING:
+    from .asgi import Start
     from .writer import Turn, Writer
 
 log = logging.getLogger("virtex")
@@ -73,7 +74,7 @@ class Connections:
         self._due: dict[int, set[Writer]] = {}
         self._timer: asyncio.TimerHandle | None = None
         # the date and the heads that carry it
-        self._heads: dict[tuple[int, tuple[Header, ...], int], bytes] = {}
+        self._heads: dict[tuple[int, tuple[Header, ...], int] | Start, bytes] = {}
         self._usual: bytes | None = None  # the head of a 200 with `_usual_headers` on a connection that goes on
         self._usual_headers: tuple[Header, ...] | None = None
         self._heads_until = 0
@@ -179,7 +180,7 @@ class Connections:
         return head
 
     def usual_head(self, response: Response, now: int) -> bytes | None:
-        """The head of a 200 on a connection that goes on; None where it needs more thought, or its answer a log line."""
+        """The head of a 200 on a connection that goes on; None where that is not all there is to an answer."""
         if response.status != 200 or self.closing or self.access is not None:
             return None
         headers = response.headers
@@ -188,10 +189,22 @@ class Connections:
             self._usual_headers = headers
         return self._usual
 
-    def date(self, now: int) -> bytes:
+    def head_of(self, start: Start, last: bool, minor: int, counted: bool, now: int) -> bytes:
+        """The head of an ASGI application's answer, with what it leaves to us, up to where its body's end is told."""
         if now >= self._heads_until:
             self._turn_second(now)
-        return self._date
+        if not last and minor and counted:
+            head = self._heads.get(start)
+            if head is not None:
+                return head
+        date = b"" if b"date" in start.names else b"date: %b\r\n" % self._date
+        server = b"" if b"server" in start.names else b"server: virtex\r\n"
+        head = start.lines + date + server + CONNECTION[CLOSE if last else KEEP if minor else KEEP_1_0]
+        if counted:
+            head += b"content-length: "
+            if not last and minor and len(self._heads) < HEADS_KEPT:
+                self._heads[start] = head
+        return head
 
     def _turn_second(self, now: int) -> None:
         wall = time.time()

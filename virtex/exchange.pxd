@@ -1,3 +1,5 @@
+cimport cython
+
 from .batcher cimport Batcher
 from .bodies cimport Bodies
 from .company cimport Company, Peer
@@ -13,6 +15,7 @@ cdef class Exchange(Ticket):
     cdef Response _response
     cdef bint _arriving
     cdef Py_ssize_t _charged
+    cdef _begin(self, Admission admission, Head head, wants, long long begun)
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef add_done_callback(self, callback)
@@ -24,6 +27,7 @@ cdef class Exchange(Ticket):
     cdef Response _finish(self, Response response)
     cdef _drop_body(self)
     cdef _uncharge(self)
+    cdef _call_back(self)
 
 
 cdef class Admission:
@@ -37,6 +41,7 @@ cdef class Admission:
     cdef Py_ssize_t _most_early
     cdef list _early
     cdef long long _sweeps_for
+    @cython.locals(exchange=Exchange)
     cpdef open(self, Head head, long long now)
     cpdef admit(self, Exchange exchange)
     cpdef answered(self, Exchange exchange, Response response)

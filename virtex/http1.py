@@ -40,7 +40,8 @@ class Request:
 
     def __init__(self, method: str, target: bytes, path: str, minor: int, headers: list[Header]) -> None:
         self.method = method
-        self.target = target  # as it came, for the log and for ASGI's raw_path; never decoded there
+        self.target = target  # as it came, for the log
+        self.raw_path, _, self.query = target.partition(b"?")  # not decoded
         self.path = path
         self.minor = minor  # HTTP/1.minor
         self.headers = headers

@@ -21,3 +21,4 @@ cdef class Reader(Writer):
     cdef bytes _read_head(self, bytes data)
     @cython.locals(own=Exchange)
     cdef _complete(self, Turn turn)
+    cpdef bint must_close(self, Turn turn) except -1

@@ -23,8 +23,8 @@ from weakref import WeakKeyDictionary
 import httptools
 
 from .asgi import AsgiExchange
-from .company import Peer
 from .chunked import ChunkedBody
+from .company import Peer
 from .connections import (
     BODY,
     CHUNKED,
@@ -73,6 +73,7 @@ class Reader(Writer):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self._send, self._answer = transport.write, self._on_answer  # made once, not for each answer
         self._since = self._clock()
         if not self.connections.add(self):
             most = self._limits.connections
@@ -114,6 +115,7 @@ class Reader(Writer):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
         self._takes_for = NOTHING
+        self._answer = None  # the two would keep each other
         self._resume_writer()
         for turn in self._turns:
             if turn.exchange is not None and not isinstance(turn.answer, Response):
@@ -357,9 +359,9 @@ class Reader(Writer):
             self._flushable = True
         elif answer.__class__ is Exchange:
             own = answer
-            own.add_done_callback(self._on_answer)
+            own.add_done_callback(self._answer)
         elif answer is not None:
-            answer.add_done_callback(self._on_answer)
+            answer.add_done_callback(self._answer)
 
     # --- refusing ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -87,13 +88,16 @@ def trust(cfg: Any) -> Callable[[Any, list[tuple[bytes, bytes]]], bool]:
     anybody = "*" in cfg.forwarded_allow_ips
     networks = [] if anybody else cfg.forwarded_allow_networks()
 
+    @lru_cache(1024)
+    def is_trusted(host: str) -> bool:
+        address = ip_address(host.partition("%")[0])
+        return any(address in network for network in networks)
+
     def says_https(peer: Any, headers: list[tuple[bytes, bytes]]) -> bool:
-        if isinstance(peer, tuple) and not anybody:
-            address = ip_address(peer[0].partition("%")[0])
-            if not any(address in network for network in networks):
-                return False
         said = [value.lower() == names[name] for name, value in headers if name in names]
-        return bool(said) and all(said)  # two that contradict each other prove nothing
+        if not said or not all(said):  # two that contradict each other prove nothing
+            return False
+        return anybody or not isinstance(peer, tuple) or is_trusted(peer[0])
 
     return says_https
 

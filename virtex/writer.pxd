@@ -20,7 +20,7 @@ cdef class Writer:
     cdef public object app, transport, writable
     cdef public Connections connections
     cdef public long long watched_until, received
-    cdef object _clock, _limits, _ends
+    cdef object _clock, _limits, _ends, _send, _answer
     cdef list _turns
     cdef Turn _last, _current
     cdef bytes _rest
@@ -30,3 +30,5 @@ cdef class Writer:
     cdef int _wait, _takes_for
     @cython.locals(length=Py_ssize_t, now=cython.longlong, buffer=bytes, turn=Turn, response=Response, own=Exchange)
     cdef bint _answer_alone(self, answered) except -1
+    cpdef finish(self, bint last, int status, Py_ssize_t length, long long now)
+    cpdef bint must_close(self, Turn turn) except -1

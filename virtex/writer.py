@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .connections import (
     BODY,
     CLOSE,
-    CONNECTION,
     END,
     FIRST_BYTE,
     HEAD,
@@ -74,6 +73,8 @@ class Writer:
         self._most = connections.limits.pipelined if connections.direct else 1
         # Connection
         self.transport: Any = None
+        self._send: Any = None  # its write
+        self._answer: Any = None  # _on_answer
         self.watched_until = NEVER
         self._ends: Ends | None = None
         self._turns: list[Turn] = []
@@ -106,6 +107,9 @@ class Writer:
         raise NotImplementedError
 
     def _abandon_body(self, turn: Turn) -> None:
+        raise NotImplementedError
+
+    def must_close(self, turn: Turn) -> bool:
         raise NotImplementedError
 
     # --- answering --------------------------------------------------------------------------------------------
@@ -154,20 +158,21 @@ class Writer:
         if length > JOINED:
             return False
         self._turns.clear()
-        self.transport.write(b"".join([head, end_of_head(length), *response.buffers]))
+        self._send(b"".join([head, end_of_head(length), *response.buffers]))
         self._since = now
         if now + self._keep_alive < self.watched_until:
             shared.watch(self, now + self._keep_alive)
         return True
 
-    def finish(self, last: bool, status: int, length: int) -> None:
+    def finish(self, last: bool, status: int, length: int, now: int) -> None:
         """The answer of the first turn was streamed by asgi.py, to its end."""
         turn = self._turns.pop(0)
+        turn.exchange = None  # the two would be left to the garbage collector
         if self.connections.access is not None:
-            self.connections.access(self, turn, status, length, self._clock() - turn.begun)
+            self.connections.access(self, turn, status, length, now - turn.begun)
         if turn is self._current and turn.request is not None:
             self._abandon_body(turn)
-        self._since = now = self._clock()
+        self._since = now
         if last or turn is self._last:
             self._end()
             return
@@ -388,9 +393,3 @@ class Writer:
         """Whether the client speaks TLS, with us or with a proxy that is trusted to say so."""
         says = self.connections.secure
         return self.ends.tls or (says is not None and says(self.ends.client, request.headers))
-
-    def own_lines(self, given: frozenset[bytes], last: bool, minor: int) -> bytes:
-        """The lines of an answer's head that are ours, but for those that the application has given."""
-        date = b"" if b"date" in given else b"date: %b\r\n" % self.connections.date(self._clock())
-        server = b"" if b"server" in given else b"server: virtex\r\n"
-        return date + server + CONNECTION[CLOSE if last else KEEP if minor else KEEP_1_0]
