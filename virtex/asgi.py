@@ -63,16 +63,16 @@ def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
 
 
 def _bytes(value: Any) -> bytes:
-    return value if value.__class__ is bytes else bytes(value)
+    return value if type(value) is bytes else bytes(value)
 
 
 def _pairs(headers: Any) -> tuple[Header, ...]:
     """Pairs of bytes, as most applications give them already."""
     given = tuple(headers)
     for pair in given:
-        if pair.__class__ is not tuple or len(pair) != 2:
+        if type(pair) is not tuple or len(pair) != 2:
             break
-        if pair[0].__class__ is not bytes or pair[1].__class__ is not bytes:
+        if type(pair[0]) is not bytes or type(pair[1]) is not bytes:
             break
     else:
         return given

@@ -370,7 +370,7 @@ class Batcher:
         ok = True
         for span, outcome in batch.answers():
             ticket = span[0]
-            if not isinstance(outcome, (HandlerError, ItemError)):
+            if type(outcome) is list or not isinstance(outcome, (HandlerError, ItemError)):
                 try:
                     ticket.fill(outcome)
                     continue

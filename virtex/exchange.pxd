@@ -3,7 +3,7 @@ cimport cython
 from .batcher cimport Batcher
 from .bodies cimport Bodies
 from .company cimport Company, Peer
-from .head cimport Head, Response
+from .head cimport Head, Response, Wants
 from .ring cimport Ticket
 
 
@@ -11,11 +11,12 @@ cdef class Exchange(Ticket):
     cdef public long long begun, ended
     cdef public Admission admission
     cdef Head _head
-    cdef object _wants, _body, _callback
+    cdef Wants _wants
+    cdef object _body, _callback
     cdef Response _response
     cdef bint _arriving
     cdef Py_ssize_t _charged
-    cdef _begin(self, Admission admission, Head head, wants, long long begun)
+    cdef _begin(self, Admission admission, Head head, Wants wants, long long begun)
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef add_done_callback(self, callback)

@@ -122,7 +122,7 @@ class Exchange(Ticket):
 
     def _drop_body(self) -> None:
         body, self._body = self._body, b""
-        if body.__class__ is memoryview:
+        if type(body) is memoryview:
             # Later: the transport that has just written its end looks at it until its call is over.
             self.admission.loop.call_soon(self.admission.bodies.give_back, body)
 
@@ -150,7 +150,7 @@ class Exchange(Ticket):
             self.items = self.admission.read(self._body, self._wants.sends_npy)
             if not len(self.items):
                 return self._finish(self._reply([]))
-            if self._charged > CROWDED and self.items.__class__ is list and not self._wants.sends_npy:
+            if self._charged > CROWDED and type(self.items) is list and not self._wants.sends_npy:
                 self._charge_values()
             self.admission.admit(self)
             self._drop_body()
@@ -208,7 +208,7 @@ class Exchange(Ticket):
                 log.exception("a connection failed to take its answer")
 
     def _reply(self, rows: list[Any] | Rows) -> Response:
-        if rows.__class__ is list and not self._wants.takes_npy:
+        if type(rows) is list and not self._wants.takes_npy:
             return Response(200, JSON, [b'{"data":', encode_data(rows), b',"error":null}'])
         if isinstance(rows, Rows):
             document = rows.npy() if self._wants.takes_npy else None

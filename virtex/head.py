@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 from .company import Peer
 from .errors import Headers, RequestError
@@ -55,11 +54,12 @@ def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
     return Response(status, JSON + headers, [body])
 
 
-class Wants(NamedTuple):
+class Wants:
     """What the headers say about the bodies: is the request's .npy, and is the reply's to be."""
 
-    sends_npy: bool
-    takes_npy: bool
+    def __init__(self, sends_npy: bool, takes_npy: bool) -> None:
+        self.sends_npy = sends_npy
+        self.takes_npy = takes_npy
 
 
 def negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:

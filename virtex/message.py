@@ -124,7 +124,7 @@ def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
     except TypeError:
         return _encode_carefully(rows, step)
     for row in rows:
-        if row.__class__ not in _FINITE and b"null" in data:
+        if type(row) not in _FINITE and b"null" in data:
             return _encode_carefully(rows, step)
     return data
 

@@ -171,9 +171,9 @@ class Reader(Writer):
             exchange = admission.open(head, now)
         else:
             exchange = self.app.open(head, now) if self._direct else self._open_asgi(head, now)
-            if exchange.__class__ is Exchange:
+            if type(exchange) is Exchange:
                 self._admission = exchange.admission
-        if exchange.__class__ is Response:
+        if type(exchange) is Response:
             return self._decline(turn, exchange, data[at:])
         turn.exchange = exchange
         length = request.length
@@ -181,7 +181,7 @@ class Reader(Writer):
             return self._begin_body(turn, data, at, now)
         end = at + length
         if length:
-            if exchange.__class__ is Exchange:  # typed, so that C calls C
+            if type(exchange) is Exchange:  # typed, so that C calls C
                 own = exchange
                 own.write(data[at:end])
             else:
@@ -343,7 +343,7 @@ class Reader(Writer):
         answer: Any
         own: Exchange
         assert request is not None
-        if exchange.__class__ is Exchange:
+        if type(exchange) is Exchange:
             own = exchange
             answer = own.complete()
         else:
@@ -355,9 +355,9 @@ class Reader(Writer):
         elif self._wait != NEXT_HEAD:
             self._wait = NEXT_HEAD
             self._takes_for = HEAD
-        if answer.__class__ is Response:
+        if type(answer) is Response:
             self._flushable = True
-        elif answer.__class__ is Exchange:
+        elif type(answer) is Exchange:
             own = answer
             own.add_done_callback(self._answer)
         elif answer is not None:

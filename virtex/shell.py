@@ -94,7 +94,7 @@ class Shell:
         piece = message.get("body")
         if piece:
             try:
-                exchange.write(piece if piece.__class__ is bytes else bytes(piece))
+                exchange.write(piece if type(piece) is bytes else bytes(piece))
             except RequestError as error:
                 exchange.cancel(error.reason)
                 return refusal(error.status, error.reason, error.headers)

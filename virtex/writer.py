@@ -144,7 +144,7 @@ class Writer:
         request, shared = turn.request, self.connections
         if request is None or not request.is_usual or self._wait != NEXT_HEAD or self._ended or self._rest:
             return False
-        if answered.__class__ is Exchange:
+        if type(answered) is Exchange:
             own = answered  # typed, so that C calls C
             now, response = own.ended, own.result()
         else:
@@ -208,7 +208,7 @@ class Writer:
                     self._invites = False
                     out.append(CONTINUE)
                 break
-            if answer.__class__ is not Response:
+            if type(answer) is not Response:
                 if not answer.done():  # type: ignore[union-attr]
                     break
                 answer = answer.result()  # type: ignore[union-attr]
