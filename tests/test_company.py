@@ -57,6 +57,24 @@ def test_it_is_the_rule_in_whatever_order_things_happen(events):
         assert [bool(peer.answered) for peer in peers] == [at is not None for at in model.answered]
 
 
+def test_who_comes_and_goes_again_and_again_leaves_the_others_as_they_were():
+    company, (first, second) = Company(WINDOW), (Peer(), Peer())
+    for peer in (first, second):
+        company.arrives(peer)
+        company.arrived()
+        company.answered(peer, 1)
+    for _ in range(2):
+        company.arrives(first)
+        company.arrived()
+        assert company.until(2) == 1 + WINDOW
+        company.answered(first, 2)
+        assert company.until(2) == 2 + WINDOW
+    company.leaves(first)
+    assert company.until(3) == 1 + WINDOW
+    company.leaves(second)
+    assert company.until(3) == 0
+
+
 def test_a_window_of_zero_waits_for_nobody():
     company, peer = Company(0), Peer()
     company.arrives(peer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import importlib
 import re
 import shutil
 import subprocess
@@ -49,6 +50,19 @@ def test_the_client_loads_neither_gunicorn_nor_the_server() -> None:
     assert python(script) == "[]"
 
 
+def test_what_is_tested_here_is_what_was_compiled() -> None:
+    modules = sorted(f"virtex.{path.stem}" for path in (ROOT / "virtex").glob("*.pxd"))
+    built = [importlib.import_module(name).__file__ or "" for name in modules]
+    assert modules and [name for name, file in zip(modules, built, strict=True) if not file.endswith(".so")] == []
+    stale = [
+        file
+        for name, file in zip(modules, built, strict=True)
+        for source in (ROOT / "virtex").glob(f"{name.partition('.')[2]}.p[xy]*")
+        if source.stat().st_mtime > Path(file).stat().st_mtime
+    ]
+    assert stale == [], "older than their sources: build them again (touch setup.py; make check)"
+
+
 def test_every_public_name_is_there_and_no_other() -> None:
     assert python("import virtex; print([n for n in virtex.__all__ if not getattr(virtex, n)])") == "[]"
     assert set(virtex.__all__) <= set(dir(virtex))
@@ -90,7 +104,7 @@ def test_an_install_brings_nothing_that_the_package_does_not_import() -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's sources alone, as a checkout has them, built nowhere yet."""
     target = tmp_path_factory.mktemp("checkout")
-    built = shutil.ignore_patterns("*.so", "_codec.c", "__pycache__")
+    built = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
     for name in SOURCES:
         source = ROOT / name
         shutil.copytree(source, target / name, ignore=built) if source.is_dir() else shutil.copy(source, target)

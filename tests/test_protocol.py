@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cases import CASES, GET, OK, chunked, head, post
@@ -11,6 +15,8 @@ from wire import TEXT, SelfAnswering, StubExchange, StubServer, Wire
 from virtex import HttpProtocol, Limits
 from virtex.connections import SECOND
 from virtex.head import Response
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -408,6 +414,74 @@ def test_reading_pauses_while_much_waits_for_its_turn(server, event_loop):
     server.opened[1].resolve()
     wire.settle()
     assert wire.statuses == [200, 200]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+def test_requests_are_not_taken_while_the_client_leaves_the_answers_unread(server, event_loop, later):
+    server.later = later
+    wire = Wire(server, Limits(pipelined=2), event_loop)
+    wire.send(OK)
+    if later:
+        server.opened[0].resolve()
+        wire.settle()
+    wire.protocol.pause_writing()
+    assert not wire.transport.reading
+    wire.protocol.data_received(post(b"1") + post(b"2") + post(b"3"))  # they came in one segment with the first
+    assert len(server.opened) == 1
+    wire.protocol.resume_writing()
+    wire.settle()
+    if later:
+        for i in (1, 2, 3):
+            server.opened[i].resolve()
+            wire.settle()
+    assert [body for _, _, body in wire.replies()] == [b"<ok>", b"<1>", b"<2>", b"<3>"]
+    assert wire.transport.reading
+
+
+def test_requests_held_back_are_answered_though_their_client_has_ended_its_side(server, event_loop):
+    wire = Wire(server, Limits(pipelined=2), event_loop)
+    wire.send(OK)
+    wire.protocol.pause_writing()
+    wire.protocol.data_received(post(b"1") + post(b"2"))
+    assert wire.protocol.eof_received()
+    assert not wire.ended
+    wire.protocol.resume_writing()
+    wire.settle()
+    assert [body for _, _, body in wire.replies()] == [b"<ok>", b"<1>", b"<2>"]
+    assert wire.ended
+
+
+PIPELINED = """
+import asyncio, sys, threading
+sys.path.insert(0, "tests")
+from wire import Limits, StubServer, Wire
+
+def send():
+    loop = asyncio.new_event_loop()
+    server = StubServer(loop)
+    wire = Wire(server, Limits(pipelined=1), loop)
+    wire.protocol.data_received(b"GET / HTTP/1.1\\r\\nHost:a\\r\\n\\r\\n" * 10_000)
+    print(len(server.opened), wire.output.count(b"HTTP/1.1 200"))
+
+threading.stack_size(128 << 10)
+thread = threading.Thread(target=send)
+thread.start()
+thread.join()
+"""
+
+
+def test_ten_thousand_pipelined_requests_need_no_deep_stack():
+    ended = subprocess.run([sys.executable, "-c", PIPELINED], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (0, "10000 10000\n"), ended.stderr  # -11: the stack was not enough
+
+
+def test_limits_that_never_end_are_kept_to(server, event_loop):
+    endless = {f.name: float(1 << 61) for f in dataclasses.fields(Limits) if f.name.endswith("seconds")}
+    wire = Wire(server, Limits(**endless), event_loop)
+    wire.send(OK, OK[:3]).advance(10**9)
+    assert not wire.ended
+    wire.send(OK[3:]).advance(10**9)
+    assert wire.statuses == [200, 200] and not wire.ended
 
 
 # --- clocks -------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.errors import ItemError
-from virtex.head import Head
 from virtex.handler import Worker
+from virtex.head import Head
 
 
 class Echo(RequestHandler):

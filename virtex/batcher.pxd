@@ -22,6 +22,7 @@ cdef class Batcher:
     cdef public Py_ssize_t max_batch_size
     cdef public Company company
     cdef public long long now
+
     @cython.locals(ticket=Ticket, span=tuple)
     cdef bint _answer(self, Batch batch) except -1
     cpdef room_for(self, Py_ssize_t count)

@@ -37,6 +37,12 @@ HEAD, COUNTED, CHUNKED, UNWANTED, TRAILING, NOTHING = range(6)  # what it takes 
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
 CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
 
+
+def nanoseconds(seconds: float) -> int:
+    """The clock's unit; what is too long for 64 bits is as good as never."""
+    return int(min(seconds * SECOND, NEVER))
+
+
 AccessLog = Callable[["Writer", "Turn", int, int, int], None]
 
 

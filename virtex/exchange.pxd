@@ -42,6 +42,7 @@ cdef class Admission:
     cdef Py_ssize_t _most_early
     cdef list _early
     cdef long long _sweeps_for
+
     @cython.locals(exchange=Exchange)
     cpdef open(self, Head head, long long now)
     cpdef admit(self, Exchange exchange)

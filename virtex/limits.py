@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+MOST = 1 << 62  # what C counts in, with room for sums
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -32,5 +34,5 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"Limits({field.name}={value!r}): expected a number above 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
+                raise ValueError(f"Limits({field.name}={value!r}): expected a number above 0 and below 2**62")

@@ -16,9 +16,12 @@ cdef class Reader(Writer):
     cdef Request _request
     cdef Head _head
     cdef Py_ssize_t _left
+    cdef _read(self, bytes data)
     cdef bytes _take(self, bytes data)
+
     @cython.locals(own=Exchange)
     cdef bytes _read_head(self, bytes data)
+
     @cython.locals(own=Exchange)
     cdef _complete(self, Turn turn)
     cpdef bint must_close(self, Turn turn) except -1

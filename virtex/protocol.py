@@ -83,6 +83,11 @@ class Reader(Writer):
         self._watch(self._limits.idle_seconds)
 
     def data_received(self, data: bytes) -> None:
+        self._read(data)
+        while self._has_next():
+            self._read(b"")
+
+    def _read(self, data: bytes) -> None:
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -98,8 +103,8 @@ class Reader(Writer):
             self._fail()
         self._corked = False
         if self._flushable:
-            self._flush()
-        elif self._ended and not self._turns and self._wait != END:
+            self._write_answers()
+        elif self._ended and not self._turns and not self._rest and self._wait != END:
             self._end()
 
     def eof_received(self) -> bool:
@@ -110,7 +115,7 @@ class Reader(Writer):
             self._tell(unfinished.exchange.cancel, "the client left")
             self._turns.remove(unfinished)  # RFC 9112 section 8: half a request is not one
         # TLS ends both directions at once
-        return bool(self._turns) and self._wait != END and not self.transport.get_extra_info("sslcontext")
+        return bool(self._turns or self._rest) and self._wait != END and not self.transport.get_extra_info("sslcontext")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
@@ -146,7 +151,7 @@ class Reader(Writer):
         return self._discard(data) if takes_for == TRAILING else b""
 
     def _read_head(self, data: bytes) -> bytes:
-        if len(self._turns) >= self._most:
+        if len(self._turns) >= self._most or self._stalled:
             self._rest = data
             self._update_reading()
             return b""

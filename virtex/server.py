@@ -40,6 +40,7 @@ from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
 
+MOST = 1 << 32  # items in a batch: what is counted fits 64 bits, with room for sums
 RESERVED = ("/health/", "/metrics/", "/v2/")
 
 
@@ -300,7 +301,7 @@ class Server:
             raise RequestError(500, "authorize raised") from None
         if status is None:
             return
-        if not _whole(status, 400) or status > 599:
+        if not _whole(status, 400, 599):
             log.error("authorize returned %r; expected None, or a status from 400 to 599", status)
             raise RequestError(500, "authorize returned no status")
         # RFC 9110 section 15.5.2: a 401 says by what scheme to do better
@@ -459,7 +460,7 @@ def http_server(
         handler,
         "a RequestHandler, its class or a factory",
     )
-    _check(_whole(max_batch_size, 1), "max_batch_size", max_batch_size, "a whole number from 1")
+    _check(_whole(max_batch_size, 1, MOST), "max_batch_size", max_batch_size, "a whole number from 1 to 2**32")
     _check(
         _number(max_time_on_queue) and 0 <= max_time_on_queue <= 3600,
         "max_time_on_queue",
@@ -467,7 +468,7 @@ def http_server(
         "seconds from 0 to 3600",
     )
     queue = 4 * max_batch_size if max_queue_size is None else max_queue_size
-    _check(_whole(queue, 1), "max_queue_size", queue, "a whole number from 1, or None")
+    _check(_whole(queue, 1, 4 * MOST), "max_queue_size", queue, "a whole number from 1 to 2**34, or None")
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
     _check(observer is None or isinstance(observer, Observer), "observer", observer, "an Observer, or None")
@@ -493,15 +494,15 @@ def _check_prom(host: object, port: object, mode: object, interval: object) -> N
     _check(
         hostname != "" and "/" not in hostname.rstrip("/"), "prom_host", host, "a host name, with or without http://"
     )
-    _check(_whole(port, 1) and int(str(port)) < 65536, "prom_port", port, "a port from 1 to 65535")
+    _check(_whole(port, 1, 65535), "prom_port", port, "a port from 1 to 65535")
     _check(_number(interval) and float(str(interval)) > 0, "prom_interval", interval, "seconds above 0")
     _check(mode in ("off", "scrape", "push"), "prom_mode", mode, '"off", "scrape" or "push"')
     if mode != "off":
         raise ValueError(f'prom_mode={mode!r}: this version has no metrics yet; expected "off"')
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _number(value: object) -> bool:

@@ -28,6 +28,7 @@ cdef class Writer:
     cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at
     cdef Py_ssize_t _most
     cdef int _wait, _takes_for
+
     @cython.locals(length=Py_ssize_t, now=cython.longlong, buffer=bytes, turn=Turn, response=Response, own=Exchange)
     cdef bint _answer_alone(self, answered) except -1
     cpdef finish(self, bint last, int status, Py_ssize_t length, long long now)

@@ -24,6 +24,7 @@ from .connections import (
     SECOND,
     TRAILING,
     Connections,
+    nanoseconds,
 )
 from .exchange import Exchange
 from .head import Response, refusal
@@ -69,7 +70,7 @@ class Writer:
         self._direct = connections.direct
         self._limits = connections.limits
         self._clock = connections.clock
-        self._keep_alive = int(connections.limits.keep_alive_seconds * SECOND)
+        self._keep_alive = nanoseconds(connections.limits.keep_alive_seconds)
         self._most = connections.limits.pipelined if connections.direct else 1
         # Connection
         self.transport: Any = None
@@ -178,23 +179,35 @@ class Writer:
             return
         if self._wait == NEXT_HEAD and now + self._keep_alive < self.watched_until:
             self.connections.watch(self, now + self._keep_alive)
-        if self._rest and not self._corked:
-            self.data_received(b"")
+        self._go_on()
 
     def _flush(self) -> None:
-        self._flushable = False
-        try:
-            if self._turns:
-                self._write_answers()
-        except Exception:
-            self._give_up()
+        """Write what can be written; then look at what was held back until now."""
+        self._write_answers()
+        self._go_on()
+
+    def _has_next(self) -> bool:
+        """Whether a request was held back whose turn it is: not while the client leaves the answers it has unread."""
+        return bool(self._rest) and self._wait != END and len(self._turns) < self._most and not self._stalled
+
+    def _go_on(self) -> None:
+        if self._has_next() and not self._corked:
+            self.data_received(b"")
 
     def _give_up(self) -> None:
         log.exception("an answer could not be written; its connection is lost, and no other")
         self.abort()
 
     def _write_answers(self) -> None:
-        """Write every answer whose turn it is, in one go; then look at what was held back until now."""
+        self._flushable = False
+        try:
+            if self._turns:
+                self._write_all()
+        except Exception:
+            self._give_up()
+
+    def _write_all(self) -> None:
+        """Write every answer whose turn it is, in one go."""
         now = self._clock()
         out: list[Any] = []
         last = False
@@ -223,8 +236,6 @@ class Writer:
             self._since = now
             if now + self._keep_alive < self.watched_until:
                 shared.watch(self, now + self._keep_alive)
-        if self._rest and not last and len(turns) < self._most:
-            self.data_received(b"")
 
     def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> bool:
         """Append the bytes of an answer; returns whether it is the connection's last."""
@@ -286,7 +297,7 @@ class Writer:
     # --- clocks and flow ----------------------------------------------------------------------------------------
 
     def _watch(self, seconds: float) -> None:
-        self.connections.watch(self, self._clock() + int(seconds * SECOND))
+        self.connections.watch(self, self._clock() + nanoseconds(seconds))
 
     def check_clock(self, now: int) -> None:
         """Called by Connections when a wait may have lasted too long: end it, or say when to ask again."""
@@ -307,7 +318,7 @@ class Writer:
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent:
             self._stalled, self._unsent = now, unsent
-        return self._stalled + int(self._limits.write_stall_seconds * SECOND)
+        return self._stalled + nanoseconds(self._limits.write_stall_seconds)
 
     def _until_waited(self, now: int) -> int:
         wait, limits = self._wait, self._limits
@@ -316,18 +327,18 @@ class Writer:
                 return now + SECOND  # it is we who make it wait
             if self.received != self._seen:
                 self._seen, self._seen_at = self.received, now
-            slow = self._since + int(max(limits.body_grace_seconds, self.received / limits.body_rate) * SECOND)
-            return min(slow, self._seen_at + int(limits.body_idle_seconds * SECOND))
+            slow = self._since + nanoseconds(max(limits.body_grace_seconds, self.received / limits.body_rate))
+            return min(slow, self._seen_at + nanoseconds(limits.body_idle_seconds))
         if wait == REST_OF_HEAD:
-            return self._since + int(limits.header_seconds * SECOND)
+            return self._since + nanoseconds(limits.header_seconds)
         if wait == END:
             unsent = self.transport.get_write_buffer_size()
-            return self._since + int((limits.write_stall_seconds if unsent else LINGER_SECONDS) * SECOND)
+            return self._since + nanoseconds(limits.write_stall_seconds if unsent else LINGER_SECONDS)
         if self._turns or self._stalled:
             return NEVER
         if self.connections.draining:
-            return max(self._since, self.connections.drain_since) + int(DRAIN_SECONDS * SECOND)
-        return self._since + (self._keep_alive if wait == NEXT_HEAD else int(limits.idle_seconds * SECOND))
+            return max(self._since, self.connections.drain_since) + nanoseconds(DRAIN_SECONDS)
+        return self._since + (self._keep_alive if wait == NEXT_HEAD else nanoseconds(limits.idle_seconds))
 
     def hold(self, full: bool) -> None:
         """asgi.py has as much of the body as it wants to keep, or room again."""
@@ -364,6 +375,8 @@ class Writer:
             self._watch(self._limits.keep_alive_seconds)
         self._resume_writer()
         self._update_reading()
+        if self._rest:  # later: the transport is in the midst of writing
+            (self.connections.loop or asyncio.get_running_loop()).call_soon(self._go_on)
 
     def _resume_writer(self) -> None:
         if self.writable is not None and not self.writable.done():
