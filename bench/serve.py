@@ -159,7 +159,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="runs per server and count (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=2, help="length of a run (default: %(default)s)")
     parser.add_argument("--idle", type=float, default=5.0, help="seconds to watch idle servers (default: %(default)s)")
-    parser.add_argument("--servers", default="bare;virtex;uvicorn;granian", help=f"of {';'.join(SERVERS)}, or: all")
+    parser.add_argument(
+        "--servers", default="all", help=f"some of {';'.join(SERVERS)} (default: all that are installed)"
+    )
     parser.add_argument("--json", type=Path, default=Path("build/serve.json"), help="where the figures go")
     parsed = parser.parse_args(arguments)
     parsed.connections = [int(count) for count in parsed.connections.split(",")]

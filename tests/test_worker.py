@@ -282,6 +282,24 @@ app = http_server(name="o", handler=Once)
         server.wait_log("worker 1 of 2 is ready", 2)
 
 
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
+def test_the_collector_is_spared_what_was_loaded(preload):
+    source = (
+        ECHO
+        + """
+import gc
+class Counting(Echo):
+    def process_response(self, item):
+        return gc.get_freeze_count()
+app = http_server(name="counting", handler=Counting)
+"""
+    )
+    with serving("gunicorn", source, *preload) as server:
+        server.wait_log("of 1 is ready")
+        frozen = json.loads(post(server)[1])["data"][0]
+        assert frozen > 10_000
+
+
 def test_max_requests_restarts_the_worker():
     with serving("gunicorn", ECHO, "--max-requests", "5") as server:
         server.wait_log("of 1 is ready")
