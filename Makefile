@@ -11,7 +11,7 @@ TYPED := $(wildcard virtex/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench examples setup.py
 
-.PHONY: help venv demo serve test check bench bench-gpu soak fuzz sanitize arm report clean
+.PHONY: help venv demo serve build test check bench bench-gpu soak fuzz sanitize arm report clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ demo: $(VENV)/.demo  ## a digit classifier under gunicorn, sent the 360 images i
 
 serve: $(VENV)/.demo  ## leave the digit classifier running on PORT (8081)
 	@$(BIN)/python examples/demo.py --serve --port $(PORT)
+
+build: $(VENV)/.dev  ## compile again what changed, in seconds
+	@$(BIN)/python setup.py -q build_ext --inplace
 
 test: $(VENV)/.dev  ## run every test (at most 5 minutes)
 	@$(BIN)/python -m pytest
@@ -72,17 +75,17 @@ clean:  ## remove what the targets above made
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "no C compiler (gcc): the codec can't be built" >&2; exit 1; }
+	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "no C compiler (gcc): Virtex can't be built" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Virtex needs Python 3.11, $(PYTHON) is {sys.version.split()[0]}")'
 	@echo "making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.demo: pyproject.toml $(SOURCES) | $(BIN)/python
-	@echo "installing Virtex, the demo's packages and the codec (a minute or two the first time)"
+	@echo "installing Virtex, the demo's packages and what is compiled (a minute or two the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(SOURCES) | $(BIN)/python
-	@echo "installing Virtex, the developer's packages and the codec (a few minutes the first time)"
+	@echo "installing Virtex, the developer's packages and what is compiled (a few minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.demo

@@ -1,5 +1,6 @@
 """Compiles virtex/_codec, and the modules that a request passes through; everything else is in pyproject.toml."""
 
+import os
 from glob import glob
 
 import numpy
@@ -19,11 +20,12 @@ codec = Extension(
 )
 
 # A module with a .pxd beside it is compiled: the .pxd says what its classes are made of, so that C need not look it up.
+# -Werror: a cpdef method of another module that is passed on as a callback would be called with the wrong arguments.
 typed = [
     Extension(
         path.removesuffix(".pxd").replace("/", "."),
         [path.removesuffix("pxd") + "py"],
-        extra_compile_args=["-g0", "-Werror=incompatible-pointer-types"],
+        extra_compile_args=["-O2", "-g0", "-Werror=incompatible-pointer-types"],
     )
     for path in sorted(glob("virtex/[!_]*.pxd"))
 ]
@@ -31,6 +33,8 @@ typed = [
 setup(
     ext_modules=[
         *cythonize(codec, language_level=3),
-        *cythonize(typed, language_level=3, compiler_directives={"annotation_typing": False}),
-    ]
+        # The annotations are mypy's: as C types they would refuse what Python takes, a bool for an int.
+        *cythonize(typed, language_level=3, compiler_directives={"annotation_typing": False, "nonecheck": True}),
+    ],
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -75,6 +75,26 @@ def serve_table(saved: dict[str, Any]) -> str:
     return "\n".join(lines) + ("" if idle is None else f"\n\nAn idle worker used {idle:.2f} % of a core.")
 
 
+def edges_table(saved: dict[str, Any]) -> str:
+    of_uvicorn = {body["what"]: body["user_us_per_mb"] for body in saved["bodies"] if body["server"] == "uvicorn"}
+    lines = [
+        f"{saved['machine']['cpu']}. Microseconds of the server's CPU time for each MB of the bodies.",
+        "",
+        "| posts of 10 MB | server | user CPU | of uvicorn | all CPU | MB/s |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for body in saved["bodies"]:
+        yardstick = of_uvicorn.get(body["what"])
+        part = f"{body['user_us_per_mb'] / yardstick:.2f}" if yardstick else "-"
+        lines.append(
+            f"| {body['what']} | {body['server']} | {body['user_us_per_mb']:,.1f} | {part} "
+            f"| {body['cpu_us_per_mb']:,.1f} | {body['mb_per_second']:,.0f} |"
+        )
+    idle = saved["idle"]
+    held = f"{idle['connections']:,} idle connections took {idle['bytes_each']:,} bytes each"
+    return "\n".join([*lines, "", f"{held} and {idle['percent_of_a_core']:.2f} % of a core."])
+
+
 def share(row: dict[str, Any]) -> str:
     return f"{row['of_bare']:.2f}" if "of_bare" in row else "-"
 
@@ -149,6 +169,7 @@ def engine_table(saved: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "serve": serve_table,
+    "edges": edges_table,
     "codec": codec_table,
     "codec-memory": memory_table,
     "images": images_table,

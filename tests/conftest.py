@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import importlib
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from virtex.batcher import Batch
+
+PACKAGE = Path(__file__).parent.parent / "virtex"
+
+
+def pytest_sessionstart() -> None:
+    """Nobody is to test what was compiled before the last change."""
+    for pxd in PACKAGE.glob("*.pxd"):
+        built = Path(importlib.import_module(f"virtex.{pxd.stem}").__file__ or "")
+        sources = [path for path in PACKAGE.glob(f"{pxd.stem}.p[xy]*") if path.suffix != ".pyi"]
+        if built.suffix == ".so" and max(path.stat().st_mtime for path in sources) > built.stat().st_mtime:
+            pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
 
 
 class Timer:

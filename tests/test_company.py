@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +125,8 @@ def test_who_is_not_expected_any_more_is_not_kept():
     company.until(100)
     gc.collect()
     assert [ref() is not None for ref in kept] == [False, False, False]
+
+
+def test_no_peer_at_all_is_an_error_and_no_crash():
+    with pytest.raises((AttributeError, TypeError)):
+        Company(WINDOW).leaves(None)

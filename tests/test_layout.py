@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-CORE = {"ring", "message", "tensor", "errors", "limits"}
+CORE = {"ring", "company", "head", "message", "tensor", "errors", "limits"}
 OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools"}
 NO_CLOCK = CORE | {"exchange", "bodies", "device"}
 PARTS = {

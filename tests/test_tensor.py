@@ -18,6 +18,7 @@ from test_ring import Recorder
 from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batcher import Batcher
+from virtex.bodies import SMALLEST
 from virtex.errors import HandlerError, RequestError
 from virtex.head import Head
 from virtex.steps import TensorSteps, drive
@@ -677,11 +678,11 @@ def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(te
         for _ in range(2):
             refused.append(in_large_memory(app, text, headers).status)
             await asyncio.sleep(0)  # it is given back when the transport that wrote it is done with it
-        counts = app.admission.unsettled, app.admission.bodies.held, sum(map(len, app.admission.bodies._free.values()))
+        counts = app.admission.unsettled, app.admission.bodies.held, app.admission.bodies.kept
         await asyncio.wait_for(app.shutdown(), 5)
         return refused, counts
 
-    assert asyncio.run(main()) == ([status] * 2, (0, 0, 1))
+    assert asyncio.run(main()) == ([status] * 2, (0, 0, SMALLEST))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ SPEC_VERSION = "2.4"  # send() raises OSError once the client has left
 class Start:
     """A message http.response.start, checked and rendered.
 
-    names: of its fields, in lower case. length: what it says of the body's, in bytes; -1: nothing.
+    lines: of the head, as sent. names: of its fields, in lower case. length: what it says of the body's, in bytes; -1:
+    nothing. closes: it asks for the connection's end.
     """
 
     def __init__(self, status: int, lines: bytes, names: frozenset[bytes], length: int, closes: bool) -> None:
@@ -270,7 +271,7 @@ class AsgiExchange:
             framing = end_of_head(self._left)
         else:
             framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
-        head = connection.connections.head_of(start, self._last, request.minor, self._left >= 0, now)
+        head = connection.connections.asgi_head(start, self._last, request.minor, self._left >= 0, now)
         if bodiless:
             self._left = 0
             return head + framing
@@ -294,7 +295,7 @@ class AsgiExchange:
     async def _flow(self) -> None:
         """Wait while the client does not read."""
         connection = self._connection
-        if connection.is_stalled and not self._response_done:
+        if connection._stalled and not self._response_done:
             if connection.writable is None:
                 connection.writable = asyncio.get_running_loop().create_future()
             await asyncio.shield(connection.writable)

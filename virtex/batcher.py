@@ -1,8 +1,8 @@
 """When a batch is cut, who runs it, who gets which row.
 
-Rules: the only core file that decides by a clock; steps.py only measures. The loop's thread alone admits, cancels and
-cuts. Nothing polls: a cut is considered when a request is admitted, when company leaves, when a batch comes back, and
-at one timer's end.
+Rules: it decides by a clock when a batch is cut; exchange.py, when a request is too late; steps.py only measures. The
+loop's thread alone admits, cancels and cuts. Nothing polls: a cut is considered when a request is admitted, when
+company leaves, when a batch comes back, and at one timer's end.
 
 A batch is cut when the executor is free and
     it is full;
@@ -62,7 +62,7 @@ class Observer:
         """A batch came back from the handler."""
 
     def dropped(self, reason: str, items: int) -> None:
-        """Items left without an answer to send: "the client left", "deadline passed"."""
+        """Items left without an answer: "the client left", "deadline passed", "the server gave the request up"."""
 
 
 class Batch:

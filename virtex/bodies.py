@@ -17,12 +17,15 @@ SMALLEST = 64 << 10
 
 
 class Bodies:
-    """At most `budget` bytes of bodies at a time; `held` says how many there are."""
+    """At most `budget` bytes of bodies at a time; `held` says how many there are.
+
+    kept: bytes of free memory that wait for the next.
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.held = 0
-        self._kept = 0
+        self.kept = 0
         self._free: dict[int, list[mmap.mmap]] = {}
 
     def charge(self, n: int) -> None:
@@ -38,7 +41,7 @@ class Bodies:
         size = max(SMALLEST, 1 << (n - 1).bit_length())
         free = self._free.get(size)
         if free:
-            self._kept -= size
+            self.kept -= size
             return memoryview(free.pop())[:n]
         return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:n]
 
@@ -51,8 +54,8 @@ class Bodies:
             return  # a reader has it open; the memory goes with the last of them
         assert isinstance(memory, mmap.mmap)
         size = len(memory)
-        if self._kept + size <= KEPT and sys.getrefcount(memory) <= _ALONE:
-            self._kept += size
+        if self.kept + size <= KEPT and sys.getrefcount(memory) <= _ALONE:
+            self.kept += size
             self._free.setdefault(size, []).append(memory)
 
 

@@ -25,7 +25,7 @@ class ChunkedBody:
     def __init__(self, limits: Limits, write: Callable[[bytes], object]) -> None:
         self.on_body = write  # httptools looks the callbacks up by these names, once, when it is made
         self.complete = False
-        self.length = 0  # bytes of data announced so far
+        self._length = 0  # bytes of data announced so far
         self._limits = limits
         self._framing = 0  # bytes so far that carry no data
         self._left = 0  # bytes of the present chunk, with its CRLF, that are still to come
@@ -75,8 +75,8 @@ class ChunkedBody:
         if digits is None:
             raise RequestError(400, "expected the size of a chunk in hexadecimal digits")
         size = int(digits[0], 16)
-        self.length += size
-        if self.length > self._limits.body:
+        self._length += size
+        if self._length > self._limits.body:
             raise RequestError(413, f"expected a body of at most {self._limits.body} bytes, got a larger chunked one")
         self._trailers = size == 0
         self._left = size + 2 if size else 0

@@ -7,7 +7,8 @@ cdef class Connections:
     cdef public str root_path
     cdef public bint direct, draining, closing
     cdef public Py_ssize_t requests
-    cdef public long long drain_since, _heads_until
+    cdef readonly long long drain_since
+    cdef long long _heads_until
     cdef dict _due, _heads
     cdef object _timer
     cdef bytes _date, _usual
@@ -15,4 +16,4 @@ cdef class Connections:
     cpdef watch(self, connection, long long deadline)
     cpdef bytes head(self, int status, tuple headers, int connection, long long now)
     cpdef bytes usual_head(self, Response response, long long now)
-    cpdef bytes head_of(self, start, bint last, int minor, bint counted, long long now)
+    cpdef bytes asgi_head(self, start, bint last, int minor, bint counted, long long now)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ TICK_SECONDS = 1.0  # grain of every clock of a connection
 DRAIN_TICK_SECONDS = 0.05
 HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more are rendered each time
 
+# Here, for where a .pxd makes them numbers of C, Python does not see them.
 FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD, BODY, END = range(5)  # what a connection waits for
 HEAD, COUNTED, CHUNKED, UNWANTED, TRAILING, NOTHING = range(6)  # what it takes the bytes that come for
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
@@ -162,8 +163,8 @@ class Connections:
             return False
         return True
 
-    def abort(self, connections: Iterable[Writer] | None = None) -> None:
-        for connection in list(self.open if connections is None else connections):
+    def abort(self) -> None:
+        for connection in list(self.open):
             connection.abort()
 
     # --- heads of replies ---------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Connections:
             self._usual_headers = headers
         return self._usual
 
-    def head_of(self, start: Start, last: bool, minor: int, counted: bool, now: int) -> bytes:
+    def asgi_head(self, start: Start, last: bool, minor: int, counted: bool, now: int) -> bytes:
         """The head of an ASGI application's answer, with what it leaves to us, up to where its body's end is told."""
         if now >= self._heads_until:
             self._turn_second(now)

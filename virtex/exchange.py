@@ -1,6 +1,7 @@
 """One request, from its headers to its answer: Exchange; and Admission, which takes it in or refuses it.
 
-Rules: an exchange is the ring's ticket of its request. It is completed or cancelled once, and answered once at most.
+Rules: no sockets, and a clock that is given. An exchange is the ring's ticket of its request. It is completed or
+cancelled once, and answered once at most.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Exchange(Ticket):
 
     def _begin(self, admission: Admission, head: Head, wants: Wants, begun: int) -> None:
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
-        # The ticket's
+        # What Ticket.__init__ sets, which is not called
         self.items = self.rows = None
         self.count = self.taken = self.answered = self.born = 0
         self.resolved = False

@@ -11,7 +11,8 @@ MOST = 1 << 62  # what C counts in, with room for sums
 class Limits:
     """What one worker takes from its clients at most; a client over a limit is refused by name, or cut.
 
-    Sizes are in bytes, times in seconds, rates in bytes per second. Raises ValueError for a limit that is not positive.
+    Sizes are in bytes, times in seconds, rates in bytes per second. Raises ValueError for a limit that is not
+    above 0 and below 2**62.
     """
 
     request_line: int = 8192  # RFC 9112 section 3 asks for 8000 at least; longer is 414

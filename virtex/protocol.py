@@ -43,6 +43,7 @@ from .exchange import Admission, Exchange
 from .head import Head, Response, refusal
 from .http1 import CONTINUE, Request, find_fault, parse_request
 from .limits import Limits
+from .server import Server
 from .writer import SKIPPED, Turn, Writer
 
 log = logging.getLogger("virtex")
@@ -73,7 +74,7 @@ class Reader(Writer):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self._send, self._answer = transport.write, self._on_answer  # made once, not for each answer
+        self._transport_write, self._when_answered = transport.write, self._on_answer  # made once, not for each answer
         self._since = self._clock()
         if not self.connections.add(self):
             most = self._limits.connections
@@ -120,7 +121,7 @@ class Reader(Writer):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
         self._takes_for = NOTHING
-        self._answer = None  # the two would keep each other
+        self._when_answered = None  # the two would keep each other
         self._resume_writer()
         for turn in self._turns:
             if turn.exchange is not None and not isinstance(turn.answer, Response):
@@ -164,7 +165,7 @@ class Reader(Writer):
         request, head = self._request, self._head
         assert request is not None and head is not None
         exchange: Any
-        own: Exchange
+        own: Exchange | None
         if not self._known:
             self._request = self._head = None
         self.connections.requests += 1
@@ -176,7 +177,7 @@ class Reader(Writer):
             exchange = admission.open(head, now)
         else:
             exchange = self.app.open(head, now) if self._direct else self._open_asgi(head, now)
-            if type(exchange) is Exchange:
+            if type(exchange) is Exchange and type(self.app).open is Server.open:
                 self._admission = exchange.admission
         if type(exchange) is Response:
             return self._decline(turn, exchange, data[at:])
@@ -186,11 +187,11 @@ class Reader(Writer):
             return self._begin_body(turn, data, at, now)
         end = at + length
         if length:
-            if type(exchange) is Exchange:  # typed, so that C calls C
-                own = exchange
-                own.write(data[at:end])
-            else:
+            own = exchange if type(exchange) is Exchange else None  # typed, so that C calls C
+            if own is None:
                 exchange.write(data[at:end])
+            else:
+                own.write(data[at:end])
         self._complete(turn)
         return data[end:] if end < len(data) else b""
 
@@ -346,14 +347,10 @@ class Reader(Writer):
         request = turn.request
         exchange: Any = turn.exchange
         answer: Any
-        own: Exchange
+        own: Exchange | None
         assert request is not None
-        if type(exchange) is Exchange:
-            own = exchange
-            answer = own.complete()
-        else:
-            answer = exchange.complete()
-        turn.answer = answer
+        own = exchange if type(exchange) is Exchange else None
+        turn.answer = answer = exchange.complete() if own is None else own.complete()
         self._current = None
         if not request.keep_alive:
             self._stop_at(turn)
@@ -362,11 +359,10 @@ class Reader(Writer):
             self._takes_for = HEAD
         if type(answer) is Response:
             self._flushable = True
-        elif type(answer) is Exchange:
-            own = answer
-            own.add_done_callback(self._answer)
+        elif own is not None:
+            own.add_done_callback(self._when_answered)
         elif answer is not None:
-            answer.add_done_callback(self._answer)
+            answer.add_done_callback(self._when_answered)
 
     # --- refusing ---------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
 
-MOST = 1 << 32  # items in a batch: what is counted fits 64 bits, with room for sums
+MOST_ITEMS = 1 << 32  # items in a batch: what is counted fits 64 bits, with room for sums
 RESERVED = ("/health/", "/metrics/", "/v2/")
 
 
@@ -79,7 +79,7 @@ class Server:
         self._watchdog = watchdog
         self._authorize = authorize
         self._info = self._describe()
-        # Loop: bound by _bind(), because gunicorn may fork after http_server() was called
+        # Loop: bound by _bind(), with more, because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
         self.batcher: Batcher
         self._state = NEW
@@ -275,7 +275,8 @@ class Server:
     def open(self, head: Head, now: int) -> Response | Exchange:
         """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.
 
-        now: the clock, in nanoseconds.
+        now: the clock, in nanoseconds. A connection that sends the same head again asks `admission` at once, while that
+        is_open.
         """
         if self._state is not READY or not self.loop.is_running():  # it has ended: begin on this one
             self._begin(Worker(), lazy=True)
@@ -460,7 +461,7 @@ def http_server(
         handler,
         "a RequestHandler, its class or a factory",
     )
-    _check(_whole(max_batch_size, 1, MOST), "max_batch_size", max_batch_size, "a whole number from 1 to 2**32")
+    _check(_whole(max_batch_size, 1, MOST_ITEMS), "max_batch_size", max_batch_size, "a whole number from 1 to 2**32")
     _check(
         _number(max_time_on_queue) and 0 <= max_time_on_queue <= 3600,
         "max_time_on_queue",
@@ -468,7 +469,7 @@ def http_server(
         "seconds from 0 to 3600",
     )
     queue = 4 * max_batch_size if max_queue_size is None else max_queue_size
-    _check(_whole(queue, 1, 4 * MOST), "max_queue_size", queue, "a whole number from 1 to 2**34, or None")
+    _check(_whole(queue, 1, 4 * MOST_ITEMS), "max_queue_size", queue, "a whole number from 1 to 2**34, or None")
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
     _check(observer is None or isinstance(observer, Observer), "observer", observer, "an Observer, or None")

@@ -113,7 +113,7 @@ def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
     changes: dict[str, Any] = {
         ours: getattr(cfg, name) or UNLIMITED
         for name, ours in _AS_LIMITS.items()
-        if is_set(cfg, name) and (getattr(cfg, name) or name != "keepalive")  # keepalive 0: see Connections.keep_alive
+        if is_set(cfg, name) and (getattr(cfg, name) or name != "keepalive")  # keepalive 0: see Connections.closing
     }
     if is_set(cfg, "limit_request_field_size"):
         fields = changes.get("header_fields", limits.header_fields)

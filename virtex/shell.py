@@ -20,7 +20,11 @@ GONE = object()  # in place of an answer: the client is
 
 
 class Wait:
-    """A request that waits for its answer. over: whether it has come; False when its client has left."""
+    """A request that waits for its answer.
+
+    over: whether it has come; False when its client has left. is_old: it waited at the last look too. watcher: sees its
+    client leave.
+    """
 
     def __init__(self, exchange: Exchange, receive: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.exchange = exchange
@@ -29,7 +33,7 @@ class Wait:
         self.over: asyncio.Future[bool] = loop.create_future()
         self.watcher: asyncio.Task[None] | None = None
 
-    def end(self, _: object) -> None:
+    def answered(self, _: object) -> None:
         """The answer is there."""
         if not self.over.done():
             self.over.set_result(True)
@@ -104,7 +108,7 @@ class Shell:
         """Wait for the answer, until end(). Whoever is answered quickly is not watched."""
         wait = Wait(exchange, receive, self._loop)
         self._waits.add(wait)
-        exchange.add_done_callback(wait.end)
+        exchange.add_done_callback(wait.answered)
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch_old)
         return wait

@@ -20,7 +20,7 @@ cdef class Writer:
     cdef public object app, transport, writable
     cdef public Connections connections
     cdef public long long watched_until, received
-    cdef object _clock, _limits, _ends, _send, _answer
+    cdef object _clock, _limits, _ends, _transport_write, _when_answered
     cdef list _turns
     cdef Turn _last, _current
     cdef bytes _rest

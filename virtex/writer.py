@@ -74,8 +74,8 @@ class Writer:
         self._most = connections.limits.pipelined if connections.direct else 1
         # Connection
         self.transport: Any = None
-        self._send: Any = None  # its write
-        self._answer: Any = None  # _on_answer
+        self._transport_write: Any = None  # its write
+        self._when_answered: Any = None  # _on_answer
         self.watched_until = NEVER
         self._ends: Ends | None = None
         self._turns: list[Turn] = []
@@ -159,7 +159,7 @@ class Writer:
         if length > JOINED:
             return False
         self._turns.clear()
-        self._send(b"".join([head, end_of_head(length), *response.buffers]))
+        self._transport_write(b"".join([head, end_of_head(length), *response.buffers]))
         self._since = now
         if now + self._keep_alive < self.watched_until:
             shared.watch(self, now + self._keep_alive)
@@ -384,10 +384,6 @@ class Writer:
         self.writable = None
 
     # --- what asgi.py asks --------------------------------------------------------------------------------------
-
-    @property
-    def is_stalled(self) -> bool:
-        return self._stalled != 0
 
     @property
     def ends(self) -> Ends:
