@@ -293,6 +293,14 @@ def test_mistake_after_the_answer_began_breaks_the_connection_off(serve, message
     assert wire.statuses == [200] and wire.transport.aborted
 
 
+def test_a_task_that_was_cancelled_elsewhere_is_a_mistake_of_the_application(serve, caplog):
+    async def app(scope, receive, send):
+        raise asyncio.CancelledError
+
+    wire = exchange(serve, app, GET)
+    assert wire.statuses == [500] and wire.ended
+
+
 def test_exception_after_the_answer_began_breaks_the_connection_off(serve, caplog):
     async def app(scope, receive, send):
         await send(START)

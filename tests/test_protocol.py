@@ -469,6 +469,50 @@ thread.join()
 """
 
 
+def test_empty_lines_are_skipped_at_once_however_many(wire):
+    wire.protocol.data_received(b"\r\n" * 1_000_000 + OK)  # one by one they would take minutes
+    assert wire.statuses == [200]
+
+
+def test_a_refused_request_whose_body_does_not_come_gets_no_second_answer(wire, server):
+    server.refuses = lambda head: Response(404, TEXT, [b"no"])
+    wire.send(post(b"x" * 100)[:-50])
+    assert wire.statuses == [404] and not wire.ended
+    wire.advance(60)
+    assert wire.statuses == [404] and wire.ended
+
+
+def test_bytes_may_come_in_another_kind_of_bytes(wire):
+    wire.protocol.data_received(bytearray(OK))
+    assert wire.statuses == [200]
+
+
+@pytest.mark.parametrize("begun", [b"POST / HT", post(b"x" * 100)[:-50]], ids=["head", "body"])
+def test_the_time_in_which_we_do_not_read_is_not_the_clients(wire, begun):
+    wire.send(OK, begun)
+    wire.transport.unsent = 100_000
+    wire.protocol.pause_writing()
+    for _ in range(4):
+        wire.transport.unsent -= 10
+        wire.advance(25)
+    wire.protocol.resume_writing()
+    wire.advance(3)
+    assert wire.statuses == [200]
+    wire.advance(40)
+    assert wire.statuses == [200, 408]
+
+
+def test_a_client_that_has_read_its_answer_does_not_hold_up_a_drain(wire):
+    wire.send(OK)
+    wire.transport.unsent = 100_000
+    wire.protocol.pause_writing()
+    wire.connections.drain()
+    wire.advance(1)
+    wire.protocol.resume_writing()
+    wire.advance(1)
+    assert wire.transport.closed
+
+
 def test_ten_thousand_pipelined_requests_need_no_deep_stack():
     ended = subprocess.run([sys.executable, "-c", PIPELINED], capture_output=True, text=True, cwd=ROOT)
     assert (ended.returncode, ended.stdout) == (0, "10000 10000\n"), ended.stderr  # -11: the stack was not enough

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import threading
+from http import HTTPMethod
 
 import numpy as np
 import orjson
@@ -11,7 +12,7 @@ import virtex.exchange
 import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
-from virtex.errors import ItemError
+from virtex.errors import HandlerError, ItemError, moved
 from virtex.handler import Worker
 from virtex.head import Head
 
@@ -954,3 +955,40 @@ def test_the_reply_is_what_any_json_reader_reads(ask):
     app = http_server("echo", Echo())
     (answer,) = run(app, ask(app, '{"data":["é\\u0000\\ud83d\\ude00"]}'.encode()))
     assert orjson.loads(answer.body) == {"data": ["é\x00😀"], "error": None}
+
+
+class Nameless(HandlerError):
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize("error", [Nameless(), HandlerError("odd", "second")], ids=["no reason", "no number"])
+def test_an_odd_error_of_a_handler_is_answered_too_and_holds_nothing_up(error, ask):
+    class Odd(Echo):
+        def run_inference(self, model_input):
+            raise error
+
+    async def main():
+        app = http_server("odd", Odd(), max_batch_size=2)
+        await app.startup()
+        answers = await asyncio.gather(*[ask(app, b'{"data":[1,2,3]}') for _ in range(2)])
+        await asyncio.wait_for(app.shutdown(), 5)
+        return [answer.status for answer in answers]
+
+    assert asyncio.run(main()) == [500] * 2
+
+
+def test_one_error_for_several_requests_names_the_item_of_each():
+    error = HandlerError("bad", 1)
+    assert [moved(error, by).index for by in (0, 2, 2)] == [1, 3, 3]
+
+
+def test_a_method_of_a_str_subclass_is_taken():
+    async def main():
+        app = http_server("echo", Echo())
+        await app.startup()
+        answer = await ask_asgi(app, b'{"data":[1]}', method=HTTPMethod.POST)
+        await app.shutdown()
+        return answer.status
+
+    assert asyncio.run(main()) == 200

@@ -140,7 +140,7 @@ class AsgiExchange:
         except OSError:
             if not self._gone:
                 log.exception("the application raised")
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # of a task that it awaited, say: this one nobody cancels
             log.exception("the application raised")
         else:
             if not self._response_done and not self._gone:

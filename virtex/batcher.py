@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from .company import Company
-from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
+from .errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
 from .ring import Load, Ring, Span, Ticket
 from .steps import Outcome, Steps, drive, failure_of
 
@@ -358,8 +358,10 @@ class Batcher:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
         self._running.remove(batch)
         self.now = self._clock()
-        ok = self._answer(batch)
-        self.now = 0
+        try:
+            ok = self._answer(batch)
+        finally:
+            self.now = 0
         if self._observer is not None:
             self.tell(self._observer.batch_done, self._report(batch, ok))
         batch.load.release()
@@ -378,10 +380,8 @@ class Batcher:
                     outcome = error if isinstance(error, HandlerError) else failure_of(error)
             ok = False
             if not ticket.resolved:
-                if outcome.index is not None:
-                    outcome.index += span[1]  # from within the span to within the request
                 self._ring.cancel(ticket)
-                ticket.resolve([], outcome)
+                ticket.resolve([], moved(outcome, span[1]))  # from within the span to within the request
         return ok
 
     def _report(self, batch: Batch, ok: bool) -> BatchReport:

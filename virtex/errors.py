@@ -89,6 +89,8 @@ class HandlerError(VirtexError):
     to the log. index: which item of the request, where it was one item's doing.
     """
 
+    reason, index = "the handler failed", None  # of a subclass that does not call __init__
+
     def __init__(self, reason: str, index: int | None = None) -> None:
         super().__init__(reason, index)
         self.reason = reason
@@ -96,6 +98,20 @@ class HandlerError(VirtexError):
 
     def __str__(self) -> str:
         return self.reason if self.index is None else f"item {self.index}: {self.reason}"
+
+
+def moved(error: ItemError | HandlerError, by: int) -> ItemError | HandlerError:
+    """The same error of an item that stands `by` places further on. Several requests may share the given one."""
+    if not by or not isinstance(error.index, int):
+        return error
+    index = error.index + by
+    at = (
+        ItemError(error.reason, index, error.offset)
+        if isinstance(error, ItemError)
+        else HandlerError(error.reason, index)
+    )
+    at.__cause__ = error.__cause__
+    return at
 
 
 class ClientError(VirtexError):

@@ -12,7 +12,7 @@ class Limits:
     """What one worker takes from its clients at most; a client over a limit is refused by name, or cut.
 
     Sizes are in bytes, times in seconds, rates in bytes per second. Raises ValueError for a limit that is not
-    above 0 and below 2**62.
+    above 0 and below 2**62, or not whole where bytes or things are counted.
     """
 
     request_line: int = 8192  # RFC 9112 section 3 asks for 8000 at least; longer is 414
@@ -37,3 +37,7 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
                 raise ValueError(f"Limits({field.name}={value!r}): expected a number above 0 and below 2**62")
+            if isinstance(field.default, int):
+                if value != int(value):
+                    raise ValueError(f"Limits({field.name}={value!r}): expected a whole number")
+                object.__setattr__(self, field.name, int(value))

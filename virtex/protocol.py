@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +85,7 @@ class Reader(Writer):
         self._watch(self._limits.idle_seconds)
 
     def data_received(self, data: bytes) -> None:
-        self._read(data)
+        self._read(data if type(data) is bytes else bytes(data))
         while self._has_next():
             self._read(b"")
 
@@ -121,6 +122,7 @@ class Reader(Writer):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
         self._takes_for = NOTHING
+        self._rest = b""
         self._when_answered = None  # the two would keep each other
         self._resume_writer()
         for turn in self._turns:
@@ -408,6 +410,9 @@ class Reader(Writer):
         self._stop_at(turn)
 
     def _time_out(self, what: str) -> None:
+        if self._takes_for == UNWANTED:  # its request has its answer already
+            self._end()
+            return
         self.transport.set_protocol(self)
         self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
         self._flush()
@@ -519,10 +524,12 @@ def plain(status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = (
     return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
 
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # all at once: one by one, 256 KB of them took 0.15 s
+
+
 def _skip_empty_lines(raw: bytes) -> bytes:
     """RFC 9112 section 2.2: empty lines ahead of a request line are ignored; a lone CR or LF is none."""
-    while raw.startswith(b"\r\n"):
-        raw = raw[2:]
+    raw = raw[_EMPTY_LINES.match(raw).end() :]  # type: ignore[union-attr]
     if raw[:1] == b"\n" or (raw[:1] == b"\r" and raw != b"\r"):
         raise RequestError(400, "expected a request line")
     return raw

@@ -88,7 +88,6 @@ class Server:
     def _bind(self) -> None:
         """Begin a life on the running loop."""
         self.loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._state = NEW
         self._lazy = False
         self._why_failed = ""
@@ -108,6 +107,7 @@ class Server:
             self.loop, self._clock, self.limits, self.batcher, self.observer, self.max_queue_size
         )
         self._shell = Shell(self.loop, self._clock, self.batcher.company, self.max_time_on_queue > 0)
+        self._pid = os.getpid()  # last: what failed is tried again
 
     # ---- life ----
 

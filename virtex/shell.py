@@ -70,7 +70,10 @@ class Shell:
             headers.append((name, value))
             if name == b"content-length" and value.isdigit() and len(value) < 19:
                 length = int(value)
-        return Head(scope["method"], path, headers, length, self.peer(scope.get("client")))
+        method: str = scope["method"]
+        if type(path) is not str or type(method) is not str:  # an HTTPMethod of http, say
+            path, method = str.__str__(path), str.__str__(method)
+        return Head(method, path, headers, length, self.peer(scope.get("client")))
 
     def peer(self, client: Any) -> Peer | None:
         """The connection as ASGI lets us know it, by address and port; None behind a unix socket."""

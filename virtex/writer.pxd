@@ -25,7 +25,7 @@ cdef class Writer:
     cdef Turn _last, _current
     cdef bytes _rest
     cdef bint _direct, _corked, _flushable, _ended, _reading, _full, _invites
-    cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at
+    cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at, _paused
     cdef Py_ssize_t _most
     cdef int _wait, _takes_for
 

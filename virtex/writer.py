@@ -92,6 +92,7 @@ class Writer:
         # Reading, as far as it must be stopped and resumed
         self._takes_for = HEAD
         self._reading = True
+        self._paused = 0  # since when, while it is not read
         self._rest = b""  # read, but not yet looked at
         self._full = False
         self.received = 0  # bytes of the present body
@@ -322,9 +323,9 @@ class Writer:
 
     def _until_waited(self, now: int) -> int:
         wait, limits = self._wait, self._limits
+        if wait in (REST_OF_HEAD, BODY) and not self._reading:
+            return now + SECOND  # it is we who make it wait
         if wait == BODY:
-            if not self._reading:
-                return now + SECOND  # it is we who make it wait
             if self.received != self._seen:
                 self._seen, self._seen_at = self.received, now
             slow = self._since + nanoseconds(max(limits.body_grace_seconds, self.received / limits.body_rate))
@@ -350,9 +351,14 @@ class Writer:
         reading = self._wait == END or not (self._stalled or self._full or len(self._rest) > REST_KEPT)
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
+            now = self._clock()
             if reading:
+                if self._wait in (REST_OF_HEAD, BODY):
+                    self._since += now - self._paused
+                    self._seen_at += now - self._paused
                 self.transport.resume_reading()
             else:
+                self._paused = now
                 self.transport.pause_reading()
 
     def _discard(self, data: bytes) -> bytes:
@@ -372,7 +378,7 @@ class Writer:
         self._stalled = 0
         if self._wait == NEXT_HEAD:
             self._since = self._clock()  # while it read an answer, it was not idle
-            self._watch(self._limits.keep_alive_seconds)
+            self._watch(DRAIN_SECONDS if self.connections.draining else self._limits.keep_alive_seconds)
         self._resume_writer()
         self._update_reading()
         if self._rest:  # later: the transport is in the midst of writing
