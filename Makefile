@@ -25,7 +25,8 @@ demo: $(VENV)/.demo  ## a digit classifier under gunicorn, sent the 360 images i
 serve: $(VENV)/.demo  ## leave the digit classifier running on PORT (8081)
 	@$(BIN)/python examples/demo.py --serve --port $(PORT)
 
-build: $(VENV)/.dev  ## compile again what changed, in seconds
+build:  ## compile again what changed, in seconds
+	@test -e $(VENV)/.dev || $(MAKE) venv
 	@$(BIN)/python setup.py -q build_ext --inplace
 
 test: $(VENV)/.dev  ## run every test (at most 5 minutes)
