@@ -101,13 +101,24 @@ def test_a_server_that_ends_before_it_is_ready_is_told_with_its_status() -> None
             demo.wait_until_ready(process, free_port())
 
 
+def _heed_ctrl_c() -> None:
+    """Where the tests run in the background of a shell, SIGINT is ignored, and so it would be in what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def served() -> Iterator[tuple[int, str, subprocess.Popen[str]]]:
     """make serve on a free port: the port, what it printed, the process."""
     port = free_port()
     command = [*DEMO, "--serve", "--port", str(port)]
     with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     ) as process:
         try:
             said = ""
