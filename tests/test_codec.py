@@ -59,10 +59,7 @@ def read(text):
 def assert_same(a, b):
     assert a.dtype == b.dtype
     assert a.shape == b.shape
-    if a.dtype.names:  # NumPy's reader leaves what lies between the fields as it found it
-        assert repr(a.tolist()) == repr(b.tolist())
-    else:
-        assert a.tobytes() == b.tobytes()
+    assert a.tobytes() == b.tobytes()
 
 
 # -- instruction sets
@@ -230,10 +227,7 @@ ARRAYS = {
     "strings": np.array([["a", "bcd"], ["é", "\U0001f600"]]),
     "strings big-endian": np.array(["ab"], ">U2"),
     "datetimes": np.array(["2020-01-01", "NaT"], "M8[ns]"),
-    "datetimes of 25 s": np.array([1, 2], "M8[25s]"),
-    "generic timedelta": np.array([1]).view("m8"),
     "timedeltas big-endian": np.array([1, 2], ">m8[D]"),
-    "void": np.zeros(2, "V7"),
     "0-d": np.array(1.5),
     "0-d string": np.array("hello"),
     "empty": np.zeros((0, 3), "f4"),
@@ -244,12 +238,9 @@ ARRAYS = {
     "every other": np.arange(40).reshape(4, 10)[:, ::2],
     "axes swapped": rng.random((2, 3, 4)).swapaxes(1, 2),
     "broadcast": np.broadcast_to(np.float32(3), (2, 3)),
-    "structured": np.zeros(3, [("a", "<f4"), ("b", "i1", (2, 2)), ("c", [("x", "<U3"), ("y", ">i2")])]),
-    "structured with padding": np.ones(2, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
-    "structured with titles": np.zeros(2, [(("a title", "a"), "<f4"), ("b", "<M8[us]")]),
-    "structured, Latin-1 and Greek": np.zeros(2, [("é", "<f4"), ("λ", "<i2")]),
     "32 dimensions": np.zeros((1,) * 32, "u1"),
-    "many fields": np.zeros(1, [(f"field{i}", "<f4") for i in range(60)]),
+    "128 rows of nothing": np.zeros((127, 0), "f4"),
+    "8 lists for an element": np.zeros((40, *[1] * 8), "u1"),
 }
 
 
@@ -262,7 +253,7 @@ def test_arrays_round_trip(isa, array):
     back = _codec.decode_numpy(_codec.encode_numpy(array))
     assert_same(back, array)
     assert back.flags.writeable
-    assert back.flags.aligned or back.dtype.names
+    assert back.flags.aligned
     assert back.ctypes.data % 64 == 0
 
 
@@ -276,11 +267,7 @@ def test_numpy_reads_what_is_written(array):
 
 @pytest.mark.parametrize("version", [None, (1, 0), (2, 0), (3, 0)])
 def test_what_numpy_writes_is_read(isa, array, version):
-    try:
-        doc = npy(array, version)
-    except UnicodeEncodeError:
-        assert version in ((1, 0), (2, 0))  # Greek field names need 3.0
-        return
+    doc = npy(array, version)
     back = _codec.decode_numpy(b64(doc))
     assert_same(back, array)
     assert_same(_codec.decode_npy(doc)[0], array)
@@ -326,8 +313,6 @@ def test_narrow_floats_go_by_name(isa, name):
     assert f"'descr': '{name}'".encode() in base64.b64decode(text)
     assert_same(_codec.decode_numpy(text), array)
     assert_same(read(text), array)
-    with pytest.raises(TypeError, match="field"):
-        _codec.encode_numpy(np.zeros(2, [("a", array.dtype)]))
 
 
 @pytest.mark.parametrize(
@@ -350,10 +335,6 @@ def test_objects_are_a_type_error_that_says_why(value):
 def test_what_npy_would_lose_is_a_type_error():
     with pytest.raises(TypeError, match="masked"):
         _codec.encode_numpy(np.ma.array([1, 2], mask=[True, False]))
-    with pytest.raises(TypeError, match="escapes"):
-        _codec.encode_numpy(np.zeros(1, [("it's \\", "i1")]))
-    with pytest.raises(TypeError, match="overlap"):
-        _codec.encode_numpy(np.zeros(1, np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 2]})))
     if hasattr(np.dtypes, "StringDType"):
         with pytest.raises(TypeError):
             _codec.encode_numpy(np.array(["a"], np.dtypes.StringDType()))
@@ -368,11 +349,25 @@ def test_one_shape_in_two_orders_keeps_its_values():
             assert back.flags.c_contiguous is (order == "C")
 
 
-def test_a_changed_field_name_is_written():
-    array = np.zeros(2, [("a", "i4")])
-    _codec.encode_numpy(array)
-    array.dtype.names = ("b",)
-    assert _codec.decode_numpy(_codec.encode_numpy(array)).dtype.names == ("b",)
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros(2, "V7"), r"V7 does not travel.*an array for each field"),
+        (np.zeros(3, [("a", "<f4"), ("b", "i1", (2, 2))]), r"does not travel.*an array for each field"),
+        (np.zeros(2, "V7")[0], r"does not travel"),
+        (np.array([1, 2], "M8[25s]"), r"one unit, as in array.astype\('M8\[s\]'\)"),
+        (np.timedelta64(2, "7D"), r"one unit, as in array.astype\('m8\[s\]'\)"),
+        (np.array([1]).view("m8"), "one unit"),
+        (np.zeros((1,) * 33), "at most 32 dimensions, got 3[34]"),
+        (np.zeros((1000, 0)), "at most 128 rows of nothing"),
+        (np.zeros((1000, *[1] * 9)), "8 nested rows for each element"),
+    ],
+    ids=lambda value: f"{value.dtype}-{value.shape}"[:40] if hasattr(value, "dtype") else None,
+)
+def test_arrays_that_do_not_travel_are_a_type_error_with_the_remedy(array, says):
+    for write in (_codec.encode_numpy, lambda a: _codec.encode_npy([a]), lambda a: _codec.encode_rows(np.array([a]))):
+        with pytest.raises(TypeError, match=says):
+            write(array)
 
 
 def test_decoded_arrays_share_nothing(isa):
@@ -413,6 +408,7 @@ def header(descr="'<f4'", order="False", shape="(2,)"):
 
 
 DATA = np.zeros(2, "f4").tobytes()
+BIG_FIELDS = "[" + ",".join(f"('f{i}','|V536870911')" for i in range(8)) + ",('z','|V24')]"
 REFUSED = {
     "no magic": (b"PK\x03\x04" + b"\0" * 60, "magic"),
     "nothing": (b"", "magic"),
@@ -422,22 +418,27 @@ REFUSED = {
     "a header that is not there": (b"\x93NUMPY\x01\0\xff\x0e{", "bytes"),
     "a header over the limit": (b"\x93NUMPY\x02\0\xff\xff\xff\xff" + b" " * 100, "4096"),
     "objects": (npy_of(header("'|O'"), DATA), "Python objects"),
-    "objects in a field": (npy_of(header("[('a', '|O')]"), DATA), "Python objects"),
+    "a structured dtype": (npy_of(header("[('a', '<f4')]"), DATA), "plain dtype, not a structured.*named inputs"),
+    "objects in a field": (npy_of(header("[('a', '|O')]"), DATA), "structured"),
+    "fields whose sizes overflow": (npy_of(header(BIG_FIELDS, shape="()"), b"A" * 16), "structured"),
+    "fields, in Fortran order": (npy_of(header(BIG_FIELDS, "True", "(2, 2)"), b"A" * 64), "structured"),
+    "a subarray": (npy_of(header("('<f4', (2,))"), DATA), "structured"),
+    "void": (npy_of(header("'|V4'"), DATA), "plain dtype, not a void.*named inputs"),
+    "void with an order": (npy_of(header("'<V4'"), DATA), "void"),
     "native order": (npy_of(header("'=f4'"), DATA), "dtype"),
     "several bytes without order": (npy_of(header("'|f4'"), DATA), "dtype"),
     "no order": (npy_of(header("'f4'"), DATA), "dtype"),
     "no such size": (npy_of(header("'<f5'"), DATA), "dtype"),
     "no size": (npy_of(header("'|S0'", shape="(1000000000000,)")), "dtype"),
-    "void of nothing": (npy_of(header("'|V0'")), "dtype"),
+    "a name of NumPy's": (npy_of(header("'float32'"), DATA), "'<f4', with byte order and size, or the name.*'float32'"),
     "unicode without order": (npy_of(header("'|U1'"), DATA), "dtype"),
-    "a unit that is none": (npy_of(header("'<M8[x]'"), DATA), "dtype"),
+    "a unit that is none": (npy_of(header("'<M8[x]'"), DATA), "one unit"),
+    "two seconds": (npy_of(header("'<M8[2s]'", shape="(1,)"), bytes(8)), "one unit"),
+    "one second, with its number": (npy_of(header("'<M8[1s]'", shape="(1,)"), bytes(8)), "one unit"),
+    "weeks of days": (npy_of(header("'>m8[7D]'", shape="(1,)"), bytes(8)), "one unit"),
+    "no unit": (npy_of(header("'<M8'", shape="(1,)"), bytes(8)), "one unit"),
     "an unknown name": (npy_of(header("'float7_e1'"), DATA), "dtype"),
     "a size beyond an int": (npy_of(header("'|S99999999999999999999'"), DATA), "dtype"),
-    "a list of no fields": (npy_of(header("[]"), DATA), "field"),
-    "fields of no bytes": (npy_of(header("[('a', '<f4', (0,))]", shape="(1000000000000,)")), "at least one byte"),
-    "a field twice": (npy_of(header("[('a', '<f4'), ('a', '<f4')]"), DATA), "dtype"),
-    "fields too deep": (npy_of(header("[('a', " * 9 + "'<f4'" + ")]" * 9), DATA), "levels"),
-    "a subarray too big": (npy_of(header("[('a', '<f4', (99999999999,))]"), DATA), "dtype"),
     "order 0": (npy_of(header(order="0"), DATA), "True or False"),
     "a list for a shape": (npy_of(header(shape="[2]"), DATA), "tuple"),
     "no tuple": (npy_of(header(shape="(2)"), DATA), "comma"),
@@ -448,7 +449,9 @@ REFUSED = {
     "a hexadecimal dimension": (npy_of(header(shape="(0x2,)"), DATA), "comma"),
     "an underscore": (npy_of(header(shape="(1_0,)"), DATA), "comma"),
     "33 dimensions": (npy_of(header(shape="(" + "1, " * 33 + ")"), DATA), "32 dimensions"),
-    "rows of no elements": (npy_of(header(shape="(2, 1000000, 0)"), b""), "at most 2\\*\\*20 rows"),
+    "rows of no elements": (npy_of(header(shape="(2, 100, 0)"), b""), "at most 128 rows of nothing"),
+    "many rows of nothing": (npy_of(header(shape="(1000000, 0)"), b""), "at most 128 rows of nothing"),
+    "rows in rows in rows": (npy_of(header("'|u1'", shape="(100" + ", 1" * 12 + ")"), bytes(100)), "8 nested"),
     "a dimension of 2**64": (npy_of(header(shape="(18446744073709551618,)"), DATA), "number"),
     "a shape that overflows": (npy_of(header(shape="(4294967296, 4294967296)"), DATA), "2\\*\\*63"),
     "an overflow beside a zero": (npy_of(header(shape="(0, 4611686018427387904, 8)")), "2\\*\\*63"),
@@ -469,6 +472,16 @@ REFUSED = {
     "an escape": (npy_of(header("'\\x3cf4'"), DATA), "escape"),
     "a thousand parentheses": (npy_of(b"(" * 3000), "dict"),
     "bools that are neither": (npy_of(header("'|b1'"), b"\1\2"), "0 or 1"),
+    "a code point too high": (npy_of(header("'<U2'", shape="(1,)"), b"a\0\0\0\0\0\x11\0"), "Unicode"),
+    "code points of all bits": (npy_of(header("'<U2'", shape="(1,)"), b"\xff" * 8), "Unicode"),
+    "a surrogate": (npy_of(header("'<U1'", shape="(2,)"), b"a\0\0\0\xff\xdf\0\0"), "Unicode"),
+    "a surrogate, big-endian": (npy_of(header("'>U1'", shape="(2,)"), b"\0\0\0a\0\0\xd8\0"), "Unicode"),
+    "a high one, big-endian": (npy_of(header("'>U1'", shape="(2,)"), b"\0\x11\0\0\0\0\0a"), "Unicode"),
+    "text in Fortran order": (npy_of(header("'<U1'", "True", "(2, 2)"), bytes(15) + b"\1"), "Unicode"),
+    "a float4 of 5 bits": (npy_of(header("'float4_e2m1fn'"), b"\0\x10"), "0 to 15"),
+    "a float6 of 7 bits": (npy_of(header("'float6_e3m2fn'"), b"\0\x40"), "0 to 63"),
+    "an int4 of 8 bits": (npy_of(header("'int4'"), b"\xff\0"), "0 to 15"),
+    "a uint2 of 3 bits": (npy_of(header("'uint2'"), b"\3\4"), "0 to 3"),
 }
 
 
@@ -532,7 +545,7 @@ def test_a_changed_byte_means_what_it_means_to_numpy_or_is_refused(at, byte, des
 @settings(max_examples=150, deadline=None)
 @given(
     hnp.arrays(
-        st.one_of(hnp.scalar_dtypes(), hnp.array_dtypes(max_size=3)).filter(lambda d: d.itemsize and not d.hasobject),
+        hnp.scalar_dtypes().filter(lambda d: d.itemsize),
         hnp.array_shapes(min_dims=0, min_side=0, max_side=5),
     )
 )
@@ -540,7 +553,7 @@ def test_any_array_round_trips_with_numpy_on_either_side(array):
     try:
         text = _codec.encode_numpy(array)
     except TypeError as error:
-        assert "escapes" in str(error) or "least one byte" in str(error)
+        assert array.dtype.kind in "mM" and "one unit" in str(error)
         return
     assert_same(_codec.decode_numpy(text), array)
     assert_same(read(text), array)
@@ -551,7 +564,7 @@ def test_any_array_round_trips_with_numpy_on_either_side(array):
 
 
 def test_documents_one_after_another_are_items():
-    arrays = [ARRAYS[name] for name in ("f4", "strings", "0-d", "empty", "Fortran", "structured")]
+    arrays = [ARRAYS[name] for name in ("f4", "strings", "0-d", "empty", "Fortran", "datetimes")]
     body = b"".join(map(npy, arrays))
     for form in (body, bytearray(body), memoryview(body)):
         back = _codec.decode_npy(form)
@@ -585,7 +598,7 @@ def test_rows_that_differ_are_named():
 
 
 def offset_by_hand(body):
-    """Where the first integer beyond 64 bits stands outside strings, by a tokenizer of regular expressions."""
+    """Where the first integer beyond 64 bits stands, in the only list there is, by a tokenizer of regular expressions."""
     for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|(-?[0-9]+)([.eE][-+.0-9eE]*)?', body):
         if token[1] and not token[2] and not -(2**63) <= int(token[1]) < 2**64:
             return token.start()
@@ -598,7 +611,7 @@ numbers = st.integers(-(2**70), 2**70) | st.sampled_from([-(2**63) - 1, -(2**63)
 @settings(max_examples=300, deadline=None)
 @given(st.recursive(numbers | st.floats(-1e30, 1e30) | st.text('09"\\e.-'), lambda inner: st.lists(inner, max_size=5)))
 def test_integers_beyond_64_bits_are_found_where_they_stand(value):
-    body = json.dumps(value).encode()
+    body = b'{"data":%b}' % json.dumps([value]).encode()
     assert _codec.big_int_offset(body) == offset_by_hand(body)
 
 

@@ -37,7 +37,7 @@ def message(values, **style):
 
 
 def rows_of(items, like):
-    rows = np.full_like(like, 99) if like.dtype.names is None else np.zeros_like(like)
+    rows = np.full_like(like, 99)
     items.into(rows)
     return rows
 
@@ -55,7 +55,6 @@ ROWS = {
     "dates": np.array([["2020-01-01"], ["NaT"]], "M8[us]"),
     "empty": np.zeros((3, 0), "f4"),
     "one": rng.random((1, 1000)),
-    "structured": np.ones((2, 2), [("a", "<f4"), ("b", "<i2")]),
     "bfloat16": rng.random((2, 3)).astype(ml_dtypes.bfloat16),
     "over 1 MB": rng.random((2, 1 << 17)),
     "hundreds": rng.random((300, 2), "f4"),
@@ -364,7 +363,7 @@ def test_fast_and_slow_never_disagree(data, names):
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.binary(min_size=1, max_size=4), st.integers(0, 400), st.sampled_from(["f4", "|b1", "<M8[ns]", "<U2", "V3"]))
+@given(st.binary(min_size=1, max_size=4), st.integers(0, 400), st.sampled_from(["f4", "|b1", "<M8[ns]", "<U2", "S3"]))
 def test_a_damaged_text_is_what_numpy_makes_of_it_or_refused(damage, at, descr):
     text = _codec.encode_numpy(np.zeros(5, descr)).encode()
     at %= len(text)
@@ -506,10 +505,12 @@ def test_numbers_go_into_rows(value, dtype, shape):
         ([True], "f4", (1,), "booleans"),
         ([1], "?", (1,), "integers"),
         (["1"], "f4", (1,), "text"),
-        ([None], "f4", (1,), "other"),
-        ([1, 2], "f4", (3,), r"shape \(2,\)"),
-        ([[1], [2, 3]], "f4", (2, 2), "differing lengths"),
-        (5, "f4", (1,), r"shape \(\)"),
+        ([None], "f4", (1,), "other values"),
+        ([1, 2], "f4", (3,), r"float32 \(3,\), got a list of 2 in place of a list of 3"),
+        ([[1, 2]], "f4", (1,), "a list in place of a number"),
+        ([[1], 2], "f4", (2, 1), "got 2 in place of a list of 1"),
+        ([[1, 2], [2, 3, 4]], "f4", (2, 2), "got a list of 3 in place of a list of 2"),
+        (5, "f4", (1,), "got 5 in place of a list of 1"),
         ([{}], "f4", (1,), "other"),
         ([1], "M8[s]", (1,), "datetime64"),
         ([1], "U3", (1,), "<U3"),
@@ -611,7 +612,7 @@ def test_bad_documents_are_named():
 
 @pytest.mark.parametrize("fortran", [b"False", b"True"])
 def test_a_header_may_not_claim_rows_of_nothing(fortran):
-    header = b"{'descr': '<f4', 'fortran_order': %b, 'shape': (1000000, 0), }" % fortran
+    header = b"{'descr': '<f4', 'fortran_order': %b, 'shape': (100, 0), }" % fortran
     with pytest.raises(ItemError, match="rows of at least one byte"):
         _codec.scan_npy(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header, 1)
 

@@ -3,6 +3,7 @@ import gc
 import io
 import itertools
 import threading
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -150,8 +151,8 @@ BAD = {
     "another shape": (encode_numpy(vector(1, 2)), "expected float32 (3,), got float32 (2,)"),
     "another number of dimensions": (encode_numpy(vector()[None]), "got float32 (1, 3)"),
     "corrupt": ("AAAA", "expected"),
-    "lists of another shape": ([1, 2], "got numbers of shape (2,)"),
-    "ragged lists": ([[1], [2, 3], 4], "lists of differing lengths"),
+    "lists of another shape": ([1, 2], "expected float32 (3,), got a list of 2 in place of a list of 3"),
+    "lists in a list": ([[1], [2, 3], 4], "got a list in place of a number"),
     "a number out of range": ([1, 2, 1e39], "expected numbers that float32 holds, got 1e+39"),
     "a boolean": ([1, True, 2], "got booleans"),
     "text in a list": ([1, "2", 3], "got text"),
@@ -434,7 +435,7 @@ def test_a_body_that_turns_out_to_be_no_json_takes_no_rows():
     ring = ring_of(size=1)  # the first item is in a buffer of its own when the second fails
     bad = Recorder("a")
     good = encode_numpy(vector())
-    bad.items = reader(VECTOR, b'{"data":["%b","%b\x01"]}' % (good.encode(), good[:-1].encode()), False)
+    bad.items = reader(VECTOR, b'{"data":["%b","%b\x01"]}' % (good.encode(), good[:-1].encode()), False, None)
     bad.count = 2
     with pytest.raises(RequestError, match="expected JSON") as error:
         ring.put(bad)
@@ -617,7 +618,7 @@ def test_validate_and_example():
     ]
     assert Tokens().validate(HttpMessage(data=Tokens().example()), strict=True).data[0]["sum"] == 0
     assert Identity().validate(HttpMessage(data=[[1, 2]])) is None
-    with pytest.raises(ItemError, match=r"item 0: .*numbers of shape \(2,\)"):
+    with pytest.raises(ItemError, match=r"item 0: .*got a list of 2 in place of a list of 3"):
         Identity().validate(HttpMessage(data=[[1, 2]]), strict=True)
     with pytest.raises(HandlerError, match="1 rows for 2 items"):
         type("Odd", (Identity,), {"run_inference": lambda self, batch: batch[1:]})().validate(
@@ -627,7 +628,20 @@ def test_validate_and_example():
 
 @pytest.mark.parametrize(
     "wrong",
-    [("object", ()), ("S0", ()), ("float32", (-1,)), ("float32", (1.5,)), ("float33", ()), ("bfloat16x", ()), (7, ())],
+    [
+        ("object", ()),
+        ("S0", ()),
+        ("float32", (-1,)),
+        ("float32", (1.5,)),
+        ("float33", ()),
+        ("bfloat16x", ()),
+        (7, ()),
+        ("f4,i2", ()),
+        ("V4", ()),
+        ("(2,)f4", ()),
+        ("M8[25s]", ()),
+        ("m8", ()),
+    ],
     ids=str,
 )
 def test_a_tensor_that_can_not_be_is_refused(wrong):
@@ -636,10 +650,11 @@ def test_a_tensor_that_can_not_be_is_refused(wrong):
 
 
 def test_reader_says_what_it_takes():
+    account = SimpleNamespace(admit_documents=lambda count: None)
     with pytest.raises(RequestError, match="one array an item"):
-        reader(Tokens.inputs, b"", True)
+        reader(Tokens.inputs, b"", True, account)
     with pytest.raises(ItemError, match="expected float32"):
-        reader(VECTOR, encode_npy([np.zeros(3)]), True).into(allocate(VECTOR, 1))
+        reader(VECTOR, encode_npy([np.zeros(3)]), True, account).into(allocate(VECTOR, 1))
 
 
 def test_parts_of_rows_join_without_aliasing():

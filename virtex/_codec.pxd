@@ -9,6 +9,8 @@ cdef extern from "Python.h":
     void *PyUnicode_DATA(object text)
     bint PyUnicode_IS_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    int PyFloat_Pack2(double number, char *to, int little_endian) except -1
+    int PY_LITTLE_ENDIAN
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewFromDescr(
@@ -32,10 +34,9 @@ cdef extern from "npy.h" nogil:
     enum:
         VX_NPY_MAX_HEADER
         VX_NPY_PREFIX
-        VX_NPY_MAX_DIMS
     ctypedef struct vx_npy:
         uint32_t size, descr, descr_end
-        uint8_t major, fortran, named, fields
+        uint8_t major, fortran, named
         int64_t itemsize, count, reach
         int ndim
         int64_t shape[32]
@@ -52,7 +53,9 @@ cdef extern from "item.h" nogil:
         const vx_kernel *, uint8_t *, const uint8_t *, const size_t *, size_t, size_t, size_t, size_t, int)
     uint8_t *vx_encode_rows(
         const vx_kernel *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *, size_t)
-    int vx_are_bools(const uint8_t *, size_t)
+    enum:
+        VX_TEXT
+    int vx_is_sound(const uint8_t *, size_t, int)
 
 cdef extern from "pages.h" nogil:
     void vx_huge_pages(void *, size_t)
@@ -85,5 +88,7 @@ cdef extern from "walk.h" nogil:
     int vx_closes(const uint8_t *, const uint8_t *)
     const uint8_t *vx_take_string(const vx_kernel *, const uint8_t **, const uint8_t *, size_t *, int *)
 
-cdef extern from "big_int.h" nogil:
+cdef extern from "values.h" nogil:
+    void vx_weigh(const uint8_t *, size_t, size_t *, int *)
+    size_t vx_count_values(const char *, size_t, size_t)
     Py_ssize_t vx_big_int(const char *, size_t)

@@ -5,21 +5,27 @@ Rules: nothing here knows HTTP, batches or clocks. Sizes are checked before memo
 allocate more than the body it came in; np.load and pickle are never used. What a client got wrong is an ItemError.
 """
 
+import datetime
 import os
+import uuid
 
 import numpy as np
 
 from .errors import ItemError
-from .serial._npy import build_header, dtype_of, numbers, short
+from .serial._npy import build_header, dtype_of, number_dtype, patterns_of, short, store
 
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
+from cpython.list cimport PyList_Check, PyList_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsUnsignedLongLong, PyLong_Check
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uintptr_t
-from libc.string cimport memcmp, memcpy
+from libc.math cimport isfinite
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.string cimport memcmp, memcpy, memset
 
 cnp.import_array()
 
@@ -30,6 +36,8 @@ cdef enum:
     HEADERS = 64              # that are kept ready, of arrays lately encoded
     HEADER_DIMS = 8           # of those
     FEW = 16                  # texts in a body whose offsets need no malloc
+    MANY = 1 << 16            # strings that are made of a body before anybody has counted them
+    DEEP = 254                # lists in lists: as many as orjson writes
 
 
 # -- instruction sets
@@ -166,9 +174,63 @@ def encode_bytes(data):
     return text
 
 
+# -- JSON, before and after it is parsed
+
+def weigh(body):
+    cdef _Input source = _open_bytes(body)
+    cdef size_t values
+    cdef int width
+    vx_weigh(source.data, source.size, &values, &width)
+    return values, width
+
+
+def count_values(body, size_t most):
+    cdef _Input source = _open_bytes(body)
+    return vx_count_values(<const char *>source.data, source.size, most)
+
+
 def big_int_offset(body):
     cdef _Input source = _open_bytes(body)
     return vx_big_int(<const char *>source.data, source.size)
+
+
+# Of these, orjson writes what they are; and an array of their numbers.
+cdef frozenset _SAFE = frozenset((
+    np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64,
+    np.float16, np.float32, np.float64, datetime.datetime, datetime.date, datetime.time, uuid.UUID,
+))
+
+
+cdef inline bint _is_leaf(object value):
+    return (
+        type(value) is str or type(value) is float or type(value) is int or type(value) is bool or value is None
+    )
+
+
+cdef bint _takes(object value, int depth) except -1:
+    cdef int number
+    if depth == 0:
+        return False
+    if type(value) is list:
+        for one in <list>value:
+            if not _is_leaf(one) and not _takes(one, depth - 1):
+                return False
+        return True
+    if type(value) is dict:
+        for one in (<dict>value).values():
+            if not _is_leaf(one) and not _takes(one, depth - 1):
+                return False
+        return True
+    if type(value) is tuple:
+        return _takes(list(value), depth)
+    if type(value) is cnp.ndarray:
+        number = cnp.PyArray_TYPE(value)
+        return number <= cnp.NPY_DOUBLE or number == cnp.NPY_FLOAT16
+    return type(value) in _SAFE
+
+
+def orjson_takes(value):
+    return _is_leaf(value) or _takes(value, DEEP)
 
 
 # -- signatures: what a .npy header says
@@ -180,7 +242,7 @@ cdef class _Signature:
     cdef size_t nbytes        # bytes of data
     cdef int ndim
     cdef bint fortran
-    cdef bint bools
+    cdef int patterns         # which bits its values may have
     cdef bint remembered
     cdef cnp.npy_intp dims[32]
     cdef bytes head           # the header
@@ -243,7 +305,7 @@ cdef _Signature _parse_header(const uint8_t *head, size_t size):
     cdef _Signature signature = _Signature.__new__(_Signature)
     if not vx_npy_parse(head, size, &npy, &expected, &at):
         raise _bad_header(expected, head, size, at)
-    signature.dtype = dtype_of(head[npy.descr:npy.descr_end], npy.major == 3, npy.named, npy.fields)
+    signature.dtype = dtype_of(head[npy.descr:npy.descr_end], npy.named)
     nbytes = signature.dtype.itemsize
     if not vx_times(&nbytes, npy.reach):
         raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {short(signature.dtype)}")
@@ -252,7 +314,7 @@ cdef _Signature _parse_header(const uint8_t *head, size_t size):
     signature.head = head[:size]
     signature.ndim = npy.ndim
     signature.fortran = npy.fortran and npy.ndim > 1
-    signature.bools = signature.dtype.type_num == cnp.NPY_BOOL
+    signature.patterns = patterns_of(signature.dtype)
     for i in range(npy.ndim):
         signature.dims[i] = npy.shape[i]
     signature.make_key()
@@ -317,10 +379,18 @@ cdef _wrong_size(_Signature signature, size_t got, size_t offset):
     return ItemError(f"expected {signature.nbytes} bytes of data for {what}, got {got}", offset=offset)
 
 
-cdef int _check_bools(_Signature signature, const uint8_t *data) except -1:
-    if signature.bools and not vx_are_bools(data, signature.nbytes):
-        raise ItemError("expected the bytes of bools to be 0 or 1, got others")
+cdef int _check(_Signature signature, const uint8_t *data) except -1:
+    if not vx_is_sound(data, signature.nbytes, signature.patterns):
+        raise _unsound(signature)
     return 0
+
+
+cdef _unsound(_Signature signature, index=None):
+    if signature.patterns >= VX_TEXT:
+        return ItemError("expected Unicode text (code points up to 0x10FFFF, no surrogates), got others", index)
+    if signature.patterns == 1:
+        return ItemError("expected the bytes of bools to be 0 or 1, got others", index)
+    return ItemError(f"expected the bytes of {signature.dtype} to be 0 to {signature.patterns}, got others", index)
 
 
 # -- arrays in
@@ -361,7 +431,7 @@ cdef _decode_numpy(_Input source, _Signature signature):
     cdef uint8_t *data
     array = _new_array(signature, &data)
     _decode(data, source, signature.header, signature.nbytes)
-    _check_bools(signature, data)
+    _check(signature, data)
     _remember(signature)
     return array
 
@@ -378,24 +448,36 @@ cdef _decode_npy(const uint8_t *doc, _Signature signature):
     cdef uint8_t *data
     array = _new_array(signature, &data)
     vx_copy(data, doc + signature.header, signature.nbytes)
-    _check_bools(signature, data)
+    _check(signature, data)
     _remember(signature)
     return array
 
 
-def decode_npy(body):
+def decode_npy(body, admit=None):
     cdef _Input source = _open_bytes(body)
     cdef size_t at = 0, size = source.size
     cdef _Signature signature
-    arrays = []
+    signatures, arrays, broken = [], [], None
     try:
-        while at < size or not arrays:
+        while at < size or not signatures:
             signature = _raw_signature(source.data + at, size - at)
-            arrays.append(_decode_npy(source.data + at, signature))
+            signatures.append(signature)
             at += signature.header + signature.nbytes
     except ItemError as error:
-        error.index = len(arrays)
-        raise
+        broken = error
+        broken.index = len(signatures)
+    if admit is not None:
+        admit(len(signatures) + (broken is not None))
+    at = 0
+    for signature in signatures:
+        try:
+            arrays.append(_decode_npy(source.data + at, signature))
+        except ItemError as error:
+            error.index = len(arrays)
+            raise
+        at += signature.header + signature.nbytes
+    if broken is not None:
+        raise broken
     return arrays
 
 
@@ -486,6 +568,7 @@ cdef class _Spans(Items):
     cdef list signatures       # of all columns, if there are several
     cdef int columns
     cdef bint raw
+    cdef object whole          # a stacked document in column-major order, whose rows' bytes lie all over it
     cdef size_t *starts        # offset of each text (or of raw data) in the body, items x columns
     cdef size_t few[FEW]
 
@@ -512,19 +595,31 @@ cdef class _Spans(Items):
             return
         cdef _Signature signature = self.signature_of(column)
         cdef Py_ssize_t i
-        if _fit(signature, rows) == _PLAIN:
+        cdef int fit = _fit(signature, rows)
+        if fit == _MISFIT:
+            self.explain(column, rows, start, start)
+        elif self.whole is not None:
+            self.gather(signature, rows, start, stop)
+        elif fit == _PLAIN:
             i = start + self.decode_plain(signature, column, rows, start, stop)
             if i < stop:
                 self.explain(column, rows, i, start)
-        elif _fit(signature, rows) == _OTHERWISE_LAID_OUT:
+        else:
             for i in range(start, stop):
                 try:
                     rows[i - start] = self.array(column, i)
                 except ItemError:
                     self.explain(column, rows, i, start)
-        else:
-            self.explain(column, rows, start, start)
         _remember(signature)
+
+    cdef gather(self, _Signature signature, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        cdef const uint8_t *row = <const uint8_t *>cnp.PyArray_DATA(rows)
+        cdef int patterns = patterns_of(rows.dtype)
+        rows[...] = self.whole[start:stop]
+        for i in range(start, stop):
+            if not vx_is_sound(row, signature.nbytes, patterns):
+                raise _unsound(signature, i)
+            row += signature.nbytes
 
     cdef _Signature signature_of(self, int column):
         return self.signature if column == 0 else self.signatures[column]
@@ -537,17 +632,17 @@ cdef class _Spans(Items):
         cdef size_t skip = signature.header, size = signature.nbytes, step = self.columns, count = stop - start
         cdef size_t i, good
         cdef const uint8_t *body = self.source.data
-        cdef bint bools = signature.bools
+        cdef int patterns = signature.patterns
         if self.raw:
             for i in range(count):
                 vx_copy(to + i * size, body + starts[i * step], size)
-                if bools and not vx_are_bools(to + i * size, size):
+                if not vx_is_sound(to + i * size, size, patterns):
                     return i
             return count
         if count * size < RELEASE_GIL:
-            return vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, bools)
+            return vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, patterns)
         with nogil:
-            good = vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, bools)
+            good = vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, patterns)
         return good
 
     cdef array(self, int column, Py_ssize_t i):
@@ -566,7 +661,7 @@ cdef class _Spans(Items):
         if self.raw:
             if _fit(signature, rows) == _MISFIT:
                 raise _misfit(signature, rows, i)
-            raise ItemError("expected the bytes of bools to be 0 or 1, got others", i)
+            raise _unsound(signature, i)
         import orjson
 
         data = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"]
@@ -659,7 +754,7 @@ cdef bint _answer(vx_walk *walk, _Spans items) except -1:
 
 
 cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
-    """One element of a JSON list, or one array, into rows[i]."""
+    """One text of a JSON list, or one array, into rows[i]."""
     cdef _Input source
     cdef _Signature signature
     cdef uint8_t *row
@@ -675,12 +770,10 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
         if fit == _PLAIN:
             row = <uint8_t *>cnp.PyArray_DATA(rows) + i * signature.nbytes
             _decode(row, source, signature.header, signature.nbytes)
-            _check_bools(signature, row)
+            _check(signature, row)
             _remember(signature)
             return 0
         value = _decode_numpy(source, signature)
-    elif isinstance(value, (bool, int, float, list)):
-        value = numbers(value, rows.dtype, (<object>rows).shape[1:])
     elif not isinstance(value, np.ndarray):
         raise ItemError(f"expected base64 of a .npy document, or nested lists of numbers; got {type(value).__name__}")
     elif value.shape != (<object>rows).shape[1:] or value.dtype.newbyteorder("=") != rows.dtype.newbyteorder("="):
@@ -690,16 +783,158 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
 
 
 @cython.final
+cdef class _Numbers:
+    """Writes JSON numbers, as they come nested in lists, into rows: one pass, and no object of NumPy for any of them.
+
+    Nothing is rounded away: an integer beyond the dtype and a float that would become infinite are refused, and so are
+    floats for integers, and booleans for numbers. Of floats, precision may be lost, as from any decimal text. Rows of a
+    rare dtype are filled by way of a `staged` one, which NumPy converts.
+    """
+
+    cdef cnp.ndarray rows, staged
+    cdef cnp.npy_intp *dims
+    cdef int ndim, size       # of one number: bytes
+    cdef char kind            # of the dtype: one of b i u f c
+    cdef char *at             # where the next number goes
+
+    def __cinit__(self, cnp.ndarray rows):
+        dtype = number_dtype(rows.dtype)
+        if dtype is None:
+            raise ItemError(f"expected the base64 of a .npy document of {rows.dtype}, got numbers or lists")
+        self.rows = rows
+        self.staged = None if dtype is rows.dtype else np.empty((<object>rows).shape[1:], dtype)
+        self.dims = cnp.PyArray_DIMS(rows) + 1
+        self.ndim = cnp.PyArray_NDIM(rows) - 1
+        self.size = dtype.itemsize
+        self.kind = ord(dtype.kind)
+
+    cdef int take(self, object value, Py_ssize_t i) except -1:
+        """One item, into row i."""
+        cdef size_t nbytes
+        if self.staged is not None:
+            self.at = <char *>cnp.PyArray_DATA(self.staged)
+            self.fill(value, 0)
+            store(self.staged, self.rows, i)
+            return 0
+        nbytes = cnp.PyArray_NBYTES(self.rows) // cnp.PyArray_DIMS(self.rows)[0]
+        self.at = <char *>cnp.PyArray_DATA(self.rows) + i * nbytes
+        return self.fill(value, 0)
+
+    cdef int fill(self, object value, int depth) except -1:
+        if depth == self.ndim:
+            return self.put(value)
+        if type(value) is not list or PyList_GET_SIZE(value) != self.dims[depth]:
+            raise self.misshapen(value, self.dims[depth])
+        for one in <list>value:
+            self.fill(one, depth + 1)
+        return 0
+
+    cdef int put(self, object value) except -1:
+        cdef int overflow = 0
+        cdef long long number
+        cdef unsigned long long more
+        if PyFloat_Check(value):
+            if self.kind == b"f" or self.kind == b"c":
+                return self.put_float(PyFloat_AS_DOUBLE(value), <float>PyFloat_AS_DOUBLE(value),
+                                      PyFloat_AS_DOUBLE(value), value)
+        elif value is True or value is False:
+            if self.kind == b"b":
+                self.at[0] = value is True
+                self.at += 1
+                return 0
+        elif PyLong_Check(value) and self.kind != b"b":
+            number = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow == 0 and self.kind == b"i":
+                return self.put_int(number, value)
+            if overflow == 0 and number < 0 and self.kind == b"u" or overflow < 0:
+                raise self.unfit(value)
+            more = PyLong_AsUnsignedLongLong(value) if overflow else <unsigned long long>number
+            if self.kind == b"u":
+                return self.put_unsigned(more, value)
+            if self.kind == b"i":
+                raise self.unfit(value)
+            if overflow:
+                return self.put_float(<double>more, <float>more, <long double>more, value)
+            return self.put_float(<double>number, <float>number, <long double>number, value)
+        raise self.unfit(value)
+
+    cdef int put_int(self, long long number, object value) except -1:
+        cdef int8_t one = <int8_t>number
+        cdef int16_t two = <int16_t>number
+        cdef int32_t four = <int32_t>number
+        if self.size < 8 and number >> (8 * self.size - 1) not in (0, -1):
+            raise self.unfit(value)
+        memcpy(self.at, <void *>&one if self.size == 1 else <void *>&two if self.size == 2 else
+               <void *>&four if self.size == 4 else <void *>&number, self.size)
+        self.at += self.size
+        return 0
+
+    cdef int put_unsigned(self, unsigned long long number, object value) except -1:
+        cdef uint8_t one = <uint8_t>number
+        cdef uint16_t two = <uint16_t>number
+        cdef uint32_t four = <uint32_t>number
+        if self.size < 8 and number >> (8 * self.size):
+            raise self.unfit(value)
+        memcpy(self.at, <void *>&one if self.size == 1 else <void *>&two if self.size == 2 else
+               <void *>&four if self.size == 4 else <void *>&number, self.size)
+        self.at += self.size
+        return 0
+
+    cdef int put_float(self, double number, float single, long double most, object value) except -1:
+        """The number in three precisions, each rounded once."""
+        cdef int size = self.size // 2 if self.kind == b"c" else self.size
+        cdef bint is_finite = isfinite(single) if size == 4 else isfinite(number)
+        if size == 2 and is_finite:
+            try:
+                PyFloat_Pack2(number, self.at, PY_LITTLE_ENDIAN)
+            except OverflowError:
+                is_finite = False
+        elif size != 2:
+            memcpy(self.at, <void *>&single if size == 4 else <void *>&number if size == 8 else <void *>&most, size)
+        if not is_finite:
+            raise self.unfit(value)
+        memset(self.at + size, 0, self.size - size)
+        self.at += self.size
+        return 0
+
+    cdef misshapen(self, object value, Py_ssize_t length):
+        got = f"a list of {len(value)}" if type(value) is list else self.word(value)
+        shape = (<object>self.rows).shape[1:]
+        return ItemError(f"expected {self.rows.dtype} {shape}, got {got} in place of a list of {length}")
+
+    cdef unfit(self, object value):
+        dtype = self.rows.dtype
+        if dtype.kind in "iu" and type(value) is int:
+            limits = np.iinfo(dtype)
+            return ItemError(f"expected integers from {limits.min} to {limits.max} ({dtype}), got {value}")
+        return ItemError(f"expected numbers that {dtype} holds, got {self.word(value)}")
+
+    cdef word(self, object value):
+        if isinstance(value, bool):
+            return "booleans"
+        if isinstance(value, float) and self.kind != b"f" and self.kind != b"c":
+            return "fractions or integers beyond 64 bits"
+        if isinstance(value, (int, float)):
+            return "integers" if self.kind == b"b" else f"{value}"
+        return {str: "text", list: "a list in place of a number"}.get(type(value), "other values")
+
+
+@cython.final
 cdef class _Values(Items):
     """Items that a JSON parser made, or arrays."""
 
     cdef list values
 
     cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        cdef _Numbers numbers = None
         for i in range(start, stop):
             value = self.member(column, i)
             try:
-                _value_into(value, rows, i - start)
+                if PyList_Check(value) or PyLong_Check(value) or PyFloat_Check(value):
+                    numbers = numbers or _Numbers(rows)
+                    numbers.take(value, i - start)
+                else:
+                    _value_into(value, rows, i - start)
             except ItemError as error:
                 raise self.wrong(column, i, error)
 
@@ -725,14 +960,14 @@ def items_of(values, names=None):
 cdef _Signature _row_signature(_Signature whole):
     """Of one row of a stacked document."""
     cdef _Signature row = _Signature.__new__(_Signature)
-    row.dtype, row.ndim, row.bools, row.header = whole.dtype, whole.ndim - 1, whole.bools, whole.header
+    row.dtype, row.ndim, row.patterns, row.header = whole.dtype, whole.ndim - 1, whole.patterns, whole.header
     row.nbytes = whole.nbytes // whole.dims[0] if whole.dims[0] else 0
     memcpy(row.dims, whole.dims + 1, row.ndim * sizeof(cnp.npy_intp))
     row.remembered = True  # no document begins like this
     return row
 
 
-def scan_npy(body, ndim=None):
+def scan_npy(body, ndim=None, admit=None):
     cdef _Spans items = _Spans.__new__(_Spans)
     cdef _Input source = _open_bytes(body)
     cdef size_t size = source.size, each, i
@@ -745,31 +980,30 @@ def scan_npy(body, ndim=None):
     each = first.header + first.nbytes
     items.source, items.columns, items.raw, items.signature = source, 1, True, first
     if ndim is not None and first.ndim == ndim + 1 and each == size:
-        return _scan_stacked(items, first)
+        return _scan_stacked(items, first, body)
     if size % each:
-        return items_of(decode_npy(body))
+        return items_of(decode_npy(body, admit))
     items.make_room(size // each)
     for i in range(size // each):
         if memcmp(source.data + i * each, source.data, first.header) != 0:
-            return items_of(decode_npy(body))
+            return items_of(decode_npy(body, admit))
         items.starts[i] = i * each + first.header
     items.count = size // each
     return items
 
 
-cdef _Spans _scan_stacked(_Spans items, _Signature whole):
+cdef _Spans _scan_stacked(_Spans items, _Signature whole, object body):
     cdef _Signature row = _row_signature(whole)
     cdef Py_ssize_t i, count = whole.dims[0]
+    items.count, items.signature = count, row
     if whole.nbytes == 0 and count:  # a header may claim any number of rows of nothing
         raise ItemError(f"expected rows of at least one byte, got {short(whole.dtype)} {whole.shape()}", 0)
-    if whole.fortran:  # a row's bytes lie all over the document: bring them together
-        rows = np.ascontiguousarray(_decode_npy(items.source.data, whole))
-        items.source = _open_bytes(rows.reshape(-1).view(np.uint8))
-        row.header = 0
+    if whole.fortran:
+        items.whole = np.ndarray(whole.shape(), whole.dtype, body, whole.header, order="F")
+        return items
     items.make_room(count)
     for i in range(count):
         items.starts[i] = row.header + i * row.nbytes
-    items.count, items.signature = count, row
     return items
 
 
@@ -790,7 +1024,7 @@ def strings(body):
         return found if vx_closes(text, end) else None
     while not last:
         text = vx_take_string(vx_active, &at, end, &size, &last)
-        if text == NULL:
+        if text == NULL or len(found) == MANY:
             return None
         found.append(_ascii(text, size))
     return found if vx_closes(at, end) else None
@@ -856,13 +1090,13 @@ cdef bytes _build_text(object dtype, int ndim, const cnp.npy_intp *dims, bint fo
 
 cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
     """The header of an array, or of its rows if `skip` is 1. Found by the identity of the dtype, which the entry keeps
-    alive; structured ones are built each time, since their names can be changed in place."""
+    alive."""
     cdef int ndim = cnp.PyArray_NDIM(array) - skip
     cdef const cnp.npy_intp *dims = cnp.PyArray_DIMS(array) + skip
     cdef void *dtype = <void *>cnp.PyArray_DESCR(array)
     cdef uintptr_t mix = <uintptr_t>dtype >> 4
     cdef _Header header
-    if ndim > HEADER_DIMS or cnp.PyArray_HASFIELDS(array):
+    if ndim > HEADER_DIMS:
         return _build_text(array.dtype, ndim, dims, fortran)
     for i in range(ndim):
         mix = mix * 31 + <uintptr_t>dims[i]

@@ -26,6 +26,7 @@ cdef class Exchange(Ticket):
     cdef _admit(self)
     cdef Response _reply(self, rows)
     cdef Response _finish(self, Response response)
+    cdef _charge_also(self, Py_ssize_t n)
     cdef _drop_body(self)
     cdef _uncharge(self)
     cdef _call_back(self)
@@ -37,7 +38,7 @@ cdef class Admission:
     cdef public Bodies bodies
     cdef public Company company
     cdef public bint is_open, is_starting
-    cdef public Py_ssize_t most_bytes, unsettled
+    cdef public Py_ssize_t most_bytes, most_values, unsettled
     cdef object _clock, _observer, _all_settled, _sweeper
     cdef Py_ssize_t _most_early
     cdef list _early

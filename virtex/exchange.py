@@ -15,21 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from ._codec import encode_npy
+from ._codec import count_values, encode_npy, weigh
 from .batcher import Batcher, Observer
 from .bodies import Bodies
 from .company import Peer
 from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from .head import JSON, NPY, Head, Response, Wants, negotiate, refusal
 from .limits import Limits
-from .message import decode_items, encode_data
+from .message import Account, decode_items, encode_data
 from .ring import Ticket
 from .tensor import Rows
 
 log = logging.getLogger("virtex")
 
-CROWDED = 64 << 10  # bytes of a body from which it is worth knowing how many values are in it
-VALUE_BYTES = 100  # that a small Python object and its place in a list take, about
+SMALL = 256  # bytes of a body that can't become much, so that nothing is counted
+VALUE_BYTES = 80  # that a small Python object and its place in a list take at most
+ARRAY_BYTES = 300  # that an array takes beside its data, about
 
 
 class Exchange(Ticket):
@@ -113,13 +114,30 @@ class Exchange(Ticket):
         if self._charged > self.admission.most_bytes:
             raise self.admission.too_large(self._charged)
 
-    def _charge_values(self) -> None:
-        """Parsed JSON may take more than its text: "[[],[],[]" takes thirty times. Raises RequestError (503)."""
-        text = bytes(self._body)
-        values = sum(map(text.count, (b",", b"[", b"{")))  # each follows a comma or what opens a list or an object
-        extra = max(VALUE_BYTES * values - len(text), 0)
-        self._charged += extra
-        self.admission.bodies.charge(extra)
+    def admit_values(self, body: bytes | bytearray | memoryview) -> None:
+        """Charge what a JSON body will become, before it is parsed: "[[],[],[]" takes forty times its length.
+
+        Raises RequestError: 413 beyond limits.values, 503 beyond limits.max_bytes.
+        """
+        size, most, bodies = len(body), self.admission.most_values, self.admission.bodies
+        if size <= SMALL and size <= most:
+            return
+        values, width = weigh(body)
+        wider = size * (width - 1)
+        if values > most or bodies.held + values * VALUE_BYTES + wider > bodies.budget:
+            values = count_values(body, most)  # without what stands in texts
+        if values > most:
+            raise RequestError(413, f"more than {most} values in one body of JSON (limits.values)")
+        self._charge_also(values * VALUE_BYTES + wider)
+
+    def admit_documents(self, count: int) -> None:
+        """Charge arrays that are about to be made. Raises RequestError: 413 or 503 where they find no room."""
+        self.admission.batcher.room_for(count)
+        self._charge_also(count * ARRAY_BYTES)
+
+    def _charge_also(self, n: int) -> None:
+        self._charged += n
+        self.admission.bodies.charge(n)
 
     def _drop_body(self) -> None:
         body, self._body = self._body, b""
@@ -148,11 +166,9 @@ class Exchange(Ticket):
 
     def _admit(self) -> Response | None:
         try:
-            self.items = self.admission.read(self._body, self._wants.sends_npy)
+            self.items = self.admission.read(self._body, self._wants.sends_npy, self)
             if not len(self.items):
                 return self._finish(self._reply([]))
-            if self._charged > CROWDED and type(self.items) is list and not self._wants.sends_npy:
-                self._charge_values()
             self.admission.admit(self)
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
@@ -270,10 +286,11 @@ class Admission:
         self.loop = loop
         self.limits = limits
         self.most_bytes = limits.body
+        self.most_values = limits.values
         self.batcher = batcher
         self.company = batcher.company
         self.bodies = Bodies(limits.max_bytes)
-        self.read: Callable[[bytes | bytearray | memoryview, bool], Any] = decode_items
+        self.read: Callable[[bytes | bytearray | memoryview, bool, Account], Any] = decode_items
         self.is_open = False
         self.is_starting = True  # the handler is not there yet
         self.unsettled = 0

@@ -1,2 +1,2 @@
-cpdef list decode_items(body, bint is_npy)
+cpdef list decode_items(body, bint is_npy, account)
 cpdef bytes encode_data(list rows, str step=*)

@@ -26,9 +26,9 @@ from orjson import JSONDecodeError
 
 from ._codec import encode_npy, encode_numpy, encode_rows, items_of, scan, scan_npy
 from .errors import HandlerError, RequestError
-from .message import decode_message, encode_data, not_json
+from .message import Account, decode_message, encode_data, not_json
 from .ring import Load, Ring, Span, Ticket
-from .serial._npy import named_dtype
+from .serial._npy import descr_of, named_dtype
 
 Array = npt.NDArray[Any]
 HUGE = 4 << 20  # bytes from which a buffer asks for huge pages: first touch is a fault per page
@@ -37,7 +37,8 @@ HUGE = 4 << 20  # bytes from which a buffer asks for huge pages: first touch is 
 class Tensor:
     """One declared input: the dtype and shape of an item, without the batch's dimension.
 
-    dtype: anything np.dtype takes, bfloat16 and float8 by name where ml_dtypes is installed; of fixed size, not object.
+    dtype: anything np.dtype takes, bfloat16 and float8 by name where ml_dtypes is installed; those
+    that encode_numpy takes: numbers, text of fixed size, datetimes of one unit; neither structured nor void.
     shape: whole numbers from 0. Raises ValueError or TypeError for what is not so, ImportError without ml_dtypes.
     """
 
@@ -78,8 +79,10 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
             found = named_dtype(str(dtype))
         except ValueError:
             raise TypeError(f"Tensor({dtype!r}): {error}") from None
-    if found.hasobject or not found.itemsize:
-        raise TypeError(f"Tensor({dtype!r}): expected a dtype of fixed size, without objects")
+    try:
+        descr_of(found)
+    except TypeError as error:
+        raise TypeError(f"Tensor({dtype!r}): expected a dtype that travels: {error}") from None
     return found
 
 
@@ -304,15 +307,18 @@ def is_alone(arrays: dict[str, Array], name: str) -> bool:
 _ALONE = (lambda arrays: sys.getrefcount(arrays["a"]))({"a": np.empty(1)})
 
 
-def reader(inputs: Inputs, body: bytes | bytearray | memoryview, is_npy: bool) -> Source:
-    """The items of a body for declared inputs, not decoded yet. Raises RequestError (400, 415) or ItemError."""
+def reader(inputs: Inputs, body: bytes | bytearray | memoryview, is_npy: bool, account: Account) -> Source:
+    """The items of a body for declared inputs, not decoded yet. Raises RequestError (400, 415, as account) or ItemError."""
     names = None if isinstance(inputs, Tensor) else tuple(inputs)
     if is_npy:
         if not isinstance(inputs, Tensor):
             raise RequestError(415, f"application/x-npy has one array an item; send JSON objects of {list(inputs)}")
-        return scan_npy(body, len(inputs.shape))
+        return scan_npy(body, len(inputs.shape), account.admit_documents)
     items = scan(body, names)
-    return items_of(decode_message(body), names) if items is None else items
+    if items is None:
+        account.admit_values(body)
+        items = items_of(decode_message(body), names)
+    return items
 
 
 # ---- out: what a model gave, into replies

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 
 #include "cpu.h"
-#include "big_int.h"
+#include "values.h"
 #include "item.h"
 
 static void expect(int promise)

@@ -1,12 +1,14 @@
 /* The header of a .npy document, by a strict grammar (numpy.lib.format, "Format Version 1.0" to 3.0): a subset of what
  * NumPy reads, with the same meaning. NumPy itself evaluates the header as Python, which costs a hostile client little
- * and the server up to 50 ms; this is O(n), recurses at most VX_NPY_DEPTH deep and allocates nothing.
+ * and the server up to 50 ms; this is O(n), does not recurse and allocates nothing.
  *
  *   document = magic major minor length header data    length: 2 bytes, little-endian; 4 from version 2.0
  *   header   = { 'descr': descr, 'fortran_order': True|False, 'shape': shape, } in any order, each once
- *   descr    = '<f4' and the like, a dtype name ('bfloat16'), or a list of fields
- *   field    = ( name, descr ) or ( name, descr, shape );  name = 'x' or ( 'title', 'x' )
+ *   descr    = '<f4' and the like, or a dtype name ('bfloat16')
  *   shape    = () or (3,) or (3, 224, 224): digits only, no leading zero
+ *
+ * Structured and void dtypes are refused: NumPy adds the sizes of their fields in an int, which overflows, and then reads
+ * and writes beside the array. So are datetimes of several units (25 seconds), on which JSON writers abort.
  */
 #ifndef VX_NPY_H
 #define VX_NPY_H
@@ -16,10 +18,12 @@
 #include <string.h>
 
 enum {
-    VX_NPY_MAX_HEADER = 4096, /* security limit: bytes before the data; np.save writes 128, and 1 KB names 30 fields */
-    VX_NPY_MAX_EMPTY = 1 << 20, /* rows of nothing: no bytes of a body bound what iterating over them takes */
+    VX_NPY_MAX_HEADER = 4096, /* security limit: bytes before the data; np.save writes 128 */
     VX_NPY_MAX_DIMS = 32,     /* NumPy 1's limit; nobody's model has more */
-    VX_NPY_DEPTH = 8,         /* fields within fields */
+    /* Security limit: lists that tolist() makes of an array. Rows of nothing, (1000000, 0), and dimensions of one,
+     * (1000000, 1, 1, ...), are many lists of few bytes: no byte of a body bounds what iterating over them takes. */
+    VX_NPY_LISTS = 128,
+    VX_NPY_LISTS_EACH = 8,    /* for each element, as many more */
 };
 
 typedef struct {
@@ -27,9 +31,8 @@ typedef struct {
     uint8_t major;              /* version: 1, 2 (text is Latin-1) or 3 (UTF-8) */
     uint8_t fortran;            /* data in column-major order */
     uint8_t named;              /* descr is a dtype's name */
-    uint8_t fields;             /* descr is a list of fields */
     uint32_t descr, descr_end;  /* where it lies, without quotes */
-    int64_t itemsize;           /* 0: not to be known here (a name, or fields) */
+    int64_t itemsize;           /* 0: not to be known here (a name) */
     int ndim;
     int64_t shape[VX_NPY_MAX_DIMS];
     int64_t count;              /* elements: the product of shape */
@@ -75,7 +78,7 @@ static inline int vx_word(vx_cursor *c, const char *word)
     return 1;
 }
 
-/* A string without escapes: NumPy needs none for dtypes, and a field name that does is refused on both sides. */
+/* A string without escapes: NumPy needs none for dtypes. */
 static inline int vx_string(vx_cursor *c, vx_cursor *inside)
 {
     vx_spaces(c);
@@ -117,10 +120,23 @@ static inline int vx_times(int64_t *product, int64_t factor)
     return factor == 0 || !__builtin_mul_overflow(*product, factor, product);
 }
 
+/* Whether tolist() makes no more lists of such an array than VX_NPY_LISTS and VX_NPY_LISTS_EACH allow. */
+static inline int vx_lists_are_few(const int64_t *shape, int ndim, int64_t count)
+{
+    int64_t lists = 0, level = 1, most;
+    if (__builtin_mul_overflow(count, (int64_t)VX_NPY_LISTS_EACH, &most) || most > INT64_MAX - VX_NPY_LISTS)
+        return 1; /* no document has so many bytes */
+    for (int i = 0; i < ndim && level; level *= shape[i++])
+        if (__builtin_add_overflow(lists, level, &lists) || lists > most + VX_NPY_LISTS)
+            return 0;
+    return 1;
+}
+
 static inline int vx_shape(vx_cursor *c, vx_npy *npy)
 {
     if (!vx_next_is(c, '('))
         return vx_refuse(c, "a tuple of dimensions");
+    const uint8_t *open = c->at - 1;
     npy->ndim = 0;
     npy->count = npy->reach = 1;
     while (!vx_next_is(c, ')')) {
@@ -135,10 +151,6 @@ static inline int vx_shape(vx_cursor *c, vx_npy *npy)
             c->at = begin;
             return vx_refuse(c, "a shape of less than 2**63 elements");
         }
-        if (n == 0 && npy->count > VX_NPY_MAX_EMPTY) {
-            c->at = begin;
-            return vx_refuse(c, "at most 2**20 rows of no elements");
-        }
         npy->count = n ? npy->count * n : 0;
         if (!vx_next_is(c, ',')) {
             if (npy->ndim == 1)
@@ -148,22 +160,19 @@ static inline int vx_shape(vx_cursor *c, vx_npy *npy)
             break;
         }
     }
-    return 1;
+    if (vx_lists_are_few(npy->shape, npy->ndim, npy->count))
+        return 1;
+    c->at = open;
+    return vx_refuse(c, "a shape of at most 128 rows of nothing, or 8 nested rows for each element");
 }
 
-/* [s], [25us] and so on, the units of NumPy's datetimes. */
-static inline int vx_unit(vx_cursor *c)
+/* [s], [us] and so on, the units of NumPy's datetimes: one of a unit, and not none. */
+static inline int vx_unit(vx_cursor c)
 {
-    static const char *const units[] = {"Y]", "M]", "W]", "D]", "h]", "m]", "s]", "ms]", "us]", "ns]", "ps]", "fs]", "as]"};
-    int64_t multiple;
-    if (c->at == c->end)
-        return 1; /* generic: NaT alone */
-    if (*c->at++ != '[')
-        return 0;
-    if (c->at < c->end && *c->at >= '1' && *c->at <= '9' && !vx_number(c, INT32_MAX, &multiple))
-        return 0;
+    static const char *const units[] = {"[Y]", "[M]", "[W]", "[D]", "[h]", "[m]", "[s]", "[ms]", "[us]", "[ns]", "[ps]",
+                                        "[fs]", "[as]"};
     for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if ((size_t)(c->end - c->at) == strlen(units[i]) && memcmp(c->at, units[i], strlen(units[i])) == 0)
+        if ((size_t)(c.end - c.at) == strlen(units[i]) && memcmp(c.at, units[i], strlen(units[i])) == 0)
             return 1;
     return 0;
 }
@@ -176,7 +185,7 @@ static inline int vx_size_is_known(uint8_t kind, int64_t size)
     case 'f': return size == 2 || size == 4 || size == 8 || size == 12 || size == 16;
     case 'c': return size == 8 || size == 16 || size == 24 || size == 32;
     case 'm': case 'M': return size == 8;
-    case 'S': case 'U': case 'V': return size > 0;
+    case 'S': case 'U': return size > 0;
     default: return 0;
     }
 }
@@ -189,13 +198,11 @@ static inline int64_t vx_simple_dtype(vx_cursor c)
     if (c.end - c.at < 3 || !strchr("<>|", *c.at))
         return 0;
     uint8_t order = *c.at++, kind = *c.at++;
-    if (kind == 0 || !strchr("biufcmMSUV", kind) || !vx_number(&c, INT32_MAX / 4, &size) || !vx_size_is_known(kind, size))
+    if (kind == 0 || !strchr("biufcmMSU", kind) || !vx_number(&c, INT32_MAX / 4, &size) || !vx_size_is_known(kind, size))
         return 0;
-    if (order == '|' && size > 1 && !strchr("SV", kind))
+    if (order == '|' && kind != 'S' && (size > 1 || kind == 'U'))
         return 0;
-    if (order == '|' && kind == 'U')
-        return 0;
-    if (kind == 'm' || kind == 'M' ? !vx_unit(&c) : c.at != c.end)
+    if (kind == 'm' || kind == 'M' ? !vx_unit(c) : c.at != c.end)
         return 0;
     return kind == 'U' ? 4 * size : size;
 }
@@ -211,92 +218,37 @@ static inline int vx_is_name(vx_cursor c)
     return 1;
 }
 
-static inline int vx_has_object(vx_cursor c)
+/* What to expect in place of a string that is no dtype. */
+static inline const char *vx_expected_dtype(vx_cursor c)
 {
-    return c.at < c.end && memchr(c.at, 'O', (size_t)(c.end - c.at)) != NULL;
-}
-
-/* A dtype in a string; fills npy if there is one. */
-static inline int vx_dtype(vx_cursor *c, vx_npy *npy, int may_be_named)
-{
-    vx_cursor inside;
-    vx_spaces(c);
-    const uint8_t *quote = c->at;
-    if (!vx_string(c, &inside))
-        return 0;
-    int64_t size = vx_simple_dtype(inside);
-    int named = size == 0 && may_be_named && vx_is_name(inside);
-    if (size == 0 && !named) {
-        c->at = quote;
-        return vx_refuse(c, vx_has_object(inside) ? "a dtype without Python objects (they would have to be unpickled)"
-                                                  : "a dtype such as '<f4' or '|u1', with byte order and size");
-    }
-    if (npy) {
-        npy->itemsize = size;
-        npy->named = (uint8_t)named;
-        npy->descr = (uint32_t)(inside.at - c->begin);
-        npy->descr_end = (uint32_t)(inside.end - c->begin);
-    }
-    return 1;
-}
-
-static inline int vx_field_list(vx_cursor *c, int depth);
-
-/* One field, after its '('. An empty dtype ('') is not one; '' as a name is NumPy's padding. */
-static inline int vx_field(vx_cursor *c, int depth)
-{
-    vx_cursor inside;
-    vx_npy shape;
-    if (vx_next_is(c, '(')) {
-        if (!vx_string(c, &inside) || !vx_next_is(c, ',') || !vx_string(c, &inside) || !vx_next_is(c, ')'))
-            return vx_refuse(c, "a pair of title and name");
-    } else if (!vx_string(c, &inside)) {
-        return 0;
-    }
-    if (!vx_next_is(c, ','))
-        return vx_refuse(c, "a comma and the field's dtype");
-    if (!(vx_next_is(c, '[') ? vx_field_list(c, depth + 1) : vx_dtype(c, NULL, 0)))
-        return 0;
-    if (vx_next_is(c, ')'))
-        return 1;
-    if (!vx_next_is(c, ','))
-        return vx_refuse(c, "a comma or the end of the field");
-    if (vx_next_is(c, ')'))
-        return 1;
-    if (!vx_shape(c, &shape))
-        return 0;
-    vx_next_is(c, ',');
-    return vx_next_is(c, ')') ? 1 : vx_refuse(c, "the end of the field");
-}
-
-/* The fields of a structured dtype, after its '['. */
-static inline int vx_field_list(vx_cursor *c, int depth)
-{
-    if (depth > VX_NPY_DEPTH)
-        return vx_refuse(c, "at most 8 levels of fields");
-    do {
-        if (!vx_next_is(c, '('))
-            return vx_refuse(c, "a field: (name, dtype)");
-        if (!vx_field(c, depth))
-            return 0;
-        if (!vx_next_is(c, ','))
-            return vx_next_is(c, ']') ? 1 : vx_refuse(c, "a comma or the end of the fields");
-    } while (!vx_next_is(c, ']'));
-    return 1;
+    if (c.at < c.end && memchr(c.at, 'O', (size_t)(c.end - c.at)))
+        return "a dtype without Python objects (they would have to be unpickled)";
+    if (c.at < c.end && strchr("<>|=", *c.at))
+        c.at++;
+    if (c.at < c.end && *c.at == 'V')
+        return "a plain dtype, not a void one (an array for each part can be sent, as named inputs)";
+    if (c.end - c.at > 1 && (*c.at == 'M' || *c.at == 'm') && c.at[1] == '8')
+        return "a datetime or timedelta of one unit, such as '<M8[s]'";
+    return "a dtype such as '<f4' or '|u1', with byte order and size";
 }
 
 static inline int vx_descr(vx_cursor *c, vx_npy *npy)
 {
+    vx_cursor inside;
     vx_spaces(c);
     const uint8_t *begin = c->at;
-    if (!vx_next_is(c, '['))
-        return vx_dtype(c, npy, 1);
-    if (!vx_field_list(c, 1))
+    if (c->at < c->end && (*c->at == '[' || *c->at == '('))
+        return vx_refuse(c, "a plain dtype, not a structured one (an array for each field can be sent, as named inputs)");
+    if (!vx_string(c, &inside))
         return 0;
-    npy->fields = 1;
-    npy->descr = (uint32_t)(begin - c->begin);
-    npy->descr_end = (uint32_t)(c->at - c->begin);
-    return 1;
+    npy->itemsize = vx_simple_dtype(inside);
+    npy->named = npy->itemsize == 0 && vx_is_name(inside);
+    npy->descr = (uint32_t)(inside.at - c->begin);
+    npy->descr_end = (uint32_t)(inside.end - c->begin);
+    if (npy->itemsize || npy->named)
+        return 1;
+    c->at = begin;
+    return vx_refuse(c, vx_expected_dtype(inside));
 }
 
 static inline int vx_fortran_order(vx_cursor *c, vx_npy *npy)

@@ -1,0 +1,74 @@
+"""What JSON has no word for: the arrays and scalars of NumPy that orjson does not write, or writes wrong.
+
+orjson 3.13 aborts the process on a datetime of several units and writes a date for NaT, so it is given none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_YEARS = (1 - 1970, 9999 - 1970)  # that RFC 3339 and datetime have, as NumPy counts them
+_NAT = np.iinfo("i8").min
+
+# How ISO 8601 writes so many of a unit; of parts of a second, how many decimals they are.
+_DURATIONS = {"Y": "P{}Y", "M": "P{}M", "W": "P{}W", "D": "P{}D", "h": "PT{}H", "m": "PT{}M"}
+_DECIMALS = {"s": 0, "ms": 3, "us": 6, "ns": 9, "ps": 12, "fs": 15, "as": 18}
+
+
+def json_value(value: Any) -> Any:
+    """What stands for a value that orjson asks about: numbers, text, None, and nested lists of them.
+
+    Datetimes become RFC 3339 text, to the microsecond, timedeltas ISO 8601 durations, NaT of both None. Raises TypeError
+    for what JSON can't carry, with the remedy where there is one.
+    """
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"{type(value).__name__} is no JSON value")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError("a masked value has no JSON form: fill it first, as in array.filled(0)")
+    if value.dtype.char in "gG":
+        raise TypeError(f"{value.dtype} has no JSON form: convert it, as in array.astype('f8')")
+    if value.dtype.kind == "M":
+        return _moments(value)
+    if value.dtype.kind == "m":
+        return _durations(value)
+    return value.tolist()
+
+
+def _counted(value: Any) -> tuple[str, int]:
+    """The unit of datetimes or timedeltas, and how many of it one count is."""
+    unit, step = np.datetime_data(value.dtype)
+    if unit == "generic" and not np.isnat(value).all():
+        raise TypeError(f"{value.dtype} without a unit has no JSON form: convert it, as in astype('m8[s]')")
+    return unit, step
+
+
+def _moments(value: Any) -> Any:
+    _, step = _counted(value)
+    years = value.astype("M8[Y]").astype("i8")
+    far = np.abs(value.astype("i8").astype("f8")) * step > 2.0**62  # beyond what the line above can multiply
+    if (~np.isnat(value) & ((years < _YEARS[0]) | (years > _YEARS[1]) | far)).any():
+        raise TypeError("a datetime before the year 1 or after 9999 has no JSON form (RFC 3339)")
+    return value.astype("M8[us]").tolist()  # which orjson writes
+
+
+def _durations(value: Any) -> Any:
+    unit, step = _counted(value)
+
+    def text(count: int) -> str | None:
+        if count == _NAT:
+            return None
+        sign, number = "-" if count < 0 else "", abs(count) * step
+        if unit in _DURATIONS:
+            return sign + _DURATIONS[unit].format(number)
+        decimals = _DECIMALS[unit]
+        whole, part = divmod(number, 10**decimals)
+        return f"{sign}PT{whole}" + (f".{part:0{decimals}}".rstrip("0") if part else "") + "S"
+
+    return _each(text, value.astype("i8").tolist())
+
+
+def _each(f: Callable[[int], Any], nested: Any) -> Any:
+    return [_each(f, one) for one in nested] if isinstance(nested, list) else f(nested)
