@@ -133,7 +133,6 @@ class Engine:
         self.open = len(self.peers)
         for i, peer in enumerate(self.peers):
             company.arrives(peer)
-            company.arrived()
             batcher.admit(Request(self, peer, items((i,))), time.perf_counter_ns())
 
     def answered(self, peer: Peer) -> None:

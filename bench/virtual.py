@@ -113,7 +113,6 @@ class Simulation:
         peer = self.idle.pop() if self.idle else Peer()
         company = self.batcher.company
         company.arrives(peer)
-        company.arrived()
         self.batcher.admit(Request(self, peer), now)
 
 

@@ -95,6 +95,37 @@ def test_scope(serve):
     }
 
 
+def test_absolute_target_is_its_path_behind_the_root_path_and_its_authority_the_host(serve):
+    scopes, targets = [], []
+
+    async def app(scope, receive, send):
+        scopes.append(scope)
+        await echo(scope, receive, send)
+
+    wire = serve(app)
+    wire.connections.root_path = "/api"
+    wire.connections.access = lambda connection, turn, *_: targets.append(turn.request.target)
+    for target in (b"http://other:81/scope/a%2Fb?q=1", b"HTTPS://other:81?q=1"):
+        wire.send(b"GET " + target + b" HTTP/1.1\r\nX: y\r\nHost: proxy\r\n\r\n").settle()
+    names = ("path", "raw_path", "query_string", "headers")
+    assert [tuple(scope[name] for name in names) for scope in scopes] == [
+        ("/api/scope/a/b", b"/api/scope/a%2Fb", b"q=1", [(b"host", b"other:81"), (b"x", b"y")]),
+        ("/api/", b"/api/", b"q=1", [(b"host", b"other:81"), (b"x", b"y")]),
+    ]
+    assert targets == [b"http://other:81/scope/a%2Fb?q=1", b"HTTPS://other:81?q=1"]
+
+
+def test_absolute_target_of_http_1_0_brings_the_host_that_is_not_there(serve):
+    hosts = []
+
+    async def app(scope, receive, send):
+        hosts.append(scope["headers"])
+        await echo(scope, receive, send)
+
+    serve(app).send(b"GET http://a/ HTTP/1.0\r\n\r\n").settle()
+    assert hosts == [[(b"host", b"a")]]
+
+
 def test_state_is_a_shallow_copy_for_each_request(serve):
     seen = []
 

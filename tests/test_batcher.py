@@ -46,10 +46,14 @@ class Rig:
     def send(self, items, peer=None):
         """A whole request: headers, body, admission."""
         self.batcher.company.arrives(peer)
-        self.batcher.company.arrived()
         ticket = Recorder(items)
         self.batcher.admit(ticket, self.loop.now)
         return ticket
+
+    def begins(self, peer):
+        """The headers of a request, and some of its body."""
+        self.batcher.company.arrives(peer)
+        self.batcher.company.awaits(peer, self.loop.now)
 
     def answered(self, *peers):
         for peer in peers:
@@ -117,10 +121,11 @@ def test_nobody_waits_longer_than_the_bound_for_a_client_that_does_not_come_back
 
 
 def test_the_oldest_item_is_cut_when_the_window_ends_though_a_body_is_still_arriving(rig):
-    rig.batcher.company.arrives(Peer())
+    rig.begins(Peer())
     rig.send("a")
     rig.loop.settle()
     rig.loop.advance(WINDOW - 0.001)
+    rig.begins(Peer())
     assert rig.executor.sizes == []
     rig.send("b")
     rig.loop.advance(0.001)
@@ -130,9 +135,27 @@ def test_the_oldest_item_is_cut_when_the_window_ends_though_a_body_is_still_arri
     assert rig.observer.batches[0].waits == pytest.approx([WINDOW, 0.001])
 
 
+def test_an_unfinished_body_is_waited_for_once_and_costs_a_client_in_a_loop_no_more(rig):
+    """One connection that sends a head and part of a body, then nothing; and new ones of its kind, one per window."""
+    peer, waited = Peer(), 0
+    rig.begins(Peer())
+    for _ in range(100):
+        rig.send("a", peer)
+        rig.loop.settle()
+        before = rig.loop.now
+        while not rig.executor.running:
+            rig.loop.advance(0.001)
+        waited += rig.loop.now - before
+        rig.executor.finish()
+        rig.answered(peer)
+        rig.loop.advance(0.0001)
+        rig.begins(Peer())
+    assert waited <= 2 * WINDOW * 1e9
+
+
 def test_a_window_below_the_timers_grain_is_waited_for_once(loop):
     rig = Rig(loop, window=0.0003)
-    rig.batcher.company.arrives(None)
+    rig.begins(Peer())
     rig.send("a")
     loop.settle()
     assert rig.executor.sizes == [] and loop.timers == 1
@@ -173,18 +196,18 @@ def test_a_window_of_zero_never_waits(loop):
     peer = Peer()
     rig.batcher.company.arrives(peer)
     rig.answered(peer)
-    rig.batcher.company.arrives(Peer())
+    rig.begins(Peer())
     rig.send("a")
     loop.settle()
     assert rig.executor.sizes == [1]
     assert loop.timers == 0
-    assert peer.answered == 0
+    assert peer.since == 0
     rig.executor.finish()
     assert rig.observer.batches[0].cut == "no company"
 
 
 def test_a_full_batch_is_cut_at_once_whoever_may_come(rig):
-    rig.batcher.company.arrives(Peer())
+    rig.begins(Peer())
     rig.send("abcdef")
     rig.loop.settle()
     assert rig.executor.sizes == [4]
@@ -293,7 +316,7 @@ def test_nothing_is_cut_before_there_is_an_executor(loop):
 
 
 def test_draining_waits_for_nobody(rig):
-    rig.batcher.company.arrives(Peer())
+    rig.begins(Peer())
     rig.send("a")
     rig.loop.settle()
     assert rig.executor.sizes == []

@@ -7,66 +7,95 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex.company import Company, Peer
+from virtex.company import WARY, Company, Peer
 
 WINDOW = 5
 
 
 class Model:
-    """The rule in so many words: everybody who was answered and has nothing open, for as long as the window."""
+    """The rule in so many words: who was answered and has nothing open, and whose body is awaited, for the window."""
 
     def __init__(self):
-        self.arriving = 0
+        self.wary = 0
         self.open = [0] * 4
-        self.answered = [None] * 4
+        self.since = [None] * 4
+        self.known = [False] * 4
+        self.late = [False] * 4
+        self.awaited = [None] * 4  # since when the body of its request is, one at a time
+
+    def awaits(self, i, now):
+        self.awaited[i] = now
+        if not (self.late[i] if self.known[i] else self.wary):
+            self.since[i] = now
+
+    def arrived(self, i, took):
+        self.awaited[i] = self.since[i] = None
+        if self.known[i]:
+            self.late[i] = took > WINDOW
+        else:
+            self.wary = WARY if took > WINDOW else max(self.wary - 1, 0)
+
+    def answered(self, i, now):
+        self.known[i] = True
+        self.open[i] -= 1
+        if not self.open[i]:
+            self.since[i] = now
 
     def until(self, now):
-        for i, at in enumerate(self.answered):
+        for i, at in enumerate(self.since):
             if at is not None and at <= now - WINDOW:
-                self.answered[i] = None
-        if self.arriving:
-            return now + WINDOW
-        return max((at + WINDOW for at in self.answered if at is not None), default=0)
+                self.since[i] = None
+                self.wary = self.wary if self.known[i] else WARY
+        return max((at + WINDOW for at in self.since if at is not None), default=0)
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["arrives", "answered", "leaves", "until"]), st.integers(0, 3)), max_size=60
+    st.tuples(
+        st.sampled_from(["arrives", "awaits", "arrived", "answered", "leaves", "until"]),
+        st.integers(0, 3),
+        st.integers(0, 3),
+    ),
+    max_size=80,
 )
 
 
 @given(EVENTS)
 def test_it_is_the_rule_in_whatever_order_things_happen(events):
     company, peers, model = Company(WINDOW), [Peer() for _ in range(4)], Model()
-    for now, (event, i) in enumerate(events, 1):
-        if event == "arrives":
+    now = 1
+    for event, i, passes in events:
+        now += passes
+        waits = model.awaited[i] is not None
+        if event == "arrives" and not waits:
             company.arrives(peers[i])
-            model.arriving += 1
             model.open[i] += 1
-            model.answered[i] = None
-        elif event == "answered" and model.open[i]:
-            company.arrived()
-            model.arriving -= 1
+            model.since[i] = None
+        elif event == "awaits" and model.open[i] and not waits:
+            company.awaits(peers[i], now)
+            model.awaits(i, now)
+        elif event == "arrived" and waits:
+            took = now - model.awaited[i]
+            company.arrived(peers[i], took)
+            model.arrived(i, took)
+        elif event == "answered" and model.open[i] > waits:
             company.answered(peers[i], now)
-            model.open[i] -= 1
-            model.answered[i] = None if model.open[i] else now
+            model.answered(i, now)
         elif event == "leaves":
             company.leaves(peers[i])
-            model.answered[i] = None
+            model.since[i] = None
         elif event == "until":
             assert company.until(now) == model.until(now)
         assert [peer.open for peer in peers] == model.open
-        assert [bool(peer.answered) for peer in peers] == [at is not None for at in model.answered]
+        assert [bool(peer.since) for peer in peers] == [at is not None for at in model.since]
 
 
 def test_who_comes_and_goes_again_and_again_leaves_the_others_as_they_were():
     company, (first, second) = Company(WINDOW), (Peer(), Peer())
     for peer in (first, second):
         company.arrives(peer)
-        company.arrived()
         company.answered(peer, 1)
     for _ in range(2):
         company.arrives(first)
-        company.arrived()
         assert company.until(2) == 1 + WINDOW
         company.answered(first, 2)
         assert company.until(2) == 2 + WINDOW
@@ -79,30 +108,85 @@ def test_who_comes_and_goes_again_and_again_leaves_the_others_as_they_were():
 def test_a_window_of_zero_waits_for_nobody():
     company, peer = Company(0), Peer()
     company.arrives(peer)
+    company.awaits(peer, 1)
     assert company.until(1) == 0
-    company.arrived()
+    company.arrived(peer, 1)
     company.answered(peer, 2)
-    assert company.until(3) == 0 and peer.answered == 0
+    assert company.until(3) == 0 and peer.since == 0
 
 
 def test_a_clock_that_begins_at_zero_counts_too():
     company, peer = Company(WINDOW), Peer()
     for _ in range(2):
         company.arrives(peer)
-        company.arrived()
         company.answered(peer, 0)
     assert company.until(0) > 0
     company.leaves(peer)
     assert company.until(0) == 0
 
 
-def test_a_client_without_a_connection_is_company_only_while_it_arrives():
+def test_a_client_that_cannot_be_told_from_others_is_never_company():
     company = Company(WINDOW)
     company.arrives(None)
-    assert company.until(1) == 1 + WINDOW
-    company.arrived()
+    company.awaits(None, 1)
+    assert company.until(1) == 0
+    company.arrived(None, 1)
     company.answered(None, 2)
     assert company.until(3) == 0
+
+
+def awaited(company, peer, now):
+    company.arrives(peer)
+    company.awaits(peer, now)
+    return company.until(now)
+
+
+def test_a_body_is_waited_for_until_the_window_after_its_head_ends():
+    company, peer = Company(WINDOW), Peer()
+    assert awaited(company, peer, 10) == 10 + WINDOW
+    assert company.until(9 + WINDOW) == 10 + WINDOW
+    assert company.until(10 + WINDOW) == 0
+
+
+def test_strangers_who_dribble_one_after_the_other_are_waited_for_once():
+    company = Company(WINDOW)
+    assert awaited(company, Peer(), 1)
+    assert company.until(1 + WINDOW) == 0
+    waits = [awaited(company, Peer(), now) for now in range(1 + WINDOW, 1000, WINDOW)]
+    assert not any(waits)
+
+
+def test_strangers_who_begin_and_leave_in_time_are_waited_for_once():
+    company, peer = Company(WINDOW), Peer()
+    assert awaited(company, peer, 1)
+    company.arrived(peer, 1 << 62)
+    company.answered(peer, 2)
+    company.leaves(peer)
+    assert not awaited(company, Peer(), 3)
+
+
+def test_strangers_are_waited_for_again_when_enough_of_them_came_in_time():
+    company = Company(WINDOW)
+    awaited(company, Peer(), 1)
+    now = 1 + WINDOW
+    assert company.until(now) == 0
+    for _ in range(WARY):
+        peer = Peer()
+        assert not awaited(company, peer, now)
+        company.arrived(peer, WINDOW)
+    assert awaited(company, Peer(), now)
+
+
+def test_a_client_whose_body_came_late_is_waited_for_again_when_one_came_in_time():
+    company, peer = Company(WINDOW), Peer()
+    now = 1
+    for took, waits in ((1, True), (WINDOW + 1, True), (WINDOW + 1, False), (WINDOW, False), (1, True)):
+        company.arrives(peer)
+        peer.is_known = True
+        company.awaits(peer, now)
+        assert bool(company.until(now)) is waits
+        company.arrived(peer, took)
+        now += 100
 
 
 class Kept(Peer):
@@ -114,7 +198,6 @@ def test_who_is_not_expected_any_more_is_not_kept():
     peers = [Kept() for _ in range(3)]
     for now, peer in enumerate(peers, 1):
         company.arrives(peer)
-        company.arrived()
         company.answered(peer, now)
     kept = [weakref.ref(peer) for peer in peers]
     company.leaves(peers[1])

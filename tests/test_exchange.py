@@ -30,7 +30,7 @@ def on_loop(f, handler=None, **options):
 
 
 def opened(app, length=None):
-    return app.open(Head("POST", "/", [], length, None), 0)
+    return app.open(Head("POST", "/", [], length, None), app._clock())
 
 
 @given(st.lists(st.integers(0, 9), max_size=6))
@@ -70,7 +70,7 @@ def test_cancelling_twice_or_after_the_answer_changes_nothing():
         answered.write(b'{"data":[1]}')
         response = await answered.complete()
         answered.cancel("left")
-        return response.status, app.admission.unsettled, app.batcher.company.arriving
+        return response.status, app.admission.unsettled, app.budget.held
 
     assert on_loop(put) == (200, 0, 0)
 
@@ -79,7 +79,7 @@ def test_a_request_that_is_refused_after_its_body_is_no_company_any_more():
     async def put(app):
         for body in (b"", b"[]", b'{"data":[]}'):
             await ask_direct(app, body)
-        return app.admission.unsettled, app.batcher.company.arriving
+        return app.admission.unsettled, app.budget.held
 
     assert on_loop(put) == (0, 0)
 

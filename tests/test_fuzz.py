@@ -1,4 +1,5 @@
-"""The protocol against random bytes: any cut into segments gives the same outcome, and nothing escapes.
+"""The protocol against random bytes: any cut into segments gives the same outcome, nothing escapes, and whatever
+happens to whichever connection, what is charged is what is held.
 
 python tests/test_fuzz.py [seconds] [seed]    runs for longer than the test does, and says how to repeat a failure
 """
@@ -12,10 +13,12 @@ import sys
 import time
 
 import h11
-from cases import CASES
+from asks import Echo
+from cases import CASES, chunked, post
 from wire import StubServer, Wire
 
-from virtex import Limits
+from virtex import Limits, http_server
+from virtex.connections import Connections
 
 RAW = [case.raw for case in CASES if case.raw and "100" not in case.outcome]
 GOOD = [case.raw for case in CASES if set(case.outcome.split()) <= {"200"}]
@@ -71,7 +74,7 @@ def cut(rng, raw):
 def outcome(loop, segments):
     server = StubServer(loop)
     wire = Wire(server, LIMITS, loop)
-    wire.send(*segments)
+    wire.send(*segments).settle()
     assert 500 not in wire.statuses, "an exception escaped"
     result = wire.statuses, wire.ended, server.bodies, len(server.opened)
     wire.protocol.connection_lost(None)
@@ -129,13 +132,106 @@ def read_by_h11(raw):
 def check_against_h11(rng, loop):
     raw = b"".join(valid_request(rng) for _ in range(rng.randrange(1, 4)))
     server = StubServer(loop)
-    Wire(server, None, loop).send(*cut(rng, raw))
+    Wire(server, None, loop).send(*cut(rng, raw)).settle()
     ours = [[e.head.method.encode(), e.head.headers, e.body] for e in server.opened]
     assert ours == read_by_h11(raw), raw
 
 
+class Sized(Echo):
+    """Answers a number with so many characters."""
+
+    def process_response(self, item):
+        return "x" * item if isinstance(item, int) and 0 <= item < 1_000_000 else item
+
+
+def begin_service(loop):
+    app = http_server("fuzzed", Sized(), max_batch_size=4, max_queue_size=12, limits=Limits(pipelined=3, body=100_000))
+    loop.run_until_complete(app.startup())
+    return app
+
+
+def piece_for_service(rng):
+    choice = rng.randrange(6)
+    if choice == 0:
+        return mutate(rng, rng.choice(RAW)) or b"?"
+    if choice == 1:
+        return rng.choice(GOOD)
+    body = rng.choice([b'{"data":[%d]}', b'{"data":[1,%d]}', b'{"data":[[],%d', b"%d"]) % rng.choice(
+        [1, 99, 70_000, 300_000]
+    )
+    extra = [b"X-%d: %b" % (i, b"x" * rng.randrange(2000)) for i in range(rng.randrange(4))]
+    if rng.random() < 0.2:
+        return chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body), *extra)
+    return post(body, *extra) * rng.choice([1, 1, 1, 40])
+
+
+class Client:
+    """One connection, to which something happens at each step. left: what it has still to send."""
+
+    def __init__(self, rng, app, shared):
+        self.rng = rng
+        self.wire = Wire(app, loop=shared.loop, shared=shared)
+        self.left = b""
+        self.stalled = self.lost = False
+
+    def step(self):
+        protocol, transport, chance = self.wire.transport.protocol, self.wire.transport, self.rng.random()
+        if self.lost or transport.closed:
+            self.lose()
+        elif chance < 0.05:
+            self.lose()
+        elif chance < 0.1:
+            if protocol.eof_received() is False:
+                self.lose()
+        elif self.stalled and chance < 0.5:
+            self.stalled = False
+            protocol.resume_writing()
+        elif not self.stalled and chance < 0.2 and transport.writes:
+            self.stalled = True
+            transport.unsent = self.rng.randrange(1, 100_000)
+            protocol.pause_writing()
+        elif transport.reading:
+            self.left = self.left or piece_for_service(self.rng)
+            size = self.rng.choice([len(self.left), self.rng.randrange(1, len(self.left) + 1)])
+            self.wire.receive(self.left[:size])
+            self.left = self.left[size:]
+
+    def lose(self):
+        if not self.lost:
+            self.lost = True
+            self.wire.transport.protocol.connection_lost(None)
+
+    @property
+    def unsent(self):
+        return self.wire.transport.unsent if self.stalled and not self.lost else 0
+
+
+async def live(rng, app):
+    """Some connections of a service, and what becomes of them; then all are gone, and nothing is held."""
+    shared = Connections(app, clock=time.perf_counter_ns, loop=asyncio.get_running_loop())
+    app.budget.budget = rng.choice([20_000, 500_000, 1 << 30])
+    clients = [Client(rng, app, shared) for _ in range(4)]
+    for _ in range(rng.randrange(5, 40)):
+        client = rng.choice(clients)
+        client.step()
+        assert app.budget.held >= sum(client.unsent for client in clients)
+        if rng.random() < 0.4:
+            await asyncio.sleep(0)
+    for client in clients:
+        client.lose()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    company = app.batcher.company
+    assert (app.budget.held, app.admission.unsettled, company.until(1 << 61)) == (0, 0, 0)
+
+
+def check_accounts(rng, loop, app):
+    loop.run_until_complete(asyncio.wait_for(live(rng, app), 10))
+
+
 def fuzz(seconds, seed, rounds=10**9):
     loop = asyncio.new_event_loop()
+    app = begin_service(loop)
     end = time.monotonic() + seconds
     done = 0
     try:
@@ -144,10 +240,12 @@ def fuzz(seconds, seed, rounds=10**9):
             try:
                 check_segments(rng, loop)
                 check_against_h11(rng, loop)
+                check_accounts(rng, loop, app)
             except BaseException:
                 print(f"seed {seed}, round {done}", file=sys.stderr)
                 raise
             done += 1
+        loop.run_until_complete(app.shutdown())
     finally:
         loop.close()
     return done

@@ -6,6 +6,7 @@ import asyncio
 import re
 
 from virtex import HttpProtocol, Limits, Server
+from virtex.bodies import Bodies
 from virtex.connections import SECOND, Connections
 from virtex.head import Response
 
@@ -52,6 +53,9 @@ class Transport:
 
     def get_extra_info(self, name):
         return self.extra.get(name)
+
+    def set_write_buffer_limits(self, high):
+        assert high == 0
 
     def get_write_buffer_size(self):
         return self.unsent
@@ -145,6 +149,7 @@ class StubServer(Server):
 
     def __init__(self, loop=None):
         self.limits = Limits(body=1 << 20)
+        self.budget = Bodies(self.limits.max_bytes)
         self.loop = loop
         self.later = False  # answers come by a future
         self.kind = StubExchange

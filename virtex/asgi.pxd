@@ -28,6 +28,7 @@ cdef class AsgiExchange:
     cpdef complete(self)
     cpdef cancel(self, str reason)
     cdef _wake(self)
+    cdef _drop_body(self)
     cdef dict _scope(self)
     cdef dict _take_body(self)
     cdef _send_body(self, message)

@@ -114,6 +114,7 @@ class AsgiExchange:
             return
         self._body.append(data)
         self._held += len(data)
+        self._connection.connections.bodies.charge(len(data))
         if self._held > HELD:
             self._connection.hold(True)
         self._wake()
@@ -124,8 +125,13 @@ class AsgiExchange:
 
     def cancel(self, reason: str) -> None:
         self._gone = True
-        self._body.clear()
+        self._drop_body()
         self._wake()
+
+    def _drop_body(self) -> None:
+        self._body.clear()
+        self._connection.connections.bodies.held -= self._held
+        self._held = 0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -191,11 +197,10 @@ class AsgiExchange:
 
     def _take_body(self) -> Message:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
         more = not self._complete
         if self._held > HELD:
             self._connection.hold(False)
-        self._held = 0
+        self._drop_body()
         if not more:
             self._complete = False  # once only: the next receive() waits for the client to leave
         return {"type": "http.request", "body": body, "more_body": more}
@@ -247,7 +252,7 @@ class AsgiExchange:
         if data:
             connection.transport.write(data)
         if end:
-            self._body.clear()
+            self._drop_body()
             if connection._full:
                 connection.hold(False)
             assert self._start is not None

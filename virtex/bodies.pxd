@@ -3,3 +3,4 @@ cdef class Bodies:
     cdef readonly Py_ssize_t kept
     cdef dict _free
     cpdef charge(self, Py_ssize_t n)
+    cpdef bint is_full(self) except -1

@@ -1,8 +1,10 @@
-"""Memory for bodies that arrive: where large ones go, and how many bytes all of them may take.
+"""The budget of limits.max_bytes, and memory for large bodies that arrive.
 
-Rules: knows bytes, not requests. A byte is charged when it has arrived, not when it was announced: announcing costs a
-client nothing, and memory that nobody has written to costs us nothing either. A large body gets memory of a pool,
-page-aligned, so that the kernel can write it into its final place and the codec can read it there.
+Whatever a client makes us hold counts, from the byte that arrives to the byte that the kernel has taken: heads, bodies
+and what they become, answers. Rules: knows bytes, not requests. A byte is charged when it has arrived, not when it was
+announced: announcing costs a client nothing, and memory that nobody has written to costs us nothing either. A large
+body gets memory of a pool, page-aligned, so that the kernel can write it into its final place and the codec can read it
+there.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ SMALLEST = 64 << 10
 
 
 class Bodies:
-    """At most `budget` bytes of bodies at a time; `held` says how many there are.
+    """At most `budget` bytes at a time; `held` says how many there are, whoever they are of.
 
     kept: bytes of free memory that wait for the next.
     """
@@ -32,9 +34,20 @@ class Bodies:
         """So many bytes have arrived. Raises RequestError (503) when that is over the budget; they count anyway."""
         self.held += n
         if self.held > self.budget:
-            raise RequestError(
-                503, f"no room: the bodies of all requests take more than {self.budget} bytes", RETRY_SOON
-            )
+            raise self.refusal()
+
+    def is_full(self) -> bool:
+        """Whether more counts than there is room for."""
+        return self.held > self.budget
+
+    def refusal(self) -> RequestError:
+        """What to raise when there is no room."""
+        return RequestError(503, f"no room: {self.full}", RETRY_SOON)
+
+    @property
+    def full(self) -> str:
+        """Why there is no room."""
+        return f"requests and answers take more than {self.budget} bytes (limits.max_bytes)"
 
     def take(self, n: int) -> memoryview:
         """Memory for n bytes, of unknown content, on a page of its own."""

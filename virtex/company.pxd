@@ -1,15 +1,18 @@
 cdef class Peer:
     cdef public Py_ssize_t open
-    cdef public long long answered
+    cdef public long long since
+    cdef public bint is_known, is_late
     cdef Peer _before, _after
 
 
 cdef class Company:
     cdef long long _window
-    cdef public Py_ssize_t arriving
+    cdef Py_ssize_t _wary
     cdef Peer _first, _last
     cpdef arrives(self, Peer peer)
-    cpdef arrived(self)
+    cpdef awaits(self, Peer peer, long long now)
+    cpdef arrived(self, Peer peer, long long took)
     cpdef answered(self, Peer peer, long long now)
+    cdef _expect(self, Peer peer, long long now)
     cpdef leaves(self, Peer peer)
     cpdef long long until(self, long long now) except -1

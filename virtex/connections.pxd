@@ -1,8 +1,10 @@
+from .bodies cimport Bodies
 from .head cimport Response
 
 
 cdef class Connections:
     cdef public object app, limits, clock, loop, open, access, secure, changed
+    cdef public Bodies bodies
     cdef public dict state
     cdef public str root_path
     cdef public bint direct, draining, closing

@@ -15,16 +15,23 @@ cdef class Exchange(Ticket):
     cdef object _body, _callback
     cdef Response _response
     cdef bint _arriving
+    cdef long long _awaited
     cdef Py_ssize_t _charged
+    cdef readonly Py_ssize_t length
     cdef _begin(self, Admission admission, Head head, Wants wants, long long begun)
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef add_done_callback(self, callback)
     cpdef write(self, bytes data)
+    cpdef await_rest(self, long long now)
     cpdef charge(self, Py_ssize_t n)
+    cpdef hold(self)
+    cpdef release(self)
     cpdef complete(self)
     cdef _admit(self)
     cdef Response _reply(self, rows)
+    @cython.locals(length=Py_ssize_t, buffer=bytes, bodies=Bodies)
+    cdef Response _measured(self, Response response)
     cdef Response _finish(self, Response response)
     cdef _charge_also(self, Py_ssize_t n)
     cdef _drop_body(self)

@@ -29,6 +29,8 @@ from .tensor import Rows
 log = logging.getLogger("virtex")
 
 SMALL = 256  # bytes of a body that can't become much, so that nothing is counted
+LARGE = 64 << 10  # bytes of an answer from which it counts as soon as it is made; others, where they have to wait
+NEVER = 1 << 62  # ns
 VALUE_BYTES = 80  # that a small Python object and its place in a list take at most
 ARRAY_BYTES = 300  # that an array takes beside its data, about
 
@@ -54,7 +56,9 @@ class Exchange(Ticket):
         self._wants = wants
         self._arriving = True
         self._body: bytes | bytearray | memoryview = b""
-        self._charged = 0  # bytes of it that count against limits.max_bytes
+        self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
+        self._charged = 0  # bytes that count against limits.max_bytes: of the body, then of the answer
+        self.length = 0  # of the answer's body, in bytes, once it is there
         self._response: Response | None = None
         self._callback: Callable[[Exchange], object] | None = None
 
@@ -85,6 +89,7 @@ class Exchange(Ticket):
 
             self._callback = wake
             yield from waiter
+        self.release()
         return self.result()
 
     def write(self, data: bytes) -> None:
@@ -106,6 +111,11 @@ class Exchange(Ticket):
         """Where a body of n bytes goes, in place of write(); charge() them as they come."""
         self._body = view = self.admission.bodies.take(n)
         return view
+
+    def await_rest(self, now: int) -> None:
+        """The body is not all there: for a while, others wait for it."""
+        self._awaited = now or 1
+        self.admission.company.awaits(self._head.peer, now)
 
     def charge(self, n: int) -> None:
         """So many bytes of the body have arrived. Raises RequestError as write() does."""
@@ -149,11 +159,23 @@ class Exchange(Ticket):
         self.admission.bodies.held -= self._charged
         self._charged = 0
 
+    def hold(self) -> None:
+        """The answer waits to be written: its bytes count, until release()."""
+        if not self._charged:
+            self._charged = self.length
+            self.admission.bodies.held += self.length
+
+    def release(self) -> None:
+        """The answer was written, as far as it concerns the exchange."""
+        if self._charged:
+            self._uncharge()
+
     def complete(self) -> Response | Exchange:
         """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
         admission = self.admission
         self._arriving = False
-        admission.company.arrived()
+        if self._awaited:
+            admission.company.arrived(self._head.peer, admission._clock() - self._awaited)
         if admission.is_starting:
             admission.wait_for_start(self)
             return self
@@ -182,6 +204,7 @@ class Exchange(Ticket):
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
         if self.resolved:
+            self.release()
             return
         self.resolved = True
         admission = self.admission
@@ -190,7 +213,8 @@ class Exchange(Ticket):
         self._uncharge()
         if self._arriving:
             self._arriving = False
-            admission.company.arrived()
+            if self._awaited:
+                admission.company.arrived(self._head.peer, NEVER)
             admission.batcher.wake()
         else:
             admission.batcher.cancel(self, reason)
@@ -213,8 +237,22 @@ class Exchange(Ticket):
             response = self._reply(rows) if error is None else self._error(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self._error(unsendable)
-        self._finish(response)
+        self._finish(self._measured(response))
+        if self.length > LARGE:
+            self.hold()
         self._call_back()
+
+    def _measured(self, response: Response) -> Response:
+        """The same response, its length known; a 503 where a large one has no room."""
+        length = 0
+        for buffer in response.buffers:
+            length += len(buffer)
+        bodies = self.admission.bodies
+        if length > LARGE and bodies.held - self._charged + length > bodies.budget:
+            error = RequestError(503, f"no room for an answer of {length} bytes: {bodies.full}", RETRY_SOON)
+            return self._measured(self._error(error))
+        self.length = length
+        return response
 
     def _call_back(self) -> None:
         callback, self._callback = self._callback, None  # it may lead back here: a cycle for the garbage collector
@@ -271,7 +309,8 @@ class Admission:
     """Takes requests in or refuses them, and sees to it that each is answered in time; one in each life of a server.
 
     most_early: how many complete requests wait for the handler at most. is_open: whether requests are taken without
-    asking the server first. unsettled: how many were taken that are neither answered nor given up.
+    asking the server first. unsettled: how many were taken that are neither answered nor given up. bodies: the
+    budget, which the connections share.
     """
 
     def __init__(
@@ -282,6 +321,7 @@ class Admission:
         batcher: Batcher,
         observer: Observer | None,
         most_early: int,
+        bodies: Bodies,
     ) -> None:
         self.loop = loop
         self.limits = limits
@@ -289,7 +329,7 @@ class Admission:
         self.most_values = limits.values
         self.batcher = batcher
         self.company = batcher.company
-        self.bodies = Bodies(limits.max_bytes)
+        self.bodies = bodies
         self.read: Callable[[bytes | bytearray | memoryview, bool, Account], Any] = decode_items
         self.is_open = False
         self.is_starting = True  # the handler is not there yet
@@ -309,6 +349,8 @@ class Admission:
             if wants is None:
                 wants = head.wants = self._negotiated(head)
             self.batcher.room_for(1)
+            if self.bodies.is_full():
+                raise self.bodies.refusal()
             if self._early:
                 self._check_early()
         except RequestError as error:

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 from .company import Peer
-from .errors import Headers, RequestError
+from .errors import Headers, RequestError, quoted
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 NPY: Headers = ((b"content-type", b"application/x-npy"),)
@@ -54,6 +54,11 @@ def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
     return Response(status, JSON + headers, [body])
 
 
+def plain(status: int, reason: str, headers: Headers = ()) -> Response:
+    """An error as one reads it whose application is not a service of ours."""
+    return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
+
+
 class Wants:
     """What the headers say about the bodies: is the request's .npy, and is the reply's to be."""
 
@@ -77,7 +82,7 @@ def _negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> W
     if content_encoding.strip().lower() not in (b"", b"identity"):
         coding = content_encoding.decode("latin-1")
         raise RequestError(
-            415, f"Content-Encoding {coding!r}: send the body as it is", ((b"accept-encoding", b"identity"),)
+            415, f"Content-Encoding {quoted(coding)!r}: send the body as it is", ((b"accept-encoding", b"identity"),)
         )
     json_like = kind.endswith(("/json", "+json")) or kind in (
         "",
@@ -86,7 +91,9 @@ def _negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> W
         "text/plain",
     )
     if kind != "application/x-npy" and not json_like:
-        raise RequestError(415, f"Content-Type {kind!r}: send one of {ACCEPTS}", ((b"accept", ACCEPTS.encode()),))
+        raise RequestError(
+            415, f"Content-Type {quoted(kind)!r}: send one of {ACCEPTS}", ((b"accept", ACCEPTS.encode()),)
+        )
     return Wants(not json_like, _prefers_npy(accept.decode("latin-1").lower()))
 
 
@@ -106,5 +113,5 @@ def _prefers_npy(accept: str) -> bool:
     ranges = ("application/json", "application/*", "*/*")
     as_json = next((quality[r] for r in ranges if r in quality), 0.0)
     if accept.strip() and not as_npy and not as_json:
-        raise RequestError(406, f"Accept {accept!r}: the answers are one of {ACCEPTS}")
+        raise RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {ACCEPTS}")
     return as_npy > 0 and as_npy >= quality.get("application/json", 0.0)

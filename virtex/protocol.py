@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import httptools
 
@@ -38,11 +36,12 @@ from .connections import (
     TRAILING,
     UNWANTED,
     Connections,
+    shared_by,
 )
 from .errors import RequestError
 from .exchange import Admission, Exchange
-from .head import Head, Response, refusal
-from .http1 import CONTINUE, Request, find_fault, parse_request
+from .head import Head, Response, plain, refusal
+from .http1 import Request, find_fault, has_method, parse_request, skip_empty_lines
 from .limits import Limits
 from .server import Server
 from .writer import SKIPPED, Turn, Writer
@@ -52,6 +51,8 @@ log = logging.getLogger("virtex")
 LARGE = 64 << 10  # bytes; a body with more to come than this is read by the kernel into its final place
 READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, and other connections wait meanwhile
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
+FIELD_BYTES = 200  # that the objects of one header field take, about
+STEPS = 16  # requests of one connection that are read at a time; then others have their turn
 
 
 class Reader(Writer):
@@ -67,7 +68,6 @@ class Reader(Writer):
         self._request: Request | None = None
         self._head: Head | None = None
         # Request being read
-        self._partial = b""  # of its head
         self._body: ChunkedBody | None = None
         self._left = 0  # bytes of its body, as declared, that are still to come
 
@@ -76,6 +76,7 @@ class Reader(Writer):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self._transport_write, self._when_answered = transport.write, self._on_answer  # made once, not for each answer
+        transport.set_write_buffer_limits(0)  # whatever the kernel does not take at once, pause_writing() tells of
         self._since = self._clock()
         if not self.connections.add(self):
             most = self._limits.connections
@@ -85,95 +86,108 @@ class Reader(Writer):
         self._watch(self._limits.idle_seconds)
 
     def data_received(self, data: bytes) -> None:
-        self._read(data if type(data) is bytes else bytes(data))
-        while self._has_next():
-            self._read(b"")
+        self._read(data if type(data) is bytes else bytes(data), 0)
 
-    def _read(self, data: bytes) -> None:
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
-            if not self._reading:
-                self._update_reading()
+    def _read(self, data: bytes, at: int) -> None:
         self._corked = True
         try:
-            while data:
-                data = self._take(data)
+            if self._rest:
+                self._hold_rest(self._rest[self._rest_at :] + data, 0)
+            else:
+                self._take_all(data, at)
         except RequestError as error:
             self._refuse(error)
         except Exception:
             self._fail()
         self._corked = False
+        if self._ended and not self._rest:
+            self._drop_unfinished()
         if self._flushable:
             self._write_answers()
         elif self._ended and not self._turns and not self._rest and self._wait != END:
             self._end()
+        if self._rest:
+            self._go_on_soon()
+
+    def _take_all(self, data: bytes, at: int) -> None:
+        """Take the bytes from `at` on, but only a few requests: each connection has its turn."""
+        steps = 0
+        while at < len(data):
+            if steps == STEPS:
+                self._hold_rest(data, at)
+                return
+            steps += 1
+            at = self._take(data, at)
 
     def eof_received(self) -> bool:
         """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close."""
         self._ended = True
+        if not self._rest:
+            self._drop_unfinished()
+        # TLS ends both directions at once
+        return bool(self._turns or self._rest) and self._wait != END and not self.transport.get_extra_info("sslcontext")
+
+    def _drop_unfinished(self) -> None:
+        """RFC 9112 section 8: half a request is not one."""
         unfinished = self._current
         if unfinished is not None and unfinished.exchange is not None:
             self._tell(unfinished.exchange.cancel, "the client left")
-            self._turns.remove(unfinished)  # RFC 9112 section 8: half a request is not one
-        # TLS ends both directions at once
-        return bool(self._turns or self._rest) and self._wait != END and not self.transport.get_extra_info("sslcontext")
+            self._turns.remove(unfinished)
+            self._current = None
+            self._account()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
         self._takes_for = NOTHING
-        self._rest = b""
+        self._partial, self._head_cost, self._buffered = b"", 0, 0
+        self._drop_rest()
         self._when_answered = None  # the two would keep each other
         self._resume_writer()
         for turn in self._turns:
             if turn.exchange is not None and not isinstance(turn.answer, Response):
                 self._tell(turn.exchange.cancel, "the client left")
         self._turns.clear()
+        self._account()
         if self._peer is not None:
             self._tell(self.app.leave, self._peer)
 
-    def _tell(self, call: Callable[[Any], object], argument: Any) -> None:
-        """An application that raises while it is told of an end must not keep others from being told."""
-        try:
-            call(argument)
-        except Exception:
-            log.exception("the application raised")
+    # --- reading: each takes bytes from a place on, and returns where the next is to begin ---------------------------
 
-    # --- reading: each takes bytes and returns those that the next is to have --------------------------------------
-
-    def _take(self, data: bytes) -> bytes:
+    def _take(self, data: bytes, at: int) -> int:
         takes_for = self._takes_for
         if takes_for == HEAD:
-            return self._read_head(data)
+            return self._read_head(data, at)
         if takes_for == COUNTED:
-            return self._read_length(data)
+            return self._read_length(data, at)
         if takes_for == CHUNKED:
-            return self._read_chunks(data)
+            return self._read_chunks(data, at)
         if takes_for == UNWANTED:
-            return self._skip_body(data)
-        return self._discard(data) if takes_for == TRAILING else b""
+            return self._skip_body(data, at)
+        if takes_for == TRAILING:
+            self._discard(data[at:])
+        return len(data)
 
-    def _read_head(self, data: bytes) -> bytes:
+    def _read_head(self, data: bytes, at: int) -> int:
         if len(self._turns) >= self._most or self._stalled:
-            self._rest = data
-            self._update_reading()
-            return b""
-        if self._known and data.startswith(self._known) and not self._partial:
-            at = len(self._known)
+            self._hold_rest(data, at)
+            return len(data)
+        is_known = bool(self._known) and data.startswith(self._known, at) and not self._partial
+        if is_known:
+            at += len(self._known)
         else:
-            at = self._take_head(data)
-            if not at:
-                return b""
+            at = self._take_head(data, at)
+            if at < 0:
+                return len(data)
         request, head = self._request, self._head
         assert request is not None and head is not None
         exchange: Any
         own: Exchange | None
-        if not self._known:
-            self._request = self._head = None
         self.connections.requests += 1
         now = self._clock()
         self._current = turn = Turn(request, now)
         self._turns.append(turn)
+        if not is_known:
+            self._keep_head(turn, len(request.headers))
         admission = self._admission
         if admission is not None and admission.is_open and head.wants is not None:
             exchange = admission.open(head, now)
@@ -182,7 +196,8 @@ class Reader(Writer):
             if type(exchange) is Exchange and type(self.app).open is Server.open:
                 self._admission = exchange.admission
         if type(exchange) is Response:
-            return self._decline(turn, exchange, data[at:])
+            self._decline(turn, exchange, len(data) - at)
+            return at
         turn.exchange = exchange
         length = request.length
         if length is None or at + length > len(data):
@@ -195,40 +210,52 @@ class Reader(Writer):
             else:
                 own.write(data[at:end])
         self._complete(turn)
-        return data[end:] if end < len(data) else b""
+        return end
 
-    def _take_head(self, data: bytes) -> int:
-        """Where the head ends in `data`; 0 while it is not whole.
+    def _take_head(self, data: bytes, at: int) -> int:
+        """Where the head that begins at `at` ends in `data`; -1 while it is not whole.
 
-        llhttp sees each byte as it comes, so what can't be HTTP is refused before its end has come.
+        llhttp sees each byte as it comes, so what can't be HTTP is refused before its end has come; but for the
+        method, of which it does not say whether it was a token.
         """
-        raw = self._partial + data
-        fed = len(self._partial)
-        if raw[0] in b"\r\n":
-            raw, fed = _skip_empty_lines(raw), 0
-        end = raw.find(b"\r\n\r\n", max(0, fed - 3)) + 4
-        whole = raw[:end] if end > 3 else raw
-        fault = find_fault(whole, self._limits)
-        self._feed_head(whole[fed:] if fault is None else whole[fed : fault[0]])
+        before = len(self._partial)
+        fed = before if b" " in self._partial else 0
+        if before:
+            data, at = self._partial + data, 0  # nothing was taken of `data` yet
+        if data[at] in b"\r\n":
+            at, fed = skip_empty_lines(data, at), 0
+        end = data.find(b"\r\n\r\n", at + max(0, before - 3)) + 4
+        raw = data[at:end] if end > 3 else data[at:]
+        fault = find_fault(raw, self._limits)
+        seen = raw if fault is None else raw[: fault[0]]
+        if fed or (seen != b"\r" and has_method(seen)):
+            self._feed_head(seen[fed:])
         if fault is not None:
             raise fault[1]
         if end < 4:
             self._wait_for_head(raw)
-            return 0
+            return -1
         self._partial = b""
         self._wait = NEXT_HEAD
-        request = parse_request(whole, self._limits)
+        request = parse_request(raw, self._limits)
         path = request.path
         root = self.connections.root_path
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :] or "/"
         self._request = request
         self._head = Head(request.method, path, request.headers, request.length, self._peer)
-        at = len(data) - len(raw) + end
         if request.length != 0:
-            self._step_over_body(request, data, at)
-        self._known = whole if len(whole) <= HEAD_KEPT else b""
-        return at
+            self._step_over_body(request, data, end)
+        self._known = raw
+        return end - before
+
+    def _keep_head(self, turn: Turn, fields: int) -> None:
+        """Charge a head that was parsed, for as long as it is kept; a long one only until it is answered."""
+        turn.cost = self._head_cost = len(self._known) + FIELD_BYTES * fields
+        if len(self._known) > HEAD_KEPT:
+            self._known, self._head_cost = b"", 0
+            self._request = self._head = None
+        self._account()
 
     def _feed_head(self, piece: bytes) -> None:
         """Let llhttp check the next bytes of a head. Raises: RequestError."""
@@ -249,11 +276,14 @@ class Reader(Writer):
             ) from None
 
     def _wait_for_head(self, raw: bytes) -> None:
+        """Raises RequestError where there is no room for it."""
         if self._wait != REST_OF_HEAD and raw not in (b"", b"\r"):
             self._wait = REST_OF_HEAD
             self._since = self._clock()
             self._watch(self._limits.header_seconds)
         self._partial = raw
+        self._account()
+        self.connections.bodies.charge(0)
 
     def _step_over_body(self, request: Request, data: bytes, at: int) -> None:
         """Bring llhttp to the next head: over a short body that is here already, or by a new parser."""
@@ -263,9 +293,11 @@ class Reader(Writer):
         else:
             self._parser = None
 
-    def _begin_body(self, turn: Turn, data: bytes, at: int, now: int) -> bytes:
+    def _begin_body(self, turn: Turn, data: bytes, at: int, now: int) -> int:
         request, exchange = turn.request, turn.exchange
         assert request is not None and exchange is not None
+        if type(exchange) is Exchange:
+            exchange.await_rest(now)
         self._wait = BODY
         self._since = now
         self.received, self._seen = 0, -1
@@ -279,14 +311,14 @@ class Reader(Writer):
             self._takes_for = CHUNKED
         elif request.length - here > LARGE and not isinstance(exchange, AsgiExchange):
             self._fill(turn, exchange.buffer(request.length), memoryview(data)[at:])
-            return b""
+            return len(data)
         else:
             self._left = request.length
             self._takes_for = COUNTED
-        return data[at:]
+        return at
 
-    def _read_length(self, data: bytes) -> bytes:
-        piece = data[: self._left]
+    def _read_length(self, data: bytes, at: int) -> int:
+        piece = data[at : at + self._left]
         self.received += len(piece)
         self._left -= len(piece)
         turn = self._current
@@ -294,17 +326,17 @@ class Reader(Writer):
         turn.exchange.write(piece)
         if not self._left:
             self._complete(turn)
-        return data[len(piece) :]
+        return at + len(piece)
 
-    def _read_chunks(self, data: bytes) -> bytes:
+    def _read_chunks(self, data: bytes, at: int) -> int:
         turn, body = self._current, self._body
         assert turn is not None and body is not None
-        rest = body.feed(data)
-        self.received += len(data) - len(rest)
+        end = body.feed(data, at)
+        self.received += end - at
         if body.complete:
             self._body = None
             self._complete(turn)
-        return rest
+        return end
 
     def _fill(self, turn: Turn, view: memoryview, data: memoryview) -> None:
         """Let the transport read the rest of a large body into its final place: no copy is made of it on the way."""
@@ -334,15 +366,15 @@ class Reader(Writer):
         self._corked = False
         self._flush()
 
-    def _skip_body(self, data: bytes) -> bytes:
-        piece = data[: self._left]
-        self.received += len(piece)
-        self._left -= len(piece)
+    def _skip_body(self, data: bytes, at: int) -> int:
+        size = min(self._left, len(data) - at)
+        self.received += size
+        self._left -= size
         if not self._left:
             self._wait = NEXT_HEAD
             self._takes_for = HEAD
             self._since = self._clock()
-        return data[len(piece) :]
+        return at + size
 
     def _complete(self, turn: Turn) -> None:
         """The request is all there: hand it over, and wait for the next."""
@@ -368,7 +400,7 @@ class Reader(Writer):
 
     # --- refusing ---------------------------------------------------------------------------------------------
 
-    def _decline(self, turn: Turn, response: Response, data: bytes) -> bytes:
+    def _decline(self, turn: Turn, response: Response, here: int) -> None:
         """The application answers without the body: skip a short one, end the connection instead of reading a long one.
 
         RFC 9110 section 10.1.1: a client that expects 100 Continue may or may not send its body now; only a close is
@@ -380,7 +412,7 @@ class Reader(Writer):
         self._flushable = True
         turn.answer = response
         length = request.length
-        missing = length is None or length > len(data)
+        missing = length is None or length > here
         if not request.keep_alive or (missing and (length is None or length > SKIPPED or request.expects)):
             self._stop_at(turn)
         elif length:
@@ -390,7 +422,6 @@ class Reader(Writer):
             self._left = length
             self._takes_for = UNWANTED
             self._watch(self._limits.body_grace_seconds)
-        return data
 
     def _refuse(self, error: RequestError) -> None:
         """Answer an error in place of the request that is being read, and read no other."""
@@ -426,7 +457,9 @@ class Reader(Writer):
         self._current = None
         self._flushable = True
         self._partial = b""
+        self._drop_rest()
         self._body = None
+        self._account()
         self.received = 0
         self._wait = NEXT_HEAD  # there is none, but while an answer is out nothing is waited for
         self._takes_for = TRAILING
@@ -438,6 +471,9 @@ class Reader(Writer):
         assert turn.request is not None
         if head.length is not None and head.length > self._limits.body:
             return plain(413, f"expected a body of at most {self._limits.body} bytes, got {head.length}")
+        if self.connections.bodies.is_full():
+            full = self.connections.bodies.refusal()
+            return plain(full.status, full.reason, full.headers)
         return AsgiExchange(self, turn, turn.request)
 
     def must_close(self, turn: Turn) -> bool:
@@ -447,12 +483,6 @@ class Reader(Writer):
         reads_on = turn is not self._current or (self._skips_rest() and not self._invites)
         ends = self.connections.closing or self._ended
         return not request.keep_alive or turn is self._last or (ends and not self._rest) or not reads_on
-
-    def invite(self, turn: Turn) -> None:
-        """The application reads the body: now is the time for 100 Continue, if the client waits for it."""
-        if self._invites and turn is self._current:
-            self._invites = False
-            self.transport.write(CONTINUE)
 
     def _skips_rest(self) -> bool:
         """Whether what is unread of the body is little enough to be read and dropped."""
@@ -486,7 +516,7 @@ class HttpProtocol(Reader, asyncio.Protocol):
         loop: asyncio.AbstractEventLoop | None = None,
         connections: Connections | None = None,
     ) -> None:
-        super().__init__(connections or _shared(app, limits, clock, loop))
+        super().__init__(connections or shared_by(app, limits, clock, loop))
 
 
 class _Filler(asyncio.BufferedProtocol):
@@ -518,32 +548,3 @@ class _Filler(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._connection.resume_writing()
-
-
-def plain(status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
-    return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
-
-
-_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # all at once: one by one, 256 KB of them took 0.15 s
-
-
-def _skip_empty_lines(raw: bytes) -> bytes:
-    """RFC 9112 section 2.2: empty lines ahead of a request line are ignored; a lone CR or LF is none."""
-    raw = raw[_EMPTY_LINES.match(raw).end() :]  # type: ignore[union-attr]
-    if raw[:1] == b"\n" or (raw[:1] == b"\r" and raw != b"\r"):
-        raise RequestError(400, "expected a request line")
-    return raw
-
-
-_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], Connections]] = WeakKeyDictionary()
-
-
-def _shared(
-    app: Any, limits: Limits | None, clock: Callable[[], int], loop: asyncio.AbstractEventLoop | None
-) -> Connections:
-    """The one object of an app on a loop; it keeps the app alive, so the id stays the app's."""
-    of_loop = _SHARED.setdefault(loop or asyncio.get_running_loop(), {})
-    key = id(app), id(limits)
-    if key not in of_loop:
-        of_loop[key] = Connections(app, limits=limits, clock=clock, loop=loop)
-    return of_loop[key]

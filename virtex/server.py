@@ -27,9 +27,10 @@ from typing import Any
 
 from . import __version__
 from .batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, ThreadExecutor
+from .bodies import Bodies
 from .company import Peer
 from .device import Device
-from .errors import RETRY_SOON, Headers, RequestError
+from .errors import RETRY_SOON, Headers, RequestError, quoted
 from .exchange import Admission, Exchange
 from .handler import RequestHandler, TensorHandler, Worker
 from .head import ACCEPTS, JSON, Head, Response, refusal
@@ -78,6 +79,7 @@ class Server:
         self._clock = clock
         self._watchdog = watchdog
         self._authorize = authorize
+        self.budget = Bodies(limits.max_bytes)
         self._info = self._describe()
         # Loop: bound by _bind(), with more, because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
@@ -104,9 +106,11 @@ class Server:
             self.observer,
         )
         self.admission = Admission(
-            self.loop, self._clock, self.limits, self.batcher, self.observer, self.max_queue_size
+            self.loop, self._clock, self.limits, self.batcher, self.observer, self.max_queue_size, self.budget
         )
         self._shell = Shell(self.loop, self._clock, self.batcher.company, self.max_time_on_queue > 0)
+        if self._pid:
+            self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
         self._pid = os.getpid()  # last: what failed is tried again
 
     # ---- life ----
@@ -296,7 +300,8 @@ class Server:
     def _check_authorized(self, authorize: Callable[[Head], int | None], head: Head) -> None:
         """Raise RequestError with the status that the user's function wants, 500 for what it should not do."""
         try:
-            status = authorize(head)
+            # What it does to its copy does not come back with the next request that has the same head.
+            status = authorize(Head(head.method, head.path, head.headers[:], head.length, head.peer))
         except Exception:
             log.exception("authorize raised")
             raise RequestError(500, "authorize raised") from None
@@ -334,12 +339,12 @@ class Server:
         elif path == "/":
             answer = Response(200, JSON, [self._info])
         elif path.startswith(RESERVED) or path == "/metrics":
-            raise RequestError(404, f"nothing at {path}")
+            raise RequestError(404, f"nothing at {quoted(path)}")
         else:
-            raise RequestError(405, f"{head.method} {path}: messages are POSTed", ((b"allow", b"POST"),))
+            raise RequestError(405, f"{named(head)}: messages are POSTed", ((b"allow", b"POST"),))
         if head.method not in ("GET", "HEAD"):
             allow = b"GET, HEAD, POST" if path == "/" else b"GET, HEAD"
-            raise RequestError(405, f"{head.method} {path}: expected {allow.decode()}", ((b"allow", allow),))
+            raise RequestError(405, f"{named(head)}: expected {allow.decode()}", ((b"allow", allow),))
         return answer
 
     def _live(self) -> Response:
@@ -379,9 +384,12 @@ class Server:
             self._begin(Worker(), lazy=True)
         shell = self._shell
         head = shell.head_of(scope)
-        answer: Any = self.open(head, self._clock())
+        now = self._clock()
+        answer: Any = self.open(head, now)
+        exchange: Exchange | None = None
         if answer.__class__ is Exchange:
-            exchange: Exchange = answer
+            exchange = answer
+            exchange.await_rest(now)
             try:
                 answer = shell.take(exchange, await receive())
                 while answer is None:
@@ -402,6 +410,9 @@ class Server:
             await send(body_of(answer, head))
         except OSError as error:  # what an ASGI server may say where the client is gone
             log.debug("the client left while it was answered: %s", error)
+        finally:
+            if exchange is not None:
+                exchange.release()
 
     async def _lifespan(self, kind: str, receive: Any, send: Any) -> None:
         if kind != "lifespan":
@@ -500,6 +511,11 @@ def _check_prom(host: object, port: object, mode: object, interval: object) -> N
     _check(mode in ("off", "scrape", "push"), "prom_mode", mode, '"off", "scrape" or "push"')
     if mode != "off":
         raise ValueError(f'prom_mode={mode!r}: this version has no metrics yet; expected "off"')
+
+
+def named(head: Head) -> str:
+    """A request, as an error names it."""
+    return f"{quoted(head.method)} {quoted(head.path)}"
 
 
 def _whole(value: object, least: int, most: int) -> bool:

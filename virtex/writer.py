@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .connections import (
@@ -58,6 +59,7 @@ class Turn:
         self.begun = begun
         self.exchange: Exchange | AsgiExchange | None = None
         self.answer: Response | Exchange | None = None  # None: not complete, or streamed by asgi.py
+        self.cost = 0  # bytes that its head takes, where it is not the latest's again
 
 
 class Writer:
@@ -93,16 +95,23 @@ class Writer:
         self._takes_for = HEAD
         self._reading = True
         self._paused = 0  # since when, while it is not read
-        self._rest = b""  # read, but not yet looked at
+        self._rest = b""  # read, but not yet looked at from _rest_at on
+        self._rest_at = 0
+        self._rest_is_due = False  # it is looked at soon
         self._full = False
         self.received = 0  # bytes of the present body
         self._seen = self._seen_at = 0  # how many of them were there when the clock was looked at, and since when
         self._current: Turn | None = None  # the request that is being read
         self._invites = False  # its client waits for 100 Continue
+        # What it holds, beside bodies and answers, which their exchanges account for: bytes
+        self._partial = b""  # of the head that is being read
+        self._head_cost = 0  # of the head that is known
+        self._buffered = 0  # of answers that the kernel has not taken
+        self._held = 0  # all that is charged
 
     # --- what the reading half does ---------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def _read(self, data: bytes, at: int) -> None:
         raise NotImplementedError
 
     def _time_out(self, what: str) -> None:
@@ -113,6 +122,13 @@ class Writer:
 
     def must_close(self, turn: Turn) -> bool:
         raise NotImplementedError
+
+    def _tell(self, call: Callable[[Any], object], argument: Any) -> None:
+        """An application that raises while it is told of an end must not keep others from being told."""
+        try:
+            call(argument)
+        except Exception:
+            log.exception("the application raised")
 
     # --- answering --------------------------------------------------------------------------------------------
 
@@ -126,6 +142,8 @@ class Writer:
             return
         try:
             if self._turns and not self._answer_alone(answered):
+                if type(answered) is Exchange:
+                    answered.hold()
                 self._flush_soon()
         except Exception:
             self._give_up()
@@ -146,20 +164,20 @@ class Writer:
         request, shared = turn.request, self.connections
         if request is None or not request.is_usual or self._wait != NEXT_HEAD or self._ended or self._rest:
             return False
+        if self._stalled:
+            return False
         if type(answered) is Exchange:
             own = answered  # typed, so that C calls C
-            now, response = own.ended, own.result()
+            now, response, length = own.ended, own.result(), own.length
         else:
             now, response = self._clock(), answered.result()
+            length = sum(len(buffer) for buffer in response.buffers)
         head = shared.usual_head(response, now)
-        if head is None:
-            return False
-        length = 0
-        for buffer in response.buffers:
-            length += len(buffer)
-        if length > JOINED:
+        if head is None or length > JOINED:
             return False
         self._turns.clear()
+        if turn.cost:
+            self._account()
         self._transport_write(b"".join([head, end_of_head(length), *response.buffers]))
         self._since = now
         if now + self._keep_alive < self.watched_until:
@@ -170,6 +188,7 @@ class Writer:
         """The answer of the first turn was streamed by asgi.py, to its end."""
         turn = self._turns.pop(0)
         turn.exchange = None  # the two would be left to the garbage collector
+        self._account()
         if self.connections.access is not None:
             self.connections.access(self, turn, status, length, now - turn.begun)
         if turn is self._current and turn.request is not None:
@@ -188,12 +207,28 @@ class Writer:
         self._go_on()
 
     def _has_next(self) -> bool:
-        """Whether a request was held back whose turn it is: not while the client leaves the answers it has unread."""
-        return bool(self._rest) and self._wait != END and len(self._turns) < self._most and not self._stalled
+        """Whether bytes were held back whose turn it is: no new request while the client leaves answers unread."""
+        if not self._rest or self._wait == END:
+            return False
+        return self._takes_for != HEAD or (len(self._turns) < self._most and not self._stalled)
 
     def _go_on(self) -> None:
-        if self._has_next() and not self._corked:
-            self.data_received(b"")
+        """Look at what was held back, in the order in which it came."""
+        if self._has_next() and not self._corked and not self._rest_is_due:
+            data, at = self._rest, self._rest_at
+            self._drop_rest()
+            self._read(data, at)
+            self._update_reading()
+            self._account()
+
+    def _go_on_soon(self) -> None:
+        if self._has_next() and not self._rest_is_due:
+            self._rest_is_due = True
+            (self.connections.loop or asyncio.get_running_loop()).call_soon(self._rest_is_now)
+
+    def _rest_is_now(self) -> None:
+        self._rest_is_due = False
+        self._go_on()
 
     def _give_up(self) -> None:
         log.exception("an answer could not be written; its connection is lost, and no other")
@@ -208,13 +243,13 @@ class Writer:
             self._give_up()
 
     def _write_all(self) -> None:
-        """Write every answer whose turn it is, in one go."""
+        """Write every answer whose turn it is, small ones in one go; none while the client leaves others unread."""
         now = self._clock()
         out: list[Any] = []
         last = False
         turns = self._turns
         shared = self.connections
-        while turns and not last:
+        while turns and not last and not self._stalled:
             turn = turns[0]
             answer = turn.answer
             if answer is None:
@@ -229,8 +264,14 @@ class Writer:
             del turns[0]
             last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
             last = self._render(turn, answer, last, now, out)
+            if type(turn.exchange) is Exchange:
+                turn.exchange.release()
+                if turn.exchange.length > JOINED:
+                    self._write(out)
+                    out = []
         if out:
             self._write(out)
+        self._account()
         if last:
             self._end()
         elif not turns and self._wait == NEXT_HEAD:
@@ -278,7 +319,7 @@ class Writer:
         RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way.
         """
         self._takes_for = TRAILING
-        self._rest = b""
+        self._drop_rest()
         self._wait = END
         self._since = self._clock()
         self._watch(LINGER_SECONDS)
@@ -335,7 +376,7 @@ class Writer:
         if wait == END:
             unsent = self.transport.get_write_buffer_size()
             return self._since + nanoseconds(limits.write_stall_seconds if unsent else LINGER_SECONDS)
-        if self._turns or self._stalled:
+        if self._turns or self._stalled or self._rest:
             return NEVER
         if self.connections.draining:
             return max(self._since, self.connections.drain_since) + nanoseconds(DRAIN_SECONDS)
@@ -348,7 +389,8 @@ class Writer:
 
     def _update_reading(self) -> None:
         """Read, unless the client does not read, or we hold as much of what it sent as we want to."""
-        reading = self._wait == END or not (self._stalled or self._full or len(self._rest) > REST_KEPT)
+        rest = len(self._rest) - self._rest_at
+        reading = self._wait == END or not (self._stalled or self._full or rest > REST_KEPT)
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
             now = self._clock()
@@ -361,6 +403,24 @@ class Writer:
                 self._paused = now
                 self.transport.pause_reading()
 
+    def _hold_rest(self, data: bytes, at: int) -> None:
+        """Keep what came for later. Raises RequestError where there is no room for it."""
+        self._rest, self._rest_at = data, at
+        self._update_reading()
+        self._account()
+        self.connections.bodies.charge(0)
+
+    def _drop_rest(self) -> None:
+        self._rest, self._rest_at = b"", 0
+
+    def _account(self) -> None:
+        """Charge what the connection holds now. Called wherever that may have become more or less."""
+        held = self._head_cost + len(self._partial) + len(self._rest) + self._buffered
+        for turn in self._turns:
+            held += turn.cost
+        self.connections.bodies.held += held - self._held
+        self._held = held
+
     def _discard(self, data: bytes) -> bytes:
         """What comes after the last request is read, so that no reset destroys the answer, but never looked at."""
         self.received += len(data)
@@ -370,19 +430,21 @@ class Writer:
 
     def pause_writing(self) -> None:
         self._stalled = self._clock()
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = self._buffered = self.transport.get_write_buffer_size()
+        self._account()
         self._watch(self._limits.write_stall_seconds)
         self._update_reading()
 
     def resume_writing(self) -> None:
-        self._stalled = 0
+        self._stalled = self._buffered = 0
+        self._account()
         if self._wait == NEXT_HEAD:
             self._since = self._clock()  # while it read an answer, it was not idle
             self._watch(DRAIN_SECONDS if self.connections.draining else self._limits.keep_alive_seconds)
         self._resume_writer()
         self._update_reading()
-        if self._rest:  # later: the transport is in the midst of writing
-            (self.connections.loop or asyncio.get_running_loop()).call_soon(self._go_on)
+        if self._rest or self._turns:
+            self._flush_soon()  # later: the transport is in the midst of writing
 
     def _resume_writer(self) -> None:
         if self.writable is not None and not self.writable.done():
@@ -403,6 +465,12 @@ class Writer:
                 ask("sslcontext") is not None,
             )
         return self._ends
+
+    def invite(self, turn: Turn) -> None:
+        """The application reads the body: now is the time for 100 Continue, if the client waits for it."""
+        if self._invites and turn is self._current:
+            self._invites = False
+            self.transport.write(CONTINUE)
 
     def is_secure(self, request: Request) -> bool:
         """Whether the client speaks TLS, with us or with a proxy that is trusted to say so."""
