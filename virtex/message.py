@@ -124,9 +124,17 @@ def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
     except TypeError:
         return _encode_carefully(rows, step)
     for row in rows:
-        if type(row) not in _FINITE and b"null" in data:
-            return _encode_carefully(rows, step)
+        if type(row) not in _FINITE:
+            return data if data.find(b"null") < 0 else _encode_carefully(rows, step)
     return data
+
+
+def encode_row(row: Any) -> orjson.Fragment:
+    """One row of a reply as it is now, for encode_data() to take. Raises HandlerError for what JSON can't carry."""
+    try:
+        return orjson.Fragment(_dumps(row))
+    except TypeError as error:
+        raise _unsendable(row, "process_response", error) from None
 
 
 def _encode_carefully(rows: list[Any], step: str) -> bytes:
@@ -137,12 +145,15 @@ def _encode_carefully(rows: list[Any], step: str) -> bytes:
             try:
                 _dumps(row)
             except TypeError as cause:
-                reason = f"{step} gave a {type(row).__name__} that can't be sent: {cause}"
-                raise HandlerError(reason, i) from None
+                raise _unsendable(row, step, cause, i) from None
         raise HandlerError(f"{step} gave rows that can't be sent: {error}") from None
 
 
-_FINITE = frozenset({str, int, bool})  # of these, no null can have been a float that is not finite
+def _unsendable(row: Any, step: str, cause: TypeError, index: int | None = None) -> HandlerError:
+    return HandlerError(f"{step} gave a {type(row).__name__} that can't be sent: {cause}", index)
+
+
+_FINITE = frozenset({str, int, bool, orjson.Fragment})  # of these, no null can have been a float that is not finite
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
@@ -154,7 +165,7 @@ def _dumps(value: Any) -> bytes:
         # orjson does not ask about an array that it knows but does not take (big-endian, complex): have it ask.
         data = orjson.dumps(value, _array_to_list, orjson.OPT_PASSTHROUGH_DATACLASS)
     # orjson writes null for NaN: only where a null stands can there have been one.
-    if b"null" in data:
+    if data.find(b"null") >= 0:  # `in` raises and catches a TypeError before it looks
         bad = _non_finite(value)
         if bad is not None:
             raise TypeError(f"{bad} is no JSON number")

@@ -188,7 +188,18 @@ class RowRing(Ring):
     Rows are numbered as if all slabs that ever were stood one behind the other; a ticket's place is its first one.
     """
 
-    __slots__ = ("_front", "_inputs", "_new", "_next", "_pool", "_slabs", "max_batch_size", "names", "slab_bytes", "slabs")
+    __slots__ = (
+        "_front",
+        "_inputs",
+        "_new",
+        "_next",
+        "_pool",
+        "_slabs",
+        "max_batch_size",
+        "names",
+        "slab_bytes",
+        "slabs",
+    )
 
     def __init__(
         self,
@@ -426,9 +437,23 @@ class Rows:
         return encode_npy(self._arrays[""]) if "" in self._arrays else None
 
 
+def check_no_tuple(outputs: Any, where: str) -> None:
+    """Raise HandlerError for a tuple, torch's and named ones too: with as many items as members it would pass for rows.
+
+    where: how the sentence begins.
+    """
+    if isinstance(outputs, tuple):
+        kind = type(outputs)
+        name = kind.__name__ if kind is tuple else f"{kind.__module__}.{kind.__qualname__}"
+        raise HandlerError(
+            f"{where}a {name}, which may be several results: if its {len(outputs)} members are the rows, return list(...)"
+        )
+
+
 def _array_out(value: Any, count: int, name: str) -> Array:
     where = f"run_inference returned {name and repr(name) + ' as '}"
-    if not hasattr(value, "__array__") and not isinstance(value, (list, tuple)):
+    check_no_tuple(value, where)
+    if not hasattr(value, "__array__") and not isinstance(value, list):
         raise HandlerError(f"{where}a {type(value).__name__}; expected an array of {count} rows")
     try:
         array = np.asarray(value)
