@@ -1,6 +1,11 @@
+import time
+
 import pytest
 
+from virtex import Tensor
+from virtex._codec import items_of
 from virtex.ring import Ring, Ticket
+from virtex.tensor import RowRing
 
 
 class Recorder(Ticket):
@@ -94,3 +99,38 @@ def test_an_error_resolves_at_once_and_frees_items_and_rows():
     assert ticket.items is None and ticket.rows is None
     ticket.fill([2, 3])
     assert len(ticket.answers) == 1
+
+
+def test_those_who_were_cancelled_are_passed_over_and_not_kept():
+    ring = Ring(100)
+    tickets = [Recorder(str(i % 10)) for i in range(100)]
+    for ticket in tickets:
+        ring.put(ticket)
+    for ticket in tickets[:40] + tickets[41:90]:
+        assert ring.cancel(ticket) == 1
+    assert ring.size == 11
+    assert ring.oldest is tickets[40]
+    assert list(ring) == [tickets[40], *tickets[90:]]
+    assert len(ring._tickets) <= 2 * ring.size
+    assert [ticket for ticket, _, _ in ring.take(100).spans] == [tickets[40], *tickets[90:]]
+    assert ring.size == 0 and not ring._tickets
+    with pytest.raises(IndexError):
+        _ = ring.oldest
+
+
+@pytest.mark.parametrize("make", [Ring, lambda n: RowRing(Tensor("uint8"), 8, n, 1 << 20)], ids=["items", "rows"])
+def test_who_leaves_costs_the_same_however_many_wait(make):
+    def seconds(count):
+        ring = make(count)
+        tickets = [Recorder("1") for _ in range(count)]
+        for ticket in tickets:
+            ticket.items = items_of([1])
+            ring.put(ticket)
+        started = time.process_time()
+        for ticket in reversed(tickets):
+            ring.cancel(ticket)
+        assert ring.size == 0
+        return time.process_time() - started
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (500, 8000))
+    assert many < 4 * 16 * few, "sixteen times as many took more than sixteen times as long"

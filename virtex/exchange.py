@@ -46,7 +46,7 @@ class Exchange(Ticket):
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
         # What Ticket.__init__ sets, which is not called
         self.items = self.rows = None
-        self.count = self.taken = self.answered = self.born = 0
+        self.count = self.taken = self.answered = self.born = self.place = 0
         self.resolved = False
         # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds

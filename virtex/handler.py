@@ -41,12 +41,16 @@ class RequestHandler(ABC):
         """Run the model once; give back one row per item, in order.
 
         Whatever iterates along its zeroth dimension will do: array, tensor, list, DataFrame or Series (by row). A
-        mapping, str, bytes or set is refused, and so is any other number of rows than there were items.
+        tuple, mapping, str, bytes or set is refused, and so is any other number of rows than there were items. The
+        memory may be written again by the next call.
         """
 
     @abstractmethod
     def process_response(self, model_output_item: Any) -> Any:
-        """Turn one row into a JSON value; numpy scalars and arrays may stay as they are."""
+        """Turn one row into a JSON value; numpy scalars and arrays may stay as they are.
+
+        It is the answer as it is now: the dict that is returned may be filled again for the next row.
+        """
 
     def setup(self, worker: Worker) -> None:  # noqa: B027 (optional, not abstract)
         """Load the model; called once in each worker process, off the event loop, before the first request."""
@@ -108,8 +112,8 @@ class TensorHandler(RequestHandler):
     device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
     results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
 
-    run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a sequence of
-    rows. Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
+    run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a list of rows.
+    Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
     Override process_response to make a JSON value of a row instead.
     """
 

@@ -160,7 +160,15 @@ def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
         data = orjson.dumps(rows, json_value, _NUMPY if finite or orjson_takes(rows) else _ASK)
     except TypeError:
         return _encode_carefully(rows, step)
-    return data if finite or b"null" not in data else _encode_carefully(rows, step)
+    return data if finite or data.find(b"null") < 0 else _encode_carefully(rows, step)
+
+
+def encode_row(row: Any) -> orjson.Fragment:
+    """One row of a reply as it is now, for encode_data() to take. Raises HandlerError for what JSON can't carry."""
+    try:
+        return orjson.Fragment(_dumps(row))
+    except TypeError as error:
+        raise _unsendable(row, "process_response", error) from None
 
 
 def _encode_carefully(rows: list[Any], step: str) -> bytes:
@@ -171,12 +179,15 @@ def _encode_carefully(rows: list[Any], step: str) -> bytes:
             try:
                 _dumps(row)
             except TypeError as cause:
-                reason = f"{step} gave a {type(row).__name__} that can't be sent: {cause}"
-                raise HandlerError(reason, i) from None
+                raise _unsendable(row, step, cause, i) from None
         raise HandlerError(f"{step} gave rows that can't be sent: {error}") from None
 
 
-_FINITE = frozenset({str, int, bool})  # of these, no null can have been a float that is not finite
+def _unsendable(row: Any, step: str, cause: TypeError, index: int | None = None) -> HandlerError:
+    return HandlerError(f"{step} gave a {type(row).__name__} that can't be sent: {cause}", index)
+
+
+_FINITE = frozenset({str, int, bool, orjson.Fragment})  # of these, no null can have been a float that is not finite
 _ASK = orjson.OPT_PASSTHROUGH_DATACLASS
 _NUMPY = _ASK | orjson.OPT_SERIALIZE_NUMPY
 
@@ -189,7 +200,7 @@ def _dumps(value: Any) -> bytes:
         # orjson does not ask about an array that it knows but does not take (big-endian): have it ask.
         data = _dumps_asking(value)
     # orjson writes null for NaN: only where a null stands can there have been one.
-    if b"null" in data:
+    if data.find(b"null") >= 0:  # `in` raises and catches a TypeError before it looks
         bad = _non_finite(value)
         if bad is not None:
             raise TypeError(f"{bad} is no JSON number")

@@ -3,7 +3,8 @@
 Rules: this file knows slots, not time. It imports neither asyncio nor a clock; batcher.py decides when to take. One
 thread, the event loop's, owns a ring and its tickets. A slot is one item of one request; the slots of a request are
 neighbours, so the ring stores one ticket for all of them and takes from it in spans. A full ring refuses: put() says
-False and changes nothing. Cost: put O(1), take O(requests taken), cancel O(requests waiting).
+False and changes nothing. Cost: put and cancel O(1), take O(requests taken): who is cancelled stays in the deque, with
+nothing left to take, until it is passed or half of the deque is such.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ class Ticket:
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     answered: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
-    nanoseconds. resolved: delivered, or given up.
+    nanoseconds. place: where its slots begin, for a ring that has places. resolved: delivered, or given up.
     """
 
     def __init__(self) -> None:
         self.items: Any = None
         self.rows: list[Any] | None = None
-        self.count = self.taken = self.answered = self.born = 0
+        self.count = self.taken = self.answered = self.born = self.place = 0
         self.resolved = False
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
@@ -82,11 +83,15 @@ class Ring:
         self.capacity = capacity
         self.size = 0
         self._tickets: deque[Ticket] = deque()
+        self._gone = 0  # cancelled since the deque was last rid of them: those in it at most
 
     @property
     def oldest(self) -> Ticket:
         """The ticket at the front. Raises IndexError when nothing waits."""
-        return self._tickets[0]
+        tickets = self._tickets
+        while tickets[0].taken == tickets[0].count:
+            tickets.popleft()
+        return tickets[0]
 
     def put(self, ticket: Ticket) -> bool:
         """Reserve ticket.count slots at the end, all or none."""
@@ -111,21 +116,32 @@ class Ring:
                 tickets.popleft()
             else:
                 stop = start + left
+            if start == stop:
+                continue
             ticket.taken = stop
             left -= stop - start
             spans.append((ticket, start, stop))
             work.append(ticket.items if stop - start == ticket.count else ticket.items[start:stop])
+        if tickets and not self.size:
+            tickets.clear()
         return Load(spans, work, size)
 
     def __iter__(self) -> Iterator[Ticket]:
         """The waiting tickets, oldest first."""
-        return iter(self._tickets)
+        return iter([ticket for ticket in self._tickets if ticket.taken < ticket.count])
 
     def cancel(self, ticket: Ticket) -> int:
         """Give back the slots of a ticket that no batch has taken yet; says how many."""
         freed = ticket.count - ticket.taken
         if freed:
-            self._tickets.remove(ticket)
             ticket.taken = ticket.count
             self.size -= freed
+            self._pass_over()
         return freed
+
+    def _pass_over(self) -> None:
+        """One more ticket of the deque has nothing left to take."""
+        self._gone += 1
+        if 2 * self._gone > len(self._tickets):
+            self._tickets = deque([ticket for ticket in self._tickets if ticket.taken < ticket.count])
+            self._gone = 0

@@ -1,6 +1,10 @@
+from .message cimport encode_row
+
 cdef object ndarray
+cdef frozenset _SCALARS
 cdef _encode(encode, list rows, Py_ssize_t start, Py_ssize_t stop, list done)
 cdef _owned(result)
+cdef bint _is_flat(dict values) except -1
 cdef list _joined(list requests)
 
 

@@ -13,16 +13,21 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
 from itertools import accumulate, islice
 from typing import Any
 
+import numpy as np
 from numpy import ndarray
 
 from .device import Device
 from .errors import HandlerError, ItemError
 from .handler import RequestHandler, TensorHandler
-from .tensor import Rows, on_host
+from .message import encode_row
+from .tensor import Rows, check_no_tuple, on_host
 
 log = logging.getLogger("virtex")
 
 Outcome = list[Any] | Rows | HandlerError | ItemError
+
+# What nobody can change any more once it is there
+_SCALARS = frozenset({str, int, float, bool, type(None), *(np.dtype(code).type for code in "?bhilqBHILQefd")})
 
 
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -38,17 +43,23 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
 def rows_of(outputs: Any, count: int) -> list[Any]:
     """The rows of what run_inference gave, exactly `count`; an iterator is read to count + 1 at most.
 
+    Arrays that an iterator gives are copied as they come: it may fill the same one again.
     Raises HandlerError naming both numbers, or the type that does not iterate along a zeroth dimension.
     """
     kind = type(outputs).__name__
+    check_no_tuple(outputs, "run_inference returned ")
     if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not hasattr(outputs, "__iter__"):
         raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
     if getattr(outputs, "shape", None) == ():
         raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
-    found = len(outputs) if hasattr(outputs, "__len__") else count
+    has_length = hasattr(outputs, "__len__")
+    found = len(outputs) if has_length else count
     if found == count:
-        by_row = hasattr(outputs, "iloc")
-        rows = [outputs.iloc[i] for i in range(count)] if by_row else list(islice(outputs, count + 1))
+        if hasattr(outputs, "iloc"):
+            rows = [outputs.iloc[i] for i in range(count)]
+        else:
+            drawn = islice(outputs, count + 1)
+            rows = list(drawn if has_length else map(_owned_array, drawn))
         found = len(rows)  # of what has a length too: it may iterate over something else
         if found > count:
             raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
@@ -165,6 +176,8 @@ class Steps:
                     _encode(encode, rows, start, start + count, done)
             except ItemError as error:
                 outcome = ItemError(error.reason, len(done), error.offset)
+            except HandlerError as error:
+                outcome = HandlerError(error.reason, len(done))
             except Exception as error:
                 outcome = _failure("process_response", error, len(done))
             outcomes.append(outcome)
@@ -225,8 +238,30 @@ def _encode(encode: Callable[[Any], Any], rows: list[Any], start: int, stop: int
 
 
 def _owned(result: Any) -> Any:
-    """An array may alias what the model writes its next batch to, before the replies to this one are made."""
-    return result.copy() if isinstance(result, ndarray) else result
+    """What process_response gave, as it is now: any part of it may be filled again for the next row.
+
+    Arrays are copied, for they may be asked for as .npy, and dicts of scalars, for that is cheap; all else is encoded.
+    Raises HandlerError for what can't be.
+    """
+    kind = type(result)
+    if kind in _SCALARS:
+        return result
+    if kind is dict and _is_flat(result):
+        return result.copy()
+    if isinstance(result, ndarray) and not result.dtype.hasobject:
+        return result.copy()
+    return encode_row(result)
+
+
+def _is_flat(values: dict[Any, Any]) -> bool:
+    for value in values.values():  # noqa: SIM110 (all() would take a generator)
+        if type(value) not in _SCALARS:
+            return False
+    return True
+
+
+def _owned_array(row: Any) -> Any:
+    return row.copy() if isinstance(row, ndarray) else row
 
 
 def _joined(requests: list[list[Any]]) -> list[Any]:

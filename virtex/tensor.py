@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -135,23 +134,23 @@ class Slab:
         self.filled += stop - start
         self.live += stop - start
 
-    def drop(self, ticket: Ticket, is_last: bool) -> None:
-        """Leave holes where the ticket's rows are; the last slab gives back those at its end.
-
-        The holes of a full slab stay taken until it is cut: otherwise whoever sends and leaves could have any number
-        of slabs wait with a row each.
-        """
-        kept = [span for span in self.spans if span[0] is not ticket]
-        self.live -= sum(stop - start for t, start, stop, _ in self.spans if t is ticket)
-        self.spans = kept
-        if is_last:
-            self.filled = max((row + stop - start for _, start, stop, row in kept), default=0)
+    def shrink(self) -> None:
+        """Take back the rows at the end that nobody wants any more."""
+        spans = self.spans
+        while spans and spans[-1][0].taken == spans[-1][0].count:
+            spans.pop()
+        if spans:
+            _, start, stop, row = spans[-1]
+            self.filled = row + stop - start
+        else:
+            self.filled = 0
 
     def close(self) -> list[Span]:
         """The spans in the order of the rows 0 to live; holes are filled from the end."""
         if self.live == self.filled:
             return [(ticket, start, stop) for ticket, start, stop, _ in self.spans]
-        owners = {row + i: (t, at + i) for t, at, stop, row in self.spans for i in range(stop - at)}
+        wanted = [span for span in self.spans if span[0].taken < span[0].count]
+        owners = {row + i: (t, at + i) for t, at, stop, row in wanted for i in range(stop - at)}
         holes = [row for row in range(self.live) if row not in owners]
         tail = sorted(row for row in owners if row >= self.live)
         for array in self.arrays.values():
@@ -186,10 +185,24 @@ class RowRing(Ring):
 
     capacity: rows waiting at most. limit: bytes of all slabs together; MemoryError names the sizes of batch and queue
     that would fit. allocate: makes an array of rows. A cancelled request gives back its rows when they are cut, so that
-    nobody can have more of them than capacity.
+    nobody can have more of them than capacity: otherwise whoever sends and leaves could have any number of slabs wait
+    with a row each. The last slab gives back those at its end, and one without rows that are wanted is free at once.
+
+    Rows are numbered as if all slabs that ever were stood one behind the other; a ticket's place is its first one.
     """
 
-    __slots__ = ("_inputs", "_new", "_pool", "_slabs", "max_batch_size", "names", "slab_bytes", "slabs")
+    __slots__ = (
+        "_front",
+        "_inputs",
+        "_new",
+        "_next",
+        "_pool",
+        "_slabs",
+        "max_batch_size",
+        "names",
+        "slab_bytes",
+        "slabs",
+    )
 
     def __init__(
         self,
@@ -219,7 +232,9 @@ class RowRing(Ring):
                 )
             )
         self._new = allocate
-        self._slabs: deque[Slab] = deque()  # the front one is the next batch, the last one fills
+        self._slabs: dict[int, Slab] = {}
+        self._front = 0  # no slab has a lower number; the first from here on is the next batch
+        self._next = 0  # the row that is filled next; what ends there is the last slab
         self._pool: list[dict[str, Array]] = []
 
     def put(self, ticket: Ticket) -> bool:
@@ -230,8 +245,9 @@ class RowRing(Ring):
         source: Source = ticket.items
         if self.size + ticket.count > self.capacity:
             return False
+        ticket.place = self._next
+        start = 0
         try:
-            start = 0
             while start < ticket.count:
                 slab = self._open()
                 at = slab.filled
@@ -239,13 +255,14 @@ class RowRing(Ring):
                 views = list(slab.views(at, at + stop - start).values())
                 source.into(views if self.names else views[0], start, stop)
                 slab.add(ticket, start, stop)
+                self._next += stop - start
                 self.size += stop - start
                 start = stop
-        except JSONDecodeError as error:  # the walk believed the body to be JSON; its characters prove otherwise
-            self._drop(ticket)
-            raise not_json(error) from None
-        except BaseException:
-            self._drop(ticket)
+        except BaseException as error:
+            views = []  # or its slab could not be used again
+            self._roll_back(ticket, start)
+            if isinstance(error, JSONDecodeError):  # the walk took the body for JSON; its characters prove otherwise
+                raise not_json(error) from None
             raise
         ticket.items = []  # the rows are all that is needed; the body may go
         self._tickets.append(ticket)
@@ -253,7 +270,11 @@ class RowRing(Ring):
 
     def take(self, limit: int) -> RowLoad:
         """The rows of the front slab, whether it is full or not."""
-        slab = self._slabs.popleft()
+        while self._front not in self._slabs:
+            self._front += 1
+        slab = self._slabs.pop(self._front)
+        self._front += 1
+        self._next = max(self._next, self._front * self.max_batch_size)
         self.size -= slab.filled
         load = RowLoad(self, slab)
         for ticket, _, stop in load.spans:
@@ -264,29 +285,45 @@ class RowRing(Ring):
 
     def cancel(self, ticket: Ticket) -> int:
         """Leave the ticket's rows out of their batches; says how many."""
-        freed = ticket.count - ticket.taken
+        taken = ticket.taken
+        freed = ticket.count - taken
         if freed:
-            self._tickets.remove(ticket)
             ticket.taken = ticket.count
-            self._drop(ticket)
+            self._pass_over()
+            self._drop(ticket.place + taken, ticket.place + ticket.count)
         return freed
 
-    def _drop(self, ticket: Ticket) -> None:
-        slabs = self._slabs
-        for slab in reversed(list(slabs)):
+    def _roll_back(self, ticket: Ticket, stop: int) -> None:
+        """Forget a ticket of which the slots [0, stop) are in their rows."""
+        number = self._next // self.max_batch_size
+        if number in self._slabs and not self._slabs[number].filled:  # opened for it
+            self.give_back(self._slabs.pop(number))
+        ticket.taken = ticket.count
+        self._drop(ticket.place, ticket.place + stop)
+
+    def _drop(self, first: int, end: int) -> None:
+        """Leave holes where the rows [first, end) are, of a ticket that has none left to take."""
+        while end > first:
+            number = (end - 1) // self.max_batch_size
+            base = number * self.max_batch_size
+            slab = self._slabs[number]
+            slab.live -= end - max(first, base)
             self.size -= slab.filled
-            slab.drop(ticket, slab is slabs[-1])
-            if slab.live or len(slabs) == 1:
+            if self._next == base + slab.filled:
+                slab.shrink()
+                self._next = base + slab.filled
+            if slab.live:
                 self.size += slab.filled
             else:
-                slabs.remove(slab)
-                self.give_back(slab)
+                self.give_back(self._slabs.pop(number))
+            end = base
 
     def _open(self) -> Slab:
-        if not self._slabs or self._slabs[-1].filled == self.max_batch_size:
-            arrays = self._pool.pop() if self._pool else self._allocate()
-            self._slabs.append(Slab(arrays))
-        return self._slabs[-1]
+        number = self._next // self.max_batch_size
+        slab = self._slabs.get(number)
+        if slab is None:
+            slab = self._slabs[number] = Slab(self._pool.pop() if self._pool else self._allocate())
+        return slab
 
     def _allocate(self) -> dict[str, Array]:
         return {name: self._new(tensor, self.max_batch_size) for name, tensor in self._inputs.items()}
@@ -406,9 +443,23 @@ class Rows:
         return encode_npy(self._arrays[""]) if "" in self._arrays else None
 
 
+def check_no_tuple(outputs: Any, where: str) -> None:
+    """Raise HandlerError for a tuple, torch's and named ones too: with as many items as members it would pass for rows.
+
+    where: how the sentence begins.
+    """
+    if isinstance(outputs, tuple):
+        kind = type(outputs)
+        name = kind.__name__ if kind is tuple else f"{kind.__module__}.{kind.__qualname__}"
+        raise HandlerError(
+            f"{where}a {name}, which may be several results: if its {len(outputs)} members are the rows, return list(...)"
+        )
+
+
 def _array_out(value: Any, count: int, name: str) -> Array:
     where = f"run_inference returned {name and repr(name) + ' as '}"
-    if not hasattr(value, "__array__") and not isinstance(value, (list, tuple)):
+    check_no_tuple(value, where)
+    if not hasattr(value, "__array__") and not isinstance(value, list):
         raise HandlerError(f"{where}a {type(value).__name__}; expected an array of {count} rows")
     try:
         array = np.asarray(value)
