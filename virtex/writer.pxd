@@ -6,7 +6,7 @@ from .head cimport Response
 from .http1 cimport Request, end_of_head
 
 cdef int BODY, END, FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD
-cdef int HEAD, TRAILING
+cdef int HEAD, TRAILING, UNWANTED
 cdef int CLOSE, KEEP, KEEP_1_0
 
 
@@ -24,7 +24,7 @@ cdef class Writer:
     cdef list _turns
     cdef Turn _last, _current
     cdef bytes _rest
-    cdef bint _direct, _corked, _flushable, _ended, _reading, _full, _invites
+    cdef bint _direct, _corked, _flushable, _ended, _unread, _reading, _full, _invites
     cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at, _paused
     cdef Py_ssize_t _most
     cdef int _wait, _takes_for
