@@ -221,9 +221,9 @@ def test_answer_before_the_body_was_read_leaves_the_connection_usable_if_little_
 
 def test_answer_before_a_long_body_was_read_ends_the_connection(serve):
     wire = exchange(serve, sending(START, body(b"no")), post(b"x" * 300_000)[:100])
-    assert b"connection: close" in wire.output and wire.ended
-    wire.send(b"x" * 1000).settle()
-    assert wire.statuses == [200]
+    assert b"connection: close" in wire.output and not wire.ended
+    wire.send(b"x" * 300_000).settle()
+    assert wire.statuses == [200] and wire.ended
 
 
 # --- how the end of an answer is told -----------------------------------------------------------------------
@@ -265,14 +265,16 @@ def test_head_request_gets_no_body(serve, headers):
 def test_answer_longer_than_its_length_is_cut_and_ends_the_connection(serve, caplog):
     start = {**START, "headers": [(b"content-length", b"3")]}
     wire = exchange(serve, sending(start, body(b"abcdef")), GET)
-    assert wire.output.endswith(b"\r\n\r\nabc") and wire.ended
+    assert wire.output.endswith(b"\r\n\r\nabc") and b"connection: close\r\n" in wire.output and wire.ended
     assert "more than its content-length" in caplog.text
 
 
-def test_answer_shorter_than_its_length_ends_the_connection(serve, caplog):
+def test_answer_shorter_than_its_length_is_a_500_or_a_broken_connection(serve, caplog):
     start = {**START, "headers": [(b"content-length", b"9")]}
     wire = exchange(serve, sending(start, body(b"abc")), GET)
-    assert wire.ended and "6 bytes less" in caplog.text
+    assert wire.statuses == [500] and wire.ended and "6 bytes less" in caplog.text
+    wire = exchange(serve, sending(start, body(b"abc", True), body(b"def")), GET)
+    assert wire.statuses == [200] and wire.transport.reset
 
 
 def test_date_and_server_of_the_application_replace_ours(serve):
@@ -338,8 +340,21 @@ def test_exception_after_the_answer_began_breaks_the_connection_off(serve, caplo
         await send(body(b"ab", True))
         raise ValueError("secret")
 
-    wire = exchange(serve, app, GET)
-    assert wire.transport.aborted and b"secret" not in wire.output and "secret" in caplog.text
+    for raw in (GET, b"GET / HTTP/1.0\r\n\r\n"):  # the latter reads to the end, and takes a plain one for the answer's
+        wire = exchange(serve, app, raw)
+        assert wire.transport.reset and b"secret" not in wire.output and "secret" in caplog.text
+
+
+def test_stream_that_the_end_of_the_server_cuts_is_reset(serve):
+    async def app(scope, receive, send):
+        await send(START)
+        await send(body(b"ab", True))
+        await receive()
+        await receive()
+
+    wire = exchange(serve, app, b"GET / HTTP/1.0\r\n\r\n")
+    wire.connections.abort()
+    assert wire.transport.reset
 
 
 def test_message_after_the_end_raises_and_harms_nothing(serve, caplog):
@@ -376,6 +391,62 @@ def test_application_learns_that_the_client_left(serve):
     wire.protocol.connection_lost(None)
     wire.settle()
     assert seen == ["http.disconnect", "ConnectionResetError"] and wire.output == b""
+
+
+def test_application_is_told_of_a_half_close_and_may_answer_all_the_same(serve):
+    """As good as all who end their side have left; who has not reads on."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await receive()
+        seen.append((await receive())["type"])
+        await send(START)
+        await send(body(b"x"))
+
+    wire = exchange(serve, app, post(b"a"))
+    assert seen == [] and wire.protocol.eof_received() is True
+    wire.settle()
+    assert seen == ["http.disconnect"] and wire.statuses == [200] and wire.transport.closed
+
+
+class Left(Exception):
+    """What frameworks raise of their own where the client left."""
+
+
+@pytest.mark.parametrize("ends", [Left, None], ids=["raises", "returns"])
+@pytest.mark.parametrize("how", ["half close", "reset"])
+@pytest.mark.parametrize("began", [False, True])
+def test_application_that_gives_up_because_its_client_left_is_no_error(serve, caplog, ends, how, began):
+    async def app(scope, receive, send):
+        await receive()
+        if began:
+            await send(START)
+            await send(body(b"x", True))
+        await receive()
+        if ends is not None:
+            raise ends
+
+    wire = exchange(serve, app, post(b"a"))
+    wire.protocol.eof_received() if how == "half close" else wire.protocol.connection_lost(None)
+    wire.settle()
+    assert not caplog.records and wire.statuses == [200] * began
+    assert wire.transport.closed == (how == "half close") and wire.transport.reset == (began and wire.transport.closed)
+
+
+def test_stream_whose_client_left_is_no_error(serve, caplog):
+    async def app(scope, receive, send):
+        await send(START)
+        try:
+            while True:
+                await send(body(b"x", True))
+                await asyncio.sleep(0)
+        except OSError:
+            raise Left from None  # starlette does so
+
+    wire = exchange(serve, app, GET)
+    wire.protocol.connection_lost(None)
+    wire.settle()
+    assert not caplog.records
 
 
 def test_receive_after_the_answer_says_disconnect(serve):

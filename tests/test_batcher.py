@@ -289,6 +289,69 @@ def test_a_cancelled_request_costs_no_inference_before_the_cut(rig):
     assert rig.observer.drops == [("the client left", 2)]
 
 
+def hold(rig, seconds=0.5):
+    """A batch that holds the loop for so long."""
+    rig.send("x")
+    rig.loop.settle()
+    rig.loop.now += int(seconds * 1e9)
+    rig.executor.finish()
+
+
+def test_those_who_left_while_a_batch_held_the_loop_are_noticed_before_the_next_cut(rig):
+    """Their requests are read in one turn of the loop, the ends of their connections in the next, or some later."""
+    hold(rig)
+    assert rig.batcher.is_busy and rig.batcher.is_settling
+    left = [rig.send(item) for item in "ab"]
+    rig.loop.step()
+    rig.loop.step()
+    assert rig.executor.sizes == [1]
+    for ticket in left:
+        rig.batcher.cancel(ticket, "the client left")
+    rig.send("c")
+    rig.loop.settle()
+    assert rig.executor.works[1:] == [[["c"]]]
+    assert not rig.batcher.is_settling
+
+
+def test_those_who_come_one_in_each_turn_of_the_loop_do_not_run_one_by_one(rig):
+    hold(rig)
+    before = rig.send("a")
+    for item in "bcdefgh":
+        rig.loop.step()
+        rig.batcher.cancel(before, "the client left")
+        before = rig.send(item)
+    rig.loop.settle()
+    assert rig.executor.works[1:] == [[["h"]]]
+
+
+def test_the_loop_does_not_settle_for_longer_than_a_tenth_of_what_it_was_held(rig):
+    hold(rig)
+    turns = 0
+    while rig.executor.running == 0:
+        rig.send("a") if turns < 3 or turns % 3 == 0 else None
+        rig.loop.step()
+        rig.loop.now += 4_000_000
+        turns += 1
+    assert 12 <= turns <= 14
+
+
+def test_a_short_batch_is_followed_by_the_next_cut_at_once(rig):
+    hold(rig, 0.04)
+    rig.send("a")
+    assert not rig.batcher.is_busy
+    rig.loop.step()
+    assert rig.executor.running == 1 and rig.batcher.is_busy
+
+
+def test_an_idle_service_after_a_long_batch_is_idle(rig):
+    hold(rig)
+    rig.loop.advance(1)
+    assert not rig.batcher.is_busy
+    rig.send("a")
+    rig.loop.step()
+    assert rig.executor.running == 1
+
+
 def test_the_queue_says_no_room_now_or_never(loop):
     rig = Rig(loop, queue=4, start=False)
     with pytest.raises(RequestError, match="5 items in one request; the queue holds 4") as never:

@@ -14,6 +14,7 @@ from wire import TEXT, SelfAnswering, StubExchange, StubServer, Wire
 
 from virtex import HttpProtocol, Limits
 from virtex.connections import SECOND
+from virtex.errors import RequestError
 from virtex.head import Response
 from virtex.protocol import STEPS
 
@@ -37,6 +38,7 @@ def outcome_of(segments, event_loop):
     server = StubServer(event_loop)
     wire = Wire(server, loop=event_loop)
     wire.send(*segments)
+    wire.advance(2).advance(2)  # a connection that ends, but is read on, is ended when nothing comes
     return wire.statuses, wire.ended, server.bodies
 
 
@@ -315,22 +317,109 @@ def test_short_unwanted_body_is_skipped_and_the_connection_goes_on(wire, server)
     assert wire.statuses == [404, 200, 404, 200] and not wire.ended
 
 
-@pytest.mark.parametrize(
-    "raw", [chunked(b"3\r\nabc\r\n0\r\n\r\n"), b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"]
-)
-def test_long_unwanted_body_ends_the_connection(wire, server, raw):
+ENDLESS = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551615\r\n\r\n"
+LONG = [chunked(b"3\r\nabc\r\n0\r\n\r\n"), post(b"x" * 99_999)]
+
+
+@pytest.mark.parametrize("raw", LONG, ids=["chunked", "declared"])
+def test_long_unwanted_body_is_read_to_its_end_then_the_connection_ends(wire, server, raw):
     server.refuses = lambda head: Response(404, TEXT, [b"no"])
-    wire.send(raw, GET)
+    wire.send(raw[:60], raw[60:-1])
+    assert wire.statuses == [404] and b"connection: close" in wire.output
+    assert not wire.ended  # a client that ends when we do would find its connection broken while it sends
+    wire.send(raw[-1:] + GET)
+    assert wire.statuses == [404] and wire.transport.ended and not wire.transport.closed
+
+
+@pytest.mark.parametrize("raw", LONG, ids=["chunked", "declared"])
+def test_tls_is_closed_when_the_unwanted_body_is_read_and_not_before(wire, server, raw):
+    wire.transport.extra["sslcontext"] = object()
+    server.refuses = lambda head: Response(404, TEXT, [b"no"])
+    wire.send(raw[:60], raw[60:-1])
+    assert wire.statuses == [404] and not wire.transport.closed
+    wire.send(raw[-1:])
+    assert wire.transport.closed and not wire.transport.aborted
+
+
+def test_a_tls_client_whose_request_made_no_sense_is_read_until_nothing_comes(wire):
+    wire.transport.extra["sslcontext"] = object()
+    wire.send(b"GET / HTTP/1.1\r\n\r\n", b"x" * 100_000)
+    assert wire.statuses == [400] and not wire.transport.closed
+    wire.advance(2).advance(2)
+    assert wire.transport.closed
+
+
+def test_unwanted_body_of_which_little_is_left_keeps_the_connection(wire, server):
+    server.refuses = lambda head: Response(404, TEXT, [b"no"]) if head.path == "/p" else None
+    wire.send(post(b"x" * 99_999)[:60_000], post(b"x" * 99_999)[60_000:] + GET)
+    assert wire.statuses == [404, 200] and not wire.ended
+
+
+def test_unwanted_body_with_wrong_chunks_ends_the_connection_without_a_second_answer(wire, server):
+    server.refuses = lambda head: Response(404, TEXT, [b"no"])
+    wire.send(chunked(b"3\r\nabc\r\n"), b"nonsense\r\n", b"x" * 1000)
     assert wire.statuses == [404] and wire.transport.ended
 
 
-def test_what_comes_after_the_end_is_read_up_to_a_bound(wire):
+def test_unwanted_body_is_read_on_while_earlier_answers_are_waited_for(wire, server):
+    server.later = True
+    server.refuses = lambda head: Response(404, TEXT, [b"no"]) if server.opened else None
+    wire.send(OK + post(b"x" * 99_999)[:100], post(b"x" * 99_999)[100:])
+    assert wire.output == b"" and wire.transport.reading
+    server.opened[0].resolve()
+    wire.settle()
+    assert wire.statuses == [200, 404] and wire.transport.ended
+
+
+def test_unwanted_body_that_stops_is_no_end_to_earlier_answers(wire, server):
+    server.later = True
+    server.refuses = lambda head: Response(404, TEXT, [b"no"]) if server.opened else None
+    wire.send(OK + post(b"x" * 9_999)[:200]).advance(7)
+    assert wire.output == b""
+    server.opened[0].resolve()
+    wire.settle()
+    assert wire.statuses == [200, 404] and wire.transport.ended
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_body_refused_midway_is_read_to_its_end(server, event_loop, large):
+    """A budget may be used up at any byte; the client that sends on must find its refusal all the same."""
+
+    def charge(self, *data):
+        if not room:
+            raise RequestError(503, "no room")
+
+    room = True
+    server.kind = type("Charged", (StubExchange,), {"charge": charge, "write": charge})
+    wire = Wire(server, loop=event_loop)
+    raw = post(b"x" * (600_000 if large else 60_000))
+    wire.send(raw[:1000])
+    room = False
+    wire.send(raw[1000:40_000], raw[40_000:-1])
+    assert wire.statuses == [503] and server.opened[0].cancelled and not wire.ended
+    assert wire.transport.protocol is wire.protocol
+    wire.send(raw[-1:])
+    assert wire.statuses == [503] and wire.transport.ended
+
+
+def test_what_comes_after_the_end_is_read_while_it_comes(wire):
     wire.send(b"GET / HTTP/1.1\r\n\r\n")
-    for _ in range(64):
-        wire.receive(b"x" * 1024)
+    for _ in range(40):
+        wire.send(b"x" * 100_000).advance(1)
     assert not wire.transport.closed
-    wire.receive(b"x")
+    wire.advance(3)
     assert wire.transport.closed
+
+
+@pytest.mark.parametrize("raw", [b"GET / HTTP/1.1\r\n\r\n", ENDLESS], ids=["junk", "body"])
+@pytest.mark.parametrize(("rate", "seconds"), [(1_000_000, 60), (500, 5)], ids=["fast", "slow"])
+def test_a_client_that_never_stops_sending_is_cut(wire, raw, rate, seconds):
+    wire.send(raw)
+    for second in range(80):
+        if not wire.transport.closed:
+            last = second
+            wire.send(b"x" * rate).advance(1)
+    assert wire.transport.closed and seconds - 2 < last < seconds + 4
 
 
 # --- limits -------------------------------------------------------------------------------------------------
@@ -368,6 +457,7 @@ def test_limits_hold_whatever_the_segments(raw, statuses, event_loop):
     def outcome(segments):
         wire = Wire(StubServer(event_loop), SMALL, event_loop)
         wire.send(*segments)
+        wire.advance(2).advance(2)
         return wire.statuses, wire.ended
 
     whole = outcome([raw])
@@ -379,7 +469,8 @@ def test_limits_hold_whatever_the_segments(raw, statuses, event_loop):
 
 def test_declared_body_over_the_limit_is_refused_before_it_comes(wire):
     wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1048577\r\n\r\n")
-    assert wire.statuses == [413] and wire.transport.ended
+    assert wire.statuses == [413] and b"connection: close" in wire.output
+    assert wire.advance(3).transport.ended
 
 
 def test_connection_over_the_limit_is_answered_503(server, event_loop):
@@ -701,7 +792,47 @@ def test_client_that_reads_nothing_is_cut(wire):
     wire.advance(29)
     assert not wire.transport.closed
     wire.advance(2)
-    assert wire.transport.aborted
+    assert wire.transport.reset
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_last_answer_may_take_as_long_as_its_client_reads_it(wire, pauses):
+    wire.transport.unsent = 100_000
+    write = wire.transport.write
+    if pauses:  # as the transport does, from within
+        wire.transport.write = lambda data: (write(data), wire.protocol.pause_writing())
+    wire.send(head(b"Connection: close"))
+    for _ in range(8):
+        wire.transport.unsent -= 10
+        wire.advance(25)
+    assert wire.transport.ended and not wire.transport.closed
+    wire.transport.unsent = 0
+    wire.protocol.resume_writing() if pauses else wire.advance(30)
+    wire.advance(1)
+    assert not wire.transport.closed
+    wire.advance(2)
+    assert wire.transport.closed and not wire.transport.reset
+
+
+def test_last_answer_that_its_client_does_not_read_is_cut_with_a_reset(wire):
+    wire.transport.unsent = 100_000
+    wire.send(head(b"Connection: close")).advance(29)
+    assert not wire.transport.closed
+    wire.advance(2)
+    assert wire.transport.reset
+
+
+def test_a_whole_answer_is_not_reset_when_the_server_ends(wire):
+    wire.send(head(b"Connection: close"))
+    wire.connections.abort()
+    assert wire.transport.aborted and not wire.transport.reset
+
+
+def test_an_answer_that_is_out_in_part_is_reset_when_the_server_ends(wire):
+    wire.send(OK)
+    wire.transport.unsent = 10
+    wire.connections.abort()
+    assert wire.transport.reset
 
 
 def test_client_that_reads_slowly_is_not_cut(wire):
@@ -762,6 +893,46 @@ def test_half_closed_client_gets_its_answer(wire, server):
     server.opened[0].resolve()
     wire.settle()
     assert wire.statuses == [200] and b"connection: close" in wire.output and wire.transport.closed
+
+
+def test_half_closed_client_whose_requests_wait_behind_a_batch_has_left(wire, server):
+    server.later = server.busy = True
+    wire.send(OK + OK)
+    assert wire.protocol.eof_received() is False
+    assert [exchange.cancelled for exchange in server.opened] == ["the client left"] * 2
+    wire.protocol.connection_lost(None)
+    assert wire.output == b""
+
+
+def test_half_closed_client_gets_the_answers_that_are_being_computed(wire, server):
+    server.later = True
+    wire.send(OK + OK + OK)
+    server.opened[1].leaves = lambda: True
+    assert wire.protocol.eof_received() is True
+    assert [exchange.cancelled for exchange in server.opened] == [None, "the client left", "the client left"]
+    server.opened[0].resolve()
+    wire.settle()
+    assert wire.statuses == [200] and b"connection: close" in wire.output and wire.transport.closed
+
+
+def test_half_closed_client_whose_answers_are_there_gets_them(server, event_loop):
+    server.kind = SelfAnswering
+    wire = Wire(server, loop=event_loop)
+    wire.send(OK + OK)
+    server.opened[0].resolve()
+    server.opened[1].resolve()
+    assert wire.protocol.eof_received() is False
+    assert wire.statuses == [200, 200] and wire.transport.closed
+
+
+def test_half_a_head_behind_a_request_is_not_answered_at_the_end(wire, server):
+    server.later = True
+    wire.send(OK + OK[:20])
+    assert wire.protocol.eof_received() is True
+    wire.advance(20)
+    server.opened[0].resolve()
+    wire.settle()
+    assert wire.statuses == [200] and wire.transport.closed
 
 
 def test_half_a_request_is_not_answered_at_the_end(wire, server):

@@ -875,8 +875,22 @@ def test_a_lifespan_that_is_cut_short_leaves_the_start_running():
 
 def test_other_scopes_are_refused():
     app = http_server("echo", Echo())
-    with pytest.raises(RuntimeError, match="scope type 'websocket'"):
-        asyncio.run(app({"type": "websocket"}, None, None))
+    with pytest.raises(RuntimeError, match="scope type 'mqtt'"):
+        asyncio.run(app({"type": "mqtt"}, None, None))
+
+
+@pytest.mark.parametrize("first", ["websocket.connect", "websocket.disconnect"])
+def test_a_handshake_of_a_websocket_is_ended(first):
+    sent = []
+
+    async def receive():
+        return {"type": first}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(http_server("echo", Echo())({"type": "websocket", "path": "/", "headers": []}, receive, send))
+    assert sent == ([{"type": "websocket.close", "code": 1000}] if first == "websocket.connect" else [])
 
 
 def test_an_app_on_two_loops_at_once_is_refused():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 
 from virtex import HttpProtocol, Limits, Server
 from virtex.bodies import Bodies
@@ -20,9 +22,11 @@ class Transport:
         self.writes = []
         self.unsent = 0  # bytes that the client has not read
         self.closed = self.aborted = self.ended = False
+        self.reset = False  # the client gets ECONNRESET in place of an end
         self.reading = True
         self.protocol = None
-        self.extra = {"peername": ("10.0.0.1", 5), "sockname": ("10.0.0.2", 80)}
+        self.family = socket.AF_INET
+        self.extra = {"socket": self, "peername": ("10.0.0.1", 5), "sockname": ("10.0.0.2", 80)}
 
     @property
     def output(self):
@@ -47,6 +51,9 @@ class Transport:
 
     def abort(self):
         self.closed = self.aborted = True
+
+    def setsockopt(self, level, option, value):
+        self.reset = (level, option, value) == (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def is_closing(self):
         return self.closed
@@ -111,6 +118,9 @@ class StubExchange:
         self.future = self.server.loop.create_future()
         return self.future
 
+    def leaves(self):
+        return self.server.busy
+
     def cancel(self, reason):
         self.cancelled = reason
 
@@ -152,6 +162,7 @@ class StubServer(Server):
         self.budget = Bodies(self.limits.max_bytes)
         self.loop = loop
         self.later = False  # answers come by a future
+        self.busy = False  # requests wait behind a batch
         self.kind = StubExchange
         self.refuses = lambda head: None
         self.opened = []

@@ -22,11 +22,12 @@ cdef class AsgiExchange:
     cdef Request _request
     cdef list _body
     cdef Py_ssize_t _held, _sent, _left
-    cdef bint _complete, _gone, _response_done, _chunked, _last
+    cdef bint _complete, _gone, _told, _response_done, _chunked, _last
     cdef public bint started
     cpdef write(self, bytes data)
     cpdef complete(self)
     cpdef cancel(self, str reason)
+    cpdef bint leaves(self) except -1
     cdef _wake(self)
     cdef _drop_body(self)
     cdef dict _scope(self)

@@ -92,6 +92,7 @@ class AsgiExchange:
         self._held = 0  # bytes in it
         self._complete = False
         self._gone = False  # the client, or our interest in it
+        self._told = False  # the application knows that the client left
         self._waiter: asyncio.Future[None] | None = None
         # the answer
         self._start: Start | None = None
@@ -133,6 +134,11 @@ class AsgiExchange:
         self._connection.connections.bodies.held -= self._held
         self._held = 0
 
+    def leaves(self) -> bool:
+        """The client sends no more. It has left, as far as the application hears; what that answers still is sent."""
+        self._wake()
+        return False
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -143,20 +149,23 @@ class AsgiExchange:
         connection = self._connection
         try:
             await connection.app(self._scope(), self.receive, self.send)
-        except OSError:
-            if not self._gone:
+        except (Exception, asyncio.CancelledError) as error:  # of a task that it awaited, say: this one nobody cancels
+            if self._gone or self._told:
+                log.debug("the application gave up, for its client left: %r", error)
+            else:
                 log.exception("the application raised")
-        except (Exception, asyncio.CancelledError):  # of a task that it awaited, say: this one nobody cancels
-            log.exception("the application raised")
         else:
-            if not self._response_done and not self._gone:
+            if not self._response_done and not self._gone and not self._told:
                 log.error("the application returned before its answer was complete")
         if self._response_done or self._gone:
             return
         if self.started:
             connection.abort()  # only a connection that breaks off tells the client that this was not all
+        elif self._told:
+            connection.transport.close()
         else:
             self._response_done = True
+            self._sent = 0
             body = b"Internal Server Error"
             self._last = True
             self._start = _prepare(500, ((b"content-type", b"text/plain; charset=utf-8"),))
@@ -191,8 +200,11 @@ class AsgiExchange:
         while not self._gone and not self._response_done:
             if self._body or self._complete:
                 return self._take_body()
+            if self._connection._ended:
+                break
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        self._told = not self._response_done
         return {"type": "http.disconnect"}
 
     def _take_body(self) -> Message:
@@ -240,10 +252,9 @@ class AsgiExchange:
         else:
             data = self._frame(body, not more)
         if not more:
-            self._response_done = True
             if self._left > 0:
-                log.error("the application sent %d bytes less than its content-length", self._left)
-                self._last = True
+                raise RuntimeError(f"the answer has {self._left} bytes less than its content-length")
+            self._response_done = True
         self._emit(data, not more, now)
 
     def _emit(self, data: bytes, end: bool, now: int) -> None:
@@ -276,11 +287,12 @@ class AsgiExchange:
             framing = end_of_head(self._left)
         else:
             framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
-        head = connection.connections.asgi_head(start, self._last, request.minor, self._left >= 0, now)
+        counted = self._left >= 0
         if bodiless:
             self._left = 0
-            return head + framing
-        return b"".join([head, framing, self._frame(body, end)])
+        piece = b"" if bodiless else self._frame(body, end)  # before the head, which says whether it is the last
+        head = connection.connections.asgi_head(start, self._last, request.minor, counted, now)
+        return b"".join([head, framing, piece])
 
     def _frame(self, body: bytes, end: bool) -> bytes:
         self._sent += len(body)

@@ -14,10 +14,11 @@ cdef class Batch:
 
 
 cdef class Batcher:
-    cdef object _loop, _clock, _observer, _executor, _steps, _timer
+    cdef object _loop, _clock, _observer, _executor, _steps, _timer, _newest
     cdef Ring _ring
     cdef list _running
-    cdef long long _window
+    cdef long long _window, _settles_until
+    cdef int _quiet
     cdef bint _scheduled, _draining
     cdef public Py_ssize_t max_batch_size
     cdef public Company company

@@ -11,6 +11,9 @@ A batch is cut when the executor is free and
     or the service drains.
 While the executor is busy the ring goes on filling, so the next batch is as large as it can be; only a full one is
 handed to a thread early, one deep, so that the thread need not wait for the loop between two batches.
+
+After a batch that may have held the loop for long, what came meanwhile is read before the next cut: the requests, and
+the ends of the connections whose clients have left.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ from .steps import Outcome, Steps, drive, failure_of
 log = logging.getLogger("virtex")
 
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
+LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut
+SETTLING = 10  # the part of those ns that settling may take at most: a tenth
+QUIET_TURNS = 4  # of the loop without a new request, until it has settled: an ASGI server takes some to say who left
 
 
 class BatchReport(NamedTuple):
@@ -241,6 +247,9 @@ class Batcher:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
+        self._settles_until = 0  # 0: nothing has to settle
+        self._newest: Ticket | None = None  # in the ring, at the last look while settling
+        self._quiet = 0  # turns of the loop since that one came
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
 
     def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
@@ -259,6 +268,16 @@ class Batcher:
     def running_since(self) -> int:
         """When the oldest batch that has not come back was cut, in ns; 0 when none is out."""
         return self._running[0].cut_at if self._running else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether what waits does so behind a batch: one is out, or what came while one ran is still being read."""
+        return bool(self._running) or self.is_settling
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether what came while a long batch ran is still being read."""
+        return self._settles_until > 0 and self._clock() < self._settles_until
 
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
@@ -318,6 +337,10 @@ class Batcher:
             return
         now = self._clock()
         if not self._running:
+            if self._settles_until and not self._has_settled(now):
+                self._scheduled = True
+                self._loop.call_soon(self._cut)
+                return
             why = self._why(now, due)
             if why is None:
                 return
@@ -332,6 +355,16 @@ class Batcher:
         self._running.append(batch)
         executor.start(batch, self._done)
         self.wake()
+
+    def _has_settled(self, now: int) -> bool:
+        newest = self._ring.newest
+        self._quiet = self._quiet + 1 if newest is self._newest else 0
+        self._newest = newest
+        if self._quiet < QUIET_TURNS and now < self._settles_until:
+            return False
+        self._settles_until = 0
+        self._newest = None
+        return True
 
     def _why(self, now: int, due: bool) -> str | None:
         """Why a batch is to be cut now; None: it is not, and the timer runs."""
@@ -358,6 +391,8 @@ class Batcher:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
         self._running.remove(batch)
         self.now = self._clock()
+        took = self.now - batch.cut_at
+        self._settles_until = self.now + took // SETTLING if took >= LONG else 0
         try:
             ok = self._answer(batch)
         finally:

@@ -201,6 +201,10 @@ class Exchange(Ticket):
         self.items = None  # they and the traceback, which is gone now, read the body
         return self._finish(refused)
 
+    def leaves(self) -> bool:
+        """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""
+        return self.taken < self.count and not self.resolved and self.admission.batcher.is_busy
+
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
         if self.resolved:

@@ -30,6 +30,7 @@ from .connections import (
     COUNTED,
     END,
     HEAD,
+    NEVER,
     NEXT_HEAD,
     NOTHING,
     REST_OF_HEAD,
@@ -100,8 +101,8 @@ class Reader(Writer):
         except Exception:
             self._fail()
         self._corked = False
-        if self._ended and not self._rest:
-            self._drop_unfinished()
+        if self._ended:
+            self._take_leave()
         if self._flushable:
             self._write_answers()
         elif self._ended and not self._turns and not self._rest and self._wait != END:
@@ -120,34 +121,47 @@ class Reader(Writer):
             at = self._take(data, at)
 
     def eof_received(self) -> bool:
-        """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close."""
+        """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close.
+
+        Most that do so have left, though. So what would have to wait for a batch to end is given up, and the rest is
+        answered.
+        """
         self._ended = True
-        if not self._rest:
-            self._drop_unfinished()
+        self._take_leave()
+        if self._flushable:
+            self._flush()
         # TLS ends both directions at once
         return bool(self._turns or self._rest) and self._wait != END and not self.transport.get_extra_info("sslcontext")
 
-    def _drop_unfinished(self) -> None:
-        """RFC 9112 section 8: half a request is not one."""
-        unfinished = self._current
-        if unfinished is not None and unfinished.exchange is not None:
-            self._tell(unfinished.exchange.cancel, "the client left")
-            self._turns.remove(unfinished)
-            self._current = None
-            self._account()
+    def _take_leave(self) -> None:
+        """Nothing more comes, but what was held back: give up what would wait, and end behind the rest."""
+        turns = self._turns
+        unfinished = None if self._rest else self._current
+        for at, turn in enumerate(turns):
+            # RFC 9112 section 8: half a request is not one
+            if turn is unfinished or (type(turn.answer) is not Response and turn.exchange.leaves()):  # type: ignore[union-attr]
+                self._forget_from(at)
+                break
+        if turns and not self._rest:
+            self._stop_at(turns[-1])
+
+    def _forget_from(self, at: int) -> None:
+        """Nobody waits for the answers to these requests."""
+        for turn in self._turns[at:]:
+            if turn.exchange is not None and type(turn.answer) is not Response:
+                self._tell(turn.exchange.cancel, "the client left")
+        del self._turns[at:]
+        self._current = None
+        self._drop_rest()
+        self._account()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.remove(self)
         self._takes_for = NOTHING
         self._partial, self._head_cost, self._buffered = b"", 0, 0
-        self._drop_rest()
         self._when_answered = None  # the two would keep each other
         self._resume_writer()
-        for turn in self._turns:
-            if turn.exchange is not None and not isinstance(turn.answer, Response):
-                self._tell(turn.exchange.cancel, "the client left")
-        self._turns.clear()
-        self._account()
+        self._forget_from(0)
         if self._peer is not None:
             self._tell(self.app.leave, self._peer)
 
@@ -341,12 +355,15 @@ class Reader(Writer):
     def _fill(self, turn: Turn, view: memoryview, data: memoryview) -> None:
         """Let the transport read the rest of a large body into its final place: no copy is made of it on the way."""
         view[: len(data)] = data
+        self._takes_for = COUNTED
+        self._left = len(view) - len(data)
         self.received = len(data)
         turn.exchange.charge(len(data))  # type: ignore[union-attr]
         self.transport.set_protocol(_Filler(self, turn, view))
 
     def charge(self, turn: Turn, nbytes: int) -> bool:
         """Bytes of a large body came; when there is no room for them, refuse it and say False."""
+        self._left -= nbytes
         try:
             turn.exchange.charge(nbytes)  # type: ignore[union-attr]
         except RequestError as error:
@@ -367,14 +384,29 @@ class Reader(Writer):
         self._flush()
 
     def _skip_body(self, data: bytes, at: int) -> int:
-        size = min(self._left, len(data) - at)
-        self.received += size
-        self._left -= size
-        if not self._left:
-            self._wait = NEXT_HEAD
-            self._takes_for = HEAD
-            self._since = self._clock()
-        return at + size
+        if self._body is None:
+            size = min(self._left, len(data) - at)
+            self._left -= size
+            end = at + size
+        else:
+            try:
+                end = self._body.feed(data, at)
+            except RequestError:  # its request has its answer, and where it would end nobody knows now
+                self._body, self._left, self._unread = None, 0, True
+                end = len(data)
+        self.received += end - at
+        if not self._left and (self._body is None or self._body.complete):
+            self._end_skipping()
+        return end
+
+    def _end_skipping(self) -> None:
+        self._body = None
+        if self._wait == END:
+            self._end_our_side()
+            return
+        self._wait = NEXT_HEAD
+        self._takes_for = HEAD if self._last is None else TRAILING
+        self._since = self._clock()
 
     def _complete(self, turn: Turn) -> None:
         """The request is all there: hand it over, and wait for the next."""
@@ -401,27 +433,35 @@ class Reader(Writer):
     # --- refusing ---------------------------------------------------------------------------------------------
 
     def _decline(self, turn: Turn, response: Response, here: int) -> None:
-        """The application answers without the body: skip a short one, end the connection instead of reading a long one.
-
-        RFC 9110 section 10.1.1: a client that expects 100 Continue may or may not send its body now; only a close is
-        clear.
-        """
+        """The application answers without the body: skip what is left of it, and end the connection if that is long."""
         request = turn.request
         assert request is not None
         self._current = None
         self._flushable = True
         turn.answer = response
         length = request.length
-        missing = length is None or length > here
-        if not request.keep_alive or (missing and (length is None or length > SKIPPED or request.expects)):
+        left = 0 if length is None else max(length - here, 0)
+        if request.expects and (length is None or left):
+            # RFC 9110 section 10.1.1: its client may or may not send the body now; only a close is clear
             self._stop_at(turn)
-        elif length:
-            self._wait = BODY
-            self._since = turn.begun
-            self.received, self._seen = 0, -1
-            self._left = length
-            self._takes_for = UNWANTED
-            self._watch(self._limits.body_grace_seconds)
+            self._unread = True
+        elif length == 0:
+            if not request.keep_alive:
+                self._stop_at(turn)
+        else:
+            if not request.keep_alive or length is None or left > SKIPPED:
+                self._last = turn
+            self._body = ChunkedBody(self._limits, _drop) if length is None else None
+            self._left = min(length or 0, NEVER)
+            self._skip()
+
+    def _skip(self) -> None:
+        """Read the rest of a body that has its answer, and drop it; `_left` or `_body` says how much it is."""
+        self._wait = BODY
+        self._since = self._clock()
+        self.received, self._seen = 0, -1
+        self._takes_for = UNWANTED
+        self._watch(self._limits.body_grace_seconds)
 
     def _refuse(self, error: RequestError) -> None:
         """Answer an error in place of the request that is being read, and read no other."""
@@ -438,13 +478,23 @@ class Reader(Writer):
             turn.answer = refusal(error.status, error.reason, error.headers)
         else:
             turn.answer = plain(error.status, error.reason, error.headers)
+        goes_on = self._takes_for == COUNTED and self._left > 0
         self._stop_at(turn)
+        if goes_on:
+            self._skip()
+        else:
+            self._unread = True
 
     def _time_out(self, what: str) -> None:
         if self._takes_for == UNWANTED:  # its request has its answer already
-            self._end()
+            if self._turns:
+                self._stop_at(self._turns[-1])
+                self._flush()
+            else:
+                self.transport.close()
             return
         self.transport.set_protocol(self)
+        self._takes_for = TRAILING  # the rest of a body that did not come is not waited for
         self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
         self._flush()
 
@@ -490,11 +540,12 @@ class Reader(Writer):
 
     def _abandon_body(self, turn: Turn) -> None:
         """The application answered without waiting for all of the body."""
-        if self._skips_rest() and not self._invites:
+        if self._invites:
+            self._stop_at(turn)
+            self._unread = True
+        else:
             self._current = None
             self._takes_for = UNWANTED
-        else:
-            self._stop_at(turn)
 
 
 class HttpProtocol(Reader, asyncio.Protocol):
@@ -548,3 +599,7 @@ class _Filler(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._connection.resume_writing()
+
+
+def _drop(data: bytes) -> None:
+    """What is read, and wanted by nobody."""

@@ -93,6 +93,11 @@ class Ring:
             tickets.popleft()
         return tickets[0]
 
+    @property
+    def newest(self) -> Ticket:
+        """The ticket at the end. Raises IndexError when nothing waits."""
+        return self._tickets[-1]
+
     def put(self, ticket: Ticket) -> bool:
         """Reserve ticket.count slots at the end, all or none."""
         if self.size + ticket.count > self.capacity:

@@ -35,7 +35,7 @@ from .exchange import Admission, Exchange
 from .handler import RequestHandler, TensorHandler, Worker
 from .head import ACCEPTS, JSON, Head, Response, refusal
 from .limits import Limits
-from .shell import GONE, Shell, body_of, retrieve, start_of
+from .shell import GONE, Shell, body_of, refuse_websocket, retrieve, start_of
 from .steps import Steps, TensorSteps, async_methods
 from .tensor import RowRing, Tensor, allocate, describe, reader
 
@@ -108,7 +108,7 @@ class Server:
         self.admission = Admission(
             self.loop, self._clock, self.limits, self.batcher, self.observer, self.max_queue_size, self.budget
         )
-        self._shell = Shell(self.loop, self._clock, self.batcher.company, self.max_time_on_queue > 0)
+        self._shell = Shell(self.loop, self._clock, self.batcher, self.max_time_on_queue > 0)
         if self._pid:
             self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
         self._pid = os.getpid()  # last: what failed is tried again
@@ -376,9 +376,12 @@ class Server:
     # ---- the ASGI shell ----
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI 3: http and lifespan; anything else is refused by raising."""
+        """ASGI 3: http and lifespan; a websocket's handshake is ended, anything else is refused by raising."""
         if scope["type"] != "http":
-            await self._lifespan(scope["type"], receive, send)
+            if scope["type"] == "websocket":
+                await refuse_websocket(receive, send)
+            else:
+                await self._lifespan(scope["type"], receive, send)
             return
         if self._state is not READY or self.loop is not asyncio.get_running_loop():
             self._begin(Worker(), lazy=True)

@@ -1,4 +1,5 @@
-from .company cimport Company, Peer
+from .batcher cimport Batcher
+from .company cimport Peer
 from .exchange cimport Exchange
 from .head cimport Head, Response
 
@@ -6,12 +7,11 @@ from .head cimport Head, Response
 cdef class Wait:
     cdef public Exchange exchange
     cdef public object receive, over, watcher
-    cdef public bint is_old
 
 
 cdef class Shell:
     cdef object _loop, _clock, _timer
-    cdef Company _company
+    cdef Batcher _batcher
     cdef bint _remembers
     cdef Py_ssize_t _peers_kept
     cdef public dict peers

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from .company import Company, Peer
+from .batcher import Batcher
+from .company import Peer
 from .errors import RequestError
 from .exchange import Exchange
 from .head import Head, Response, refusal
@@ -22,14 +23,12 @@ GONE = object()  # in place of an answer: the client is
 class Wait:
     """A request that waits for its answer.
 
-    over: whether it has come; False when its client has left. is_old: it waited at the last look too. watcher: sees its
-    client leave.
+    over: whether it has come; False when its client has left. watcher: sees its client leave.
     """
 
     def __init__(self, exchange: Exchange, receive: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.exchange = exchange
         self.receive = receive
-        self.is_old = False
         self.over: asyncio.Future[bool] = loop.create_future()
         self.watcher: asyncio.Task[None] | None = None
 
@@ -43,11 +42,11 @@ class Shell:
     """The requests that came by ASGI, in one life of a server. remembers: whether clients are told apart."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int], company: Company, remembers: bool
+        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int], batcher: Batcher, remembers: bool
     ) -> None:
         self._loop = loop
         self._clock = clock
-        self._company = company
+        self._batcher = batcher
         self._remembers = remembers
         self.peers: dict[Any, Peer] = {}
         self._peers_kept = PEERS_KEPT
@@ -89,7 +88,7 @@ class Shell:
 
     def _forget(self) -> None:
         """ASGI does not say when a connection ends: forget those that nobody expects, once they are many."""
-        self._company.until(self._clock())
+        self._batcher.company.until(self._clock())
         self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.since}
         self._peers_kept = max(PEERS_KEPT, 2 * len(self.peers))
 
@@ -108,12 +107,17 @@ class Shell:
         return None if message.get("more_body") else exchange.complete()
 
     def wait(self, exchange: Exchange, receive: Any) -> Wait:
-        """Wait for the answer, until end(). Whoever is answered quickly is not watched."""
+        """Wait for the answer, until end(). Whoever is answered quickly is not watched.
+
+        Who came while the loop was held by a long batch may have left in the meantime, so it is watched at once.
+        """
         wait = Wait(exchange, receive, self._loop)
         self._waits.add(wait)
         exchange.add_done_callback(wait.answered)
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch_old)
+        if self._batcher.is_settling:
+            self._watch(wait)
         return wait
 
     def end(self, wait: Wait) -> None:
@@ -124,12 +128,15 @@ class Shell:
             wait.watcher.add_done_callback(retrieve)
 
     def _watch_old(self) -> None:
-        """Watch who waited at the last look too; one timer does for all, and none runs while nobody waits."""
+        """Watch who waits for long; one timer does for all, and none runs while nobody waits."""
         self._timer = self._loop.call_later(WATCH_AFTER, self._watch_old) if self._waits else None
+        since = self._clock() - round(WATCH_AFTER * 1e9)
         for wait in self._waits:
-            if wait.is_old and wait.watcher is None:
-                wait.watcher = self._loop.create_task(_watch(wait))
-            wait.is_old = True
+            if wait.exchange.begun <= since and wait.watcher is None:
+                self._watch(wait)
+
+    def _watch(self, wait: Wait) -> None:
+        wait.watcher = self._loop.create_task(_watch(wait))
 
 
 async def _watch(wait: Wait) -> None:
@@ -138,6 +145,12 @@ async def _watch(wait: Wait) -> None:
     wait.exchange.cancel("the client left")
     if not wait.over.done():
         wait.over.set_result(False)
+
+
+async def refuse_websocket(receive: Any, send: Any) -> None:
+    """There is none here: end the handshake, which the client sees as a 403."""
+    if (await receive())["type"] == "websocket.connect":
+        await send({"type": "websocket.close", "code": 1000})
 
 
 def retrieve(task: asyncio.Task[None]) -> None:

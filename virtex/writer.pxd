@@ -6,7 +6,7 @@ from .head cimport Response
 from .http1 cimport Request, end_of_head
 
 cdef int BODY, END, FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD
-cdef int HEAD, TRAILING
+cdef int HEAD, TRAILING, UNWANTED
 cdef int CLOSE, KEEP, KEEP_1_0
 
 
@@ -27,7 +27,7 @@ cdef class Writer:
     cdef bytes _rest, _partial
     cdef Py_ssize_t _rest_at, _head_cost, _buffered, _held
     cdef bint _rest_is_due
-    cdef bint _direct, _corked, _flushable, _ended, _reading, _full, _invites
+    cdef bint _direct, _corked, _flushable, _ended, _unread, _reading, _full, _invites
     cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at, _paused
     cdef Py_ssize_t _most
     cdef int _wait, _takes_for

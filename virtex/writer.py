@@ -7,7 +7,10 @@ at the time it was told, whether that has lasted too long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +27,7 @@ from .connections import (
     REST_OF_HEAD,
     SECOND,
     TRAILING,
+    UNWANTED,
     Connections,
     nanoseconds,
 )
@@ -38,8 +42,9 @@ log = logging.getLogger("virtex")
 
 JOINED = 64 << 10  # bytes; answers up to this are copied into one write, larger ones are handed over in pieces
 REST_KEPT = 64 << 10  # bytes of pipelined requests held for later; beyond, the connection is not read
-SKIPPED = 64 << 10  # bytes of an unwanted body that are read and dropped; to save the connection, or a reset
-LINGER_SECONDS = 2  # how long a connection that we ended is read, so that no reset overtakes the last answer
+SKIPPED = 64 << 10  # bytes of an unwanted body that are worth reading to keep the connection
+LINGER_SECONDS = 2  # a connection that we ended is read until nothing comes for so long
+DROP_SECONDS = 60  # and, as is the rest of an unwanted body, for so long at most: by then the answer was read
 DRAIN_SECONDS = 0.5  # how long a connection at rest is still read while draining: its request may be on the way
 
 
@@ -85,6 +90,7 @@ class Writer:
         self._corked = False  # answers are collected, and written when everything at hand has been read
         self._flushable = False  # there may be something to write
         self._ended = False  # the client sends no more; it may still read
+        self._unread = False  # part of what the last answer is for is not here yet, and nobody knows how much
         # What it waits for
         self._wait = FIRST_BYTE
         self._since = 0
@@ -208,7 +214,7 @@ class Writer:
 
     def _has_next(self) -> bool:
         """Whether bytes were held back whose turn it is: no new request while the client leaves answers unread."""
-        if not self._rest or self._wait == END:
+        if not self._rest:
             return False
         return self._takes_for != HEAD or (len(self._turns) < self._most and not self._stalled)
 
@@ -314,26 +320,64 @@ class Writer:
     # --- ending -----------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Close behind the last answer: end our side, then read until the client has ended its own.
+        """Close behind the last answer: read what is left of its request, end our side, read until the client ends its.
 
-        RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way.
+        RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way. A proxy
+        may send all of a body before it reads, so there is no size after which it has surely read the answer.
         """
-        self._takes_for = TRAILING
-        self._drop_rest()
+        if self._takes_for != UNWANTED:
+            self._drop_rest()
         self._wait = END
-        self._since = self._clock()
+        self._since = self._seen_at = self._clock()
+        self.received = self._seen = 0
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and not self._stalled:
+            self._stalled, self._unsent = self._since, unsent
         self._watch(LINGER_SECONDS)
-        if self._ended or not self.transport.can_write_eof():
-            self.transport.close()
+        if self._takes_for == UNWANTED:
+            self._update_reading()
         else:
+            self._end_our_side()
+
+    def _linger_less(self) -> None:
+        """Nothing came for LINGER_SECONDS, or too little for too long."""
+        if self._takes_for == UNWANTED:
+            self._unread = True
+            self._end_our_side()
+            self._watch(LINGER_SECONDS)
+        else:
+            self.transport.abort()
+
+    def _end_our_side(self) -> None:
+        self._takes_for = TRAILING
+        if self.transport.can_write_eof() and not self._ended:
             self.transport.write_eof()
             self._update_reading()
+        elif self._unread and not self._ended:  # TLS ends both directions at once, so the client ends them, or a clock
+            self._update_reading()
+        else:
+            self.transport.close()
 
     def drain(self) -> None:
         """The server drains: answer what is here, and what comes at once, then close."""
         self._watch(DRAIN_SECONDS)
 
     def abort(self) -> None:
+        """Break off. What is on its way is not whole then, and to a client that reads up to the end only a reset says so.
+
+        What was sent before is left to arrive where it is whole.
+        """
+        if self._turns or self._stalled or self.transport.get_write_buffer_size():
+            self.reset()
+        else:
+            self.transport.abort()
+
+    def reset(self) -> None:
+        """End the connection as no answer ends."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:  # which has no resets
+            with contextlib.suppress(OSError):  # it is closed
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     # --- clocks and flow ----------------------------------------------------------------------------------------
@@ -347,8 +391,10 @@ class Writer:
         waited = self._until_waited(now)
         if min(stalled, waited) > now:
             self.connections.watch(self, min(stalled, waited))
-        elif stalled <= now or self._wait == END:
-            self.transport.abort()
+        elif stalled <= now:
+            self.abort()
+        elif self._wait == END:
+            self._linger_less()
         elif self._wait in (FIRST_BYTE, NEXT_HEAD):
             self.transport.close()  # RFC 9112 section 9.5: no answer to what was not asked
         else:
@@ -360,22 +406,27 @@ class Writer:
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent:
             self._stalled, self._unsent = now, unsent
+        if not unsent and self._wait == END:  # nobody else says so where there was too little to pause for
+            self._stalled = 0
+            self._since = self._seen_at = now
+            return NEVER
         return self._stalled + nanoseconds(self._limits.write_stall_seconds)
 
     def _until_waited(self, now: int) -> int:
         wait, limits = self._wait, self._limits
         if wait in (REST_OF_HEAD, BODY) and not self._reading:
             return now + SECOND  # it is we who make it wait
-        if wait == BODY:
+        if wait == END and self._stalled:
+            return NEVER
+        if wait in (BODY, END):
             if self.received != self._seen:
                 self._seen, self._seen_at = self.received, now
-            slow = self._since + nanoseconds(max(limits.body_grace_seconds, self.received / limits.body_rate))
-            return min(slow, self._seen_at + nanoseconds(limits.body_idle_seconds))
+            slow, idle = max(limits.body_grace_seconds, self.received / limits.body_rate), limits.body_idle_seconds
+            if wait == END:
+                slow, idle = min(slow, DROP_SECONDS), LINGER_SECONDS
+            return min(self._since + nanoseconds(slow), self._seen_at + nanoseconds(idle))
         if wait == REST_OF_HEAD:
             return self._since + nanoseconds(limits.header_seconds)
-        if wait == END:
-            unsent = self.transport.get_write_buffer_size()
-            return self._since + nanoseconds(limits.write_stall_seconds if unsent else LINGER_SECONDS)
         if self._turns or self._stalled or self._rest:
             return NEVER
         if self.connections.draining:
@@ -424,8 +475,6 @@ class Writer:
     def _discard(self, data: bytes) -> bytes:
         """What comes after the last request is read, so that no reset destroys the answer, but never looked at."""
         self.received += len(data)
-        if self.received > SKIPPED and self._wait == END:
-            self.transport.close()
         return b""
 
     def pause_writing(self) -> None:
@@ -441,6 +490,9 @@ class Writer:
         if self._wait == NEXT_HEAD:
             self._since = self._clock()  # while it read an answer, it was not idle
             self._watch(DRAIN_SECONDS if self.connections.draining else self._limits.keep_alive_seconds)
+        elif self._wait == END:
+            self._since = self._seen_at = self._clock()
+            self._watch(LINGER_SECONDS)
         self._resume_writer()
         self._update_reading()
         if self._rest or self._turns:
