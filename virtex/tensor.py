@@ -445,9 +445,8 @@ def check_no_tuple(outputs: Any, where: str) -> None:
     if isinstance(outputs, tuple):
         kind = type(outputs)
         name = kind.__name__ if kind is tuple else f"{kind.__module__}.{kind.__qualname__}"
-        raise HandlerError(
-            f"{where}a {name}, which may be several results: if its {len(outputs)} members are the rows, return list(...)"
-        )
+        remedy = f"if its {len(outputs)} members are the rows, return list(...)"
+        raise HandlerError(f"{where}a {name}, which may be several results: {remedy}")
 
 
 def _array_out(value: Any, count: int, name: str) -> Array:
