@@ -354,11 +354,13 @@ def test_an_idle_service_after_a_long_batch_is_idle(rig):
 
 def test_the_queue_says_no_room_now_or_never(loop):
     rig = Rig(loop, queue=4, start=False)
-    with pytest.raises(RequestError, match="5 items in one request; the queue holds 4") as never:
+    with pytest.raises(
+        RequestError, match=r"5 items in one request; the queue holds 4 at most \(max_queue_size\)"
+    ) as never:
         rig.send("abcde")
     assert never.value.status == 413
     rig.send("abc")
-    with pytest.raises(RequestError, match="no room for 2 items: 3 of 4 wait") as later:
+    with pytest.raises(RequestError, match=r"no room for 2 items: 3 of 4 wait \(max_queue_size\)") as later:
         rig.send("de")
     assert later.value.status == 503
     assert (b"retry-after", b"1") in later.value.headers

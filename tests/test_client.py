@@ -19,9 +19,10 @@ import httpx2
 import orjson
 import pytest
 import uvloop
+from asks import Echo
 from peer import DEADLINE, FACES, Face, Wire, always, echo, message, once, reply, serving
 
-from virtex import Limits
+from virtex import Limits, http_server, serve
 from virtex.client import LIMITS, HttpClient
 from virtex.errors import ClientError
 from virtex.message import HttpMessage
@@ -460,6 +461,7 @@ def test_a_connection_in_use_when_the_client_is_closed_answers_and_ends(face: Fa
 
 FORK = """
 import os, signal, sys
+from virtex import http_server, serve
 from virtex.client import HttpClient
 from virtex.message import HttpMessage
 client = HttpClient(sys.argv[1])
@@ -599,3 +601,19 @@ def test_https_posts_over_a_verified_connection(face: Face) -> None:
 def test_a_certificate_nobody_vouches_for_is_an_error(face: Face) -> None:
     with serving(echo, context=_server_context()) as peer, HttpClient(peer.url(scheme="https")) as client:
         assert "certificate verify failed" in face(client, "post", message(1)).error
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_default_service_answers_every_message_of_a_bundle(size: int) -> None:
+    async def main() -> list[HttpMessage]:
+        app = http_server("echo", Echo(), max_batch_size=size)
+        async with (
+            await serve(app, "127.0.0.1", 0) as listener,
+            HttpClient(f"http://127.0.0.1:{listener.port}") as client,
+        ):
+            bundle = await client.post_bundle_async([message(n, n + 1, n + 2) for n in range(300)])
+            return [*bundle, await client.post_async(message(*range(50)))]
+
+    answers = uvloop.run(main())
+    assert [answer.error for answer in answers] == [None] * 301
+    assert [answer.data for answer in answers] == [*([n, n + 1, n + 2] for n in range(300)), [*range(50)]]

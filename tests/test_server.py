@@ -176,7 +176,7 @@ def test_the_root_says_what_the_service_takes(ask):
     (answer,) = run(app, ask(app, method="GET"))
     assert answer.json["name"] == "echo"
     assert answer.json["accepts"] == ["application/json", "application/x-npy"]
-    assert (answer.json["max_batch_size"], answer.json["max_queue_size"]) == (7, 28)
+    assert (answer.json["max_batch_size"], answer.json["max_queue_size"]) == (7, 1024)
     assert answer.json["limits"]["body"] == 1000
 
 

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import io
 import itertools
+import mmap
 import threading
 from types import SimpleNamespace
 
@@ -369,15 +370,16 @@ def test_a_slab_is_used_again_only_when_nobody_holds_its_rows():
     put(ring, 1, 2)
     load = ring.take(4)
     address = load.work[0].ctypes.data
+    others = len(ring._pool)
     load.release()
-    assert len(ring._pool) == 1
+    assert len(ring._pool) == others + 1
     put(ring, 3)
-    assert not ring._pool
+    assert len(ring._pool) == others
     load = ring.take(4)
     assert load.work[0].ctypes.data == address
     kept = load.work[0][:1]
     load.release()
-    assert not ring._pool
+    assert len(ring._pool) == others
     put(ring, 5)
     load = ring.take(4)
     assert load.work[0].ctypes.data != address
@@ -425,10 +427,11 @@ def test_a_request_that_was_taken_or_left_is_not_the_oldest_any_more():
 def test_the_buffer_of_those_who_all_left_is_pooled():
     ring = ring_of()
     first, second = put(ring, 1, 2, 3, 4), put(ring, 5)
+    others = len(ring._pool)
     ring.cancel(first)
-    assert len(ring._pool) == 1 and ring.size == 1
+    assert len(ring._pool) == others + 1 and ring.size == 1
     ring.cancel(second)
-    assert ring.size == 0
+    assert len(ring._pool) == others + 2 and ring.size == 0
 
 
 def test_a_body_that_turns_out_to_be_no_json_takes_no_rows():
@@ -476,6 +479,63 @@ def test_memory_that_does_not_fit_is_refused_with_the_batch_that_would():
     app = http_server("tensor", Identity(), limits=Limits(max_bytes=1))
     with pytest.raises(MemoryError):
         run(app)
+
+
+def test_small_buffers_share_pages_and_are_still_told_apart():
+    inputs = {"a": VECTOR, "b": Tensor("uint8"), "none": Tensor("int64", (0,))}
+    ring = RowRing(inputs, 1, 1024, 1 << 20)
+    tickets = []
+    for n in range(1024):
+        ticket = Recorder([{"a": [n, n, n], "b": n % 256, "none": []}])
+        ticket.items = items_of(ticket.items, tuple(inputs))
+        assert ring.put(ticket)
+        tickets.append(ticket)
+    loads = [ring.take(1) for _ in range(1024)]
+    batches = [load.work[0] for load in loads]
+    assert [batch["a"].tolist() for batch in batches] == [[[n, n, n]] for n in range(1024)]
+    assert [batch["b"].tolist() for batch in batches] == [[n % 256] for n in range(1024)]
+    assert all(array.ctypes.data % 64 == 0 for batch in batches for array in batch.values())
+    pages = {batch["a"].ctypes.data // mmap.PAGESIZE for batch in batches}
+    assert len(pages) <= 1024 * 64 / mmap.PAGESIZE + 16
+    kept = batches[::2]
+    del batches
+    for load in loads:
+        load.release()
+    assert len(ring._pool) >= 512
+    free = {arrays["a"].ctypes.data for arrays in ring._pool}
+    assert not free & {batch["a"].ctypes.data for batch in kept}, "what is kept is nobody else's"
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "most", "queue"),
+    [
+        ((3,), 8, 4 << 30, 1024),
+        ((3,), 512, 4 << 30, 2048),
+        ((1000,), 512, 16_384_000, 512),  # half is four buffers of 2,048,000 bytes: one waits
+        ((1000,), 512, 20_480_000, 1024),
+        ((1000,), 512, 12_000_000, 512),  # half is less than that, but all of it is enough
+    ],
+)
+def test_the_default_queue_is_what_fits_into_half_of_the_memory(shape, size, most, queue):
+    class Wide(Identity):
+        inputs = Tensor("float32", shape)
+
+    app = http_server("wide", Wide(), max_batch_size=size, limits=Limits(max_bytes=most, body=100_000))
+    (root,) = run(app, ask_direct(app, method="GET"))
+    assert root.json["max_queue_size"] == app.max_queue_size == queue
+
+
+def test_a_queue_that_was_asked_for_is_never_made_smaller():
+    limits = Limits(max_bytes=16_384_000, body=100_000)
+    app = http_server("wide", Identity(), max_batch_size=512, max_queue_size=4096, limits=limits)
+    run(app)
+    assert app.max_queue_size == 4096
+
+    class Wide(Identity):
+        inputs = Tensor("float32", (1000,))
+
+    with pytest.raises(MemoryError, match="max_queue_size"):
+        run(http_server("wide", Wide(), max_batch_size=512, max_queue_size=4096, limits=limits))
 
 
 def test_large_batches_take_memory_only_when_they_are_written():
@@ -687,7 +747,7 @@ def in_large_memory(app, text, headers=()):
 )
 def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(text, headers, status):
     async def main():
-        app = http_server("tensor", Identity(), max_batch_size=2)
+        app = http_server("tensor", Identity(), max_batch_size=2, max_queue_size=8)
         await app.startup()
         refused = []
         for _ in range(2):

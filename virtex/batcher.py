@@ -281,12 +281,12 @@ class Batcher:
 
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
-        if count > self._ring.capacity:
-            raise RequestError(413, f"{count} items in one request; the queue holds {self._ring.capacity} at most")
-        if self._ring.size + count > self._ring.capacity:
-            raise RequestError(
-                503, f"no room for {count} items: {self._ring.size} of {self._ring.capacity} wait", RETRY_SOON
-            )
+        most = self._ring.capacity
+        if count > most:
+            raise RequestError(413, f"{count} items in one request; the queue holds {most} at most (max_queue_size)")
+        if self._ring.size + count > most:
+            waiting = f"{self._ring.size} of {most} wait (max_queue_size)"
+            raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON)
 
     def admit(self, ticket: Ticket, now: int) -> None:
         """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""

@@ -41,6 +41,7 @@ from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
 
+LEAST_QUEUE = 1024  # items that may wait by default, however small the batches: a burst of single items is no overload
 MOST_ITEMS = 1 << 32  # items in a batch: what is counted fits 64 bits, with room for sums
 RESERVED = ("/health/", "/metrics/", "/v2/")
 
@@ -59,7 +60,7 @@ class Server:
         *,
         max_batch_size: int,
         max_time_on_queue: float,
-        max_queue_size: int,
+        max_queue_size: int | None,
         executor: str,
         limits: Limits,
         observer: Observer | None,
@@ -73,7 +74,8 @@ class Server:
         self.observer = observer
         self.max_batch_size = max_batch_size
         self.max_time_on_queue = max_time_on_queue
-        self.max_queue_size = max_queue_size
+        self.max_queue_size = max_queue_size or max(4 * max_batch_size, LEAST_QUEUE)
+        self._queue_may_shrink = max_queue_size is None
         self._source = handler
         self._executor_name = executor
         self._clock = clock
@@ -186,6 +188,9 @@ class Server:
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
+        if self._queue_may_shrink:
+            fitting = RowRing.fitting(handler.inputs, self.max_batch_size, self.limits.max_bytes // 2)
+            self.max_queue_size = min(self.max_queue_size, fitting)
         most = self.limits.max_bytes - self.limits.body  # for a body must be room too
         ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, most, new)
         self.admission.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
@@ -457,7 +462,8 @@ def http_server(
 
     name: of the service. handler: a RequestHandler, its class or a factory; the latter two are called in each worker.
     max_batch_size: items that run_inference gets at most. max_time_on_queue: seconds that an item waits for company at
-    most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size.
+    most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size or
+    1024, whichever is more, for declared inputs no more than fits into half of limits.max_bytes.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
     coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
     a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
@@ -482,8 +488,12 @@ def http_server(
         max_time_on_queue,
         "seconds from 0 to 3600",
     )
-    queue = 4 * max_batch_size if max_queue_size is None else max_queue_size
-    _check(_whole(queue, 1, 4 * MOST_ITEMS), "max_queue_size", queue, "a whole number from 1 to 2**34, or None")
+    _check(
+        max_queue_size is None or _whole(max_queue_size, 1, 4 * MOST_ITEMS),
+        "max_queue_size",
+        max_queue_size,
+        "a whole number from 1 to 2**34, or None",
+    )
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
     _check(observer is None or isinstance(observer, Observer), "observer", observer, "an Observer, or None")
@@ -495,7 +505,7 @@ def http_server(
         handler,
         max_batch_size=max_batch_size,
         max_time_on_queue=max_time_on_queue,
-        max_queue_size=queue,
+        max_queue_size=max_queue_size,
         executor=executor,
         limits=limits or Limits(),
         observer=observer,

@@ -30,6 +30,9 @@ from .ring import Load, Ring, Span, Ticket
 from .serial._npy import descr_of, named_dtype
 
 Array = npt.NDArray[Any]
+CHUNK = 16 << 10  # bytes that are allocated at once for buffers that are smaller: each would take a page or more
+ALIGNED = 64  # bytes: the widest vectors
+SPARE = 3  # buffers beside those that wait: one that fills, and up to two with the executor
 HUGE = 4 << 20  # bytes from which a buffer asks for huge pages: first touch is a fault per page
 
 
@@ -87,12 +90,15 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
 
 def allocate(tensor: Tensor, rows: int) -> Array:
     """An array of rows, on a page of its own, that takes memory when it is first written."""
-    size = max(rows * tensor.nbytes, 1)
+    return np.ndarray((rows, *tensor.shape), tensor.dtype, _pages(max(rows * tensor.nbytes, 1)))
+
+
+def _pages(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.ndarray((rows, *tensor.shape), tensor.dtype, memory)
+    return memory
 
 
 class Source(Protocol):
@@ -160,6 +166,11 @@ class Slab:
         return [(ticket, at, at + 1) for _, (ticket, at) in sorted(owners.items(), key=lambda item: item[0])]
 
 
+def _row_bytes(inputs: Inputs) -> int:
+    tensors = [inputs] if isinstance(inputs, Tensor) else inputs.values()
+    return sum(max(tensor.nbytes, 1) for tensor in tensors)
+
+
 class RowLoad(Load):
     """One batch of rows; its work is the batch, and how many rows of it each span has."""
 
@@ -216,17 +227,16 @@ class RowRing(Ring):
         self.names = () if isinstance(inputs, Tensor) else tuple(inputs)
         self._inputs: dict[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
         self.max_batch_size = max_batch_size
-        row = sum(max(tensor.nbytes, 1) for tensor in self._inputs.values())
+        row = _row_bytes(inputs)
         self.slab_bytes = max_batch_size * row
-        # Full ones that wait, one that fills, and up to two with the executor.
-        self.slabs = -(-capacity // max_batch_size) + 3
+        self.slabs = -(-capacity // max_batch_size) + SPARE
         if self.slabs * self.slab_bytes > limit:
             fits = max(limit // (self.slabs * row), 0)
             raise MemoryError(
                 f"{self.slabs} buffers of {max_batch_size} rows of {row} bytes are {self.slabs * self.slab_bytes} "
                 f"bytes; limits.max_bytes leaves {limit}: "
                 + (
-                    f"max_batch_size={fits} with max_queue_size={fits * (self.slabs - 3)} would fit"
+                    f"max_batch_size={fits} with max_queue_size={fits * (self.slabs - SPARE)} would fit"
                     if fits
                     else "not even batches of one would fit"
                 )
@@ -236,6 +246,11 @@ class RowRing(Ring):
         self._front = 0  # no slab has a lower number; the first from here on is the next batch
         self._next = 0  # the row that is filled next; what ends there is the last slab
         self._pool: list[dict[str, Array]] = []
+
+    @staticmethod
+    def fitting(inputs: Inputs, max_batch_size: int, limit: int) -> int:
+        """The largest capacity whose slabs take `limit` bytes at most; one batch at least."""
+        return max_batch_size * max(limit // (max_batch_size * _row_bytes(inputs)) - SPARE, 1)
 
     def put(self, ticket: Ticket) -> bool:
         """Decode the ticket's items into the next rows, all or none.
@@ -322,11 +337,26 @@ class RowRing(Ring):
         number = self._next // self.max_batch_size
         slab = self._slabs.get(number)
         if slab is None:
-            slab = self._slabs[number] = Slab(self._pool.pop() if self._pool else self._allocate())
+            if not self._pool:
+                self._pool = self._allocate()
+            slab = self._slabs[number] = Slab(self._pool.pop())
         return slab
 
-    def _allocate(self) -> dict[str, Array]:
-        return {name: self._new(tensor, self.max_batch_size) for name, tensor in self._inputs.items()}
+    def _allocate(self) -> list[dict[str, Array]]:
+        """The arrays of one slab or, where they are small, of several that share their pages."""
+        rows, inputs = self.max_batch_size, self._inputs
+        steps = {name: -(-max(rows * tensor.nbytes, 1) // ALIGNED) * ALIGNED for name, tensor in inputs.items()}
+        count = min(CHUNK // max(steps.values(), default=CHUNK), self.slabs)
+        if count < 2 or self._new is not allocate:
+            return [{name: self._new(tensor, rows) for name, tensor in inputs.items()}]
+        chunks = {name: _pages(count * step) for name, step in steps.items()}
+        return [
+            {
+                name: np.ndarray((rows, *tensor.shape), tensor.dtype, chunks[name], i * steps[name])
+                for name, tensor in inputs.items()
+            }
+            for i in range(count)
+        ]
 
     def give_back(self, slab: Slab) -> None:
         """Pool the slab's arrays if nobody else refers to them or to views of them."""
@@ -451,9 +481,8 @@ def check_no_tuple(outputs: Any, where: str) -> None:
     if isinstance(outputs, tuple):
         kind = type(outputs)
         name = kind.__name__ if kind is tuple else f"{kind.__module__}.{kind.__qualname__}"
-        raise HandlerError(
-            f"{where}a {name}, which may be several results: if its {len(outputs)} members are the rows, return list(...)"
-        )
+        remedy = f"if its {len(outputs)} members are the rows, return list(...)"
+        raise HandlerError(f"{where}a {name}, which may be several results: {remedy}")
 
 
 def _array_out(value: Any, count: int, name: str) -> Array:
