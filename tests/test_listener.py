@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import stat
 import struct
 
 import pytest
@@ -183,6 +185,88 @@ def test_application_that_does_not_stop_is_left_behind(run, caplog):
 
     run(main())
     assert "did not shut down within 1 s" in caplog.text
+
+
+# --- where it listens ------------------------------------------------------------------------------------------
+
+
+async def ask_by(sock, **tls):
+    reader, writer = await asyncio.open_connection(sock=sock, **tls)
+    writer.write(REQUEST)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def unix_socket(path):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    return sock
+
+
+def test_unix_socket_that_nobody_listens_on_is_replaced_and_ones_own_is_removed(run, tmp_path):
+    async def main():
+        path = str(tmp_path / "s")
+        unix_socket(path).close()
+        for _ in range(2):
+            async with await serve(echo(), uds=path):
+                assert (await ask(path=path)).endswith(ANSWER)
+                assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
+            assert not os.path.exists(path)
+
+    run(main())
+
+
+def test_unix_socket_of_somebody_else_is_left_alone(run, tmp_path):
+    async def main():
+        path = str(tmp_path / "s")
+        with unix_socket(path) as other:
+            other.listen()
+            with pytest.raises(OSError, match=r"can't listen on '.*/s': .*in use"):
+                await serve(echo(), uds=path)
+        listener = await serve(echo(), uds=path)
+        os.unlink(path)
+        with unix_socket(path):
+            await listener.drain()
+            assert os.path.exists(path)
+
+    run(main())
+
+
+def test_file_that_is_no_socket_is_not_removed(run, tmp_path):
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(OSError, match=r"can't listen on '.*/s': there is a file that is no socket"):
+        run(serve(echo(), uds=str(tmp_path / "s")))
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+def several(*hosts):
+    """What a name with several addresses resolves to."""
+
+    def getaddrinfo(_, port, **hints):
+        return [found for host in hosts for found in resolve(host, port, **hints)]
+
+    resolve = socket.getaddrinfo
+    return getaddrinfo
+
+
+def test_every_address_of_a_host_is_served_on_one_port(run, monkeypatch):
+    async def main():
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "getaddrinfo", several("::1", "127.0.0.1", "127.0.0.1", "2001:db8::1"))
+            listener = await serve(echo(), "localhost", 0)
+        async with listener:
+            for host in "::1", "127.0.0.1":
+                with socket.create_connection((host, listener.port)) as sock:
+                    sock.setblocking(False)
+                    assert (await ask_by(sock)).endswith(ANSWER)
+
+    run(main())
+
+
+def test_host_without_an_address_of_this_machine_is_refused(run):
+    with pytest.raises(OSError, match=r"can't listen on \('2001:db8::1', 0, 0, 0\)"):
+        run(serve(echo(), "2001:db8::1", 0))
 
 
 # --- large bodies, which the transport reads into the exchange's buffer ---------------------------------------

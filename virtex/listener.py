@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .addresses import UnixSocket, bind_tcp
 from .asgi import Lifespan
 from .connections import Connections
 from .limits import Limits
@@ -109,6 +110,7 @@ class Listener:
         self.connections = connections
         self._lifecycle = lifecycle
         self._servers: list[asyncio.Server | Acceptor] = []
+        self._file: UnixSocket | None = None
         self._closed = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
@@ -188,6 +190,8 @@ class Listener:
         """Accept what the kernel has accepted already, or it would be reset; one turn of the loop takes all of it."""
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        if self._file is not None:
+            self._file.remove()
         for server in self._servers:
             server.close()
         await asyncio.sleep(0)
@@ -213,14 +217,24 @@ async def serve(
 ) -> Listener:
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
-    app: what http_server() made, or any ASGI 3 application. Where: host and port (0: any free one), or `sock`, a bound
-    socket, or `uds`, the path of a unix socket. ssl: serve https with it. backlog: connections that the kernel keeps
-    until they are accepted. limits: by default those of the `Server`. clock: nanoseconds, monotonic. Raises what the
-    app's startup raised, or OSError when the address can't be had.
+    app: what http_server() made, or any ASGI 3 application. Where: every address of `host`, and port (0: any free one),
+    or `sock`, a bound socket, or `uds`, the path of a unix socket. Its file is replaced if nobody listens on it, is
+    removed at the end, and has mode 0666, so that a proxy's user may connect if the folder lets it. ssl: serve https
+    with it. backlog: connections that the kernel keeps until they are accepted. limits: by default those of the
+    `Server`. clock: nanoseconds, monotonic. Raises what the app's startup raised, or OSError when the address can't be
+    had.
     """
     listener = await start(app, limits=limits, clock=clock)
     try:
-        await listener.listen(sock or _bind(host, port, uds), backlog, ssl)
+        if sock is not None:
+            socks = [sock]
+        elif uds is not None:
+            listener._file = UnixSocket(uds)
+            socks = [listener._file.sock]
+        else:
+            socks = bind_tcp(host, port)
+        for bound in socks:
+            await listener.listen(bound, backlog, ssl)
     except BaseException:
         await listener.close()
         raise
@@ -240,21 +254,3 @@ async def start(
     lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state, lifespan)
     await lifecycle.startup(worker)
     return Listener(connections, lifecycle)
-
-
-def _bind(host: str, port: int, uds: str | None) -> socket.socket:
-    if uds is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        address: Any = uds
-    else:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, address = found[0]
-        sock = socket.socket(family, kind)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"can't listen on {address!r}: {error.strerror}") from None
-    sock.setblocking(False)
-    return sock
