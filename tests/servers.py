@@ -168,6 +168,14 @@ def serving(kind: str, source: str, *arguments: str, wait: bool = True, **popen:
             server.stop()
 
 
+def make_certificate(folder: Path) -> tuple[str, str]:
+    """A key and a certificate for localhost, as paths."""
+    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return key, certificate
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

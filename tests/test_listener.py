@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import ssl
+import stat
 import struct
 
 import pytest
 import uvloop
+from servers import make_certificate
 
 from virtex import Limits, RequestHandler, http_server, serve
+from virtex.board import PATIENCE, READY, Board, Share
+from virtex.listener import start
 
 
 class Echo(RequestHandler):
@@ -183,6 +189,239 @@ def test_application_that_does_not_stop_is_left_behind(run, caplog):
 
     run(main())
     assert "did not shut down within 1 s" in caplog.text
+
+
+# --- accepting, and to the end ---------------------------------------------------------------------------------
+
+
+class Siblings:
+    """Others on the same socket, who never are quicker; whether they take what is left is said."""
+
+    def __init__(self, take):
+        self.take = take
+
+    def has_more(self, connections):
+        return True
+
+    def waited_in_vain(self):
+        pass
+
+    def has_company(self):
+        return self.take
+
+
+async def listening(share=None, tls=None):
+    """A listener, and its socket once more."""
+    listener = await start(echo())
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    again = sock.dup()
+    again.setblocking(False)
+    await listener.listen(sock, 100, tls, share)
+    return listener, again
+
+
+def connect(listener, count):
+    """The kernel takes them at once, whether the server has turned or not."""
+    return [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(count)]
+
+
+async def ask_by(sock, **tls):
+    reader, writer = await asyncio.open_connection(sock=sock, **tls)
+    writer.write(REQUEST)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("share", [None, Siblings(take=False)], ids=["alone", "last of several"])
+def test_connections_that_wait_when_it_stops_are_answered_though_they_ask_later(run, share):
+    async def main():
+        listener, again = await listening(share)
+        again.close()
+        clients = connect(listener, 40)
+        draining = asyncio.ensure_future(listener.drain(10))
+        while not listener.connections.draining:
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*map(ask_by, clients))
+        await draining
+        return answers
+
+    answers = run(main())
+    assert [answer.endswith(ANSWER) for answer in answers] == [True] * 40, answers
+
+
+def test_connections_that_wait_are_left_to_those_who_listen_on(run):
+    async def main():
+        listener, again = await listening(Siblings(take=True))
+        clients = connect(listener, 10)
+        await listener.drain(10)
+        for client in clients:
+            with client, again.accept()[0]:
+                pass
+        with pytest.raises(BlockingIOError):
+            again.accept()
+        again.close()
+
+    run(main())
+
+
+def test_connection_that_comes_last_and_says_nothing_does_not_hold_the_end_up(run):
+    async def main():
+        listener, again = await listening()
+        again.close()
+        (client,) = connect(listener, 1)
+        async with asyncio.timeout(5):  # Limits.idle_seconds are 15
+            await listener.drain(10)
+        client.setblocking(False)
+        assert client.recv(100) == b""
+        client.close()
+
+    run(main())
+
+
+def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long(run, tmp_path):
+    key, certificate = make_certificate(tmp_path)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key)
+    context = ssl.create_default_context(cafile=certificate)
+
+    async def main():
+        listener, again = await listening(tls=server)
+        again.close()
+        client, silent = connect(listener, 2)
+        draining = asyncio.ensure_future(listener.drain(10))
+        while not listener.connections.draining:
+            await asyncio.sleep(0)
+        answer = await ask_by(client, ssl=context, server_hostname="localhost")
+        async with asyncio.timeout(6):
+            await draining
+        silent.close()
+        return answer
+
+    assert run(main()).endswith(ANSWER)
+
+
+def board_of(*connections):
+    """Workers that are ready and have so many; the first is this one."""
+    board = Board()
+    for index, count in enumerate(connections):
+        board.take(index + 1)
+        board.own(index, index + 1)
+        board.set_state(index, READY)
+        board.publish(index, count)
+    return board
+
+
+def test_sibling_that_gives_no_sign_of_life_is_waited_for_a_while_only():
+    board = board_of(0, 3, 9)
+    share = Share(board, 0)
+    assert not share.has_more(3)
+    for _ in range(PATIENCE):
+        assert share.has_more(5)
+        share.waited_in_vain()
+    assert not share.has_more(5)
+    assert share.has_more(10)  # the other one has fewer too, and may be well
+    board.publish(1, 3)
+    assert share.has_more(5)
+
+
+def test_hung_sibling_does_not_throttle_accepting(run):
+    class Counting(Share):
+        pauses = 0
+
+        def waited_in_vain(self):
+            super().waited_in_vain()
+            self.pauses += 1
+
+    async def main():
+        share = Counting(board_of(0, 0), 0)
+        listener, again = await listening(share)
+        again.close()
+        clients = []
+        for count in 1, 100, 200:
+            clients += connect(listener, count - len(clients))
+            await until(lambda count=count: len(listener.connections.open) == count)
+        assert share.pauses <= PATIENCE
+        await listener.close()
+        for client in clients:
+            client.close()
+
+    run(main())
+
+
+# --- where it listens ------------------------------------------------------------------------------------------
+
+
+def unix_socket(path):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    return sock
+
+
+def test_unix_socket_that_nobody_listens_on_is_replaced_and_ones_own_is_removed(run, tmp_path):
+    async def main():
+        path = str(tmp_path / "s")
+        unix_socket(path).close()
+        for _ in range(2):
+            async with await serve(echo(), uds=path):
+                assert (await ask(path=path)).endswith(ANSWER)
+                assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
+            assert not os.path.exists(path)
+
+    run(main())
+
+
+def test_unix_socket_of_somebody_else_is_left_alone(run, tmp_path):
+    async def main():
+        path = str(tmp_path / "s")
+        with unix_socket(path) as other:
+            other.listen()
+            with pytest.raises(OSError, match=r"can't listen on '.*/s': .*in use"):
+                await serve(echo(), uds=path)
+        listener = await serve(echo(), uds=path)
+        os.unlink(path)
+        with unix_socket(path):
+            await listener.drain()
+            assert os.path.exists(path)
+
+    run(main())
+
+
+def test_file_that_is_no_socket_is_not_removed(run, tmp_path):
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(OSError, match=r"can't listen on '.*/s': there is a file that is no socket"):
+        run(serve(echo(), uds=str(tmp_path / "s")))
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+def several(*hosts):
+    """What a name with several addresses resolves to."""
+
+    def getaddrinfo(_, port, **hints):
+        return [found for host in hosts for found in resolve(host, port, **hints)]
+
+    resolve = socket.getaddrinfo
+    return getaddrinfo
+
+
+def test_every_address_of_a_host_is_served_on_one_port(run, monkeypatch):
+    async def main():
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "getaddrinfo", several("::1", "127.0.0.1", "127.0.0.1", "2001:db8::1"))
+            listener = await serve(echo(), "localhost", 0)
+        async with listener:
+            for host in "::1", "127.0.0.1":
+                with socket.create_connection((host, listener.port)) as sock:
+                    sock.setblocking(False)
+                    assert (await ask_by(sock)).endswith(ANSWER)
+
+    run(main())
+
+
+def test_host_without_an_address_of_this_machine_is_refused(run):
+    with pytest.raises(OSError, match=r"can't listen on \('2001:db8::1', 0, 0, 0\)"):
+        run(serve(echo(), "2001:db8::1", 0))
 
 
 # --- large bodies, which the transport reads into the exchange's buffer ---------------------------------------

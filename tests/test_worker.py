@@ -18,10 +18,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from servers import ECHO, free_port, listens, read_all, read_response, serving, until
+from servers import ECHO, free_port, listens, make_certificate, read_all, read_response, serving, until
 
 from virtex import Limits
-from virtex.board import DRAINING, LOADING, READY, Board
+from virtex.board import DRAINING, FREE, LOADING, READY, RESTARTING, Board
 from virtex.settings import merge_limits, trust
 
 SLOW_LOAD = (
@@ -161,12 +161,10 @@ def test_drain_delay_takes_connections_while_unready(monkeypatch):
 
 
 def test_tls(tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    with serving("gunicorn", ECHO, "--keyfile", str(key), "--certfile", str(certificate)) as server:
+    key, certificate = make_certificate(tmp_path)
+    with serving("gunicorn", ECHO, "--keyfile", key, "--certfile", certificate) as server:
         server.wait_log("of 1 is ready")
-        context = ssl.create_default_context(cafile=str(certificate))
+        context = ssl.create_default_context(cafile=certificate)
         with server.connect() as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
             for body in (b'{"data":["a"]}', json.dumps({"data": ["x" * 400_000]}).encode()):
                 sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -325,6 +323,88 @@ def test_hup_serves_on_while_the_new_workers_load():
         assert answered > 3
         server.wait_log("Worker exiting")
         assert post(server)[0] == 200
+
+
+def replace_app(server, source):
+    """A deployment: the next reload imports this."""
+    path = server.folder / "service.py"
+    path.write_text(source)
+    os.utime(path, (0, next(REPLACED)))  # or bytecode of the same second and size would be taken for it
+
+
+REPLACED = itertools.count(1)
+BROKEN = "raise RuntimeError('a mistake in the new code')\n"
+NEW = ECHO.replace('name="echo"', 'name="new"')
+
+
+def test_code_that_can_not_be_loaded_leaves_the_old_workers_until_a_good_reload():
+    with serving("gunicorn", ECHO, "--workers", "2", "--max-requests", "5", "--graceful-timeout", "2") as server:
+        server.wait_log("of 2 is ready", 2)
+        old = set(server.workers())
+        replace_app(server, BROKEN)
+        server.signal(signal.SIGHUP)
+        server.wait_log("did not start; those from before the reload serve on", 2)
+        assert "a mistake in the new code" in server.log
+        for _ in range(30):
+            assert post(server) == (200, ANSWER)
+        server.wait_log("max_requests reached: 5 requests served; not acted on until a newer worker is ready", 2)
+        for pid in old:
+            server.signal(signal.SIGTERM, pid)
+        until(lambda: set(server.workers()) == old, "the new workers to leave", server)
+        assert post(server) == (200, ANSWER)
+        replace_app(server, NEW)
+        server.signal(signal.SIGHUP)
+        until(lambda: not old & set(server.workers()), "the old workers to leave", server)
+        assert b'"new"' in server.request("GET", "/")[1]
+
+
+def test_settings_whose_hook_raises_leave_the_old_workers(tmp_path):
+    settings = tmp_path / "settings.py"
+    settings.write_text("")
+    with serving("gunicorn", ECHO, "--config", str(settings)) as server:
+        server.wait_log("of 1 is ready")
+        settings.write_text("def post_worker_init(worker):\n    raise KeyError('a mistake in the settings')\n")
+        server.signal(signal.SIGHUP)
+        server.wait_log("did not start; those from before the reload serve on")
+        assert "a mistake in the settings" in server.log
+        assert post(server) == (200, ANSWER)
+
+
+HANGING = (
+    ECHO
+    + """
+import asyncio
+
+class Hanging(Echo):
+    async def setup(self, worker):
+        print("hanging", flush=True)
+        await asyncio.sleep(3600)
+
+app = http_server(name="hanging", handler=Hanging)
+"""
+)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
+def test_service_ends_at_once_though_a_reload_hangs(end):
+    with serving("gunicorn", SLOW, "--graceful-timeout", "25") as server:
+        server.wait_log("of 1 is ready")
+        replace_app(server, HANGING)
+        server.signal(signal.SIGHUP)
+        server.wait_log("hanging")
+        server.wait_log("serves on until a newer worker is ready")
+        (old, _) = workers = server.workers()
+        server.signal(signal.SIGTERM, old)
+        with server.connect() as sock:
+            sock.sendall(request_of(1))
+            until(lambda: server.request("GET", "/health/ready")[0] == 200, "the old worker to be at work", server)
+            begun = time.monotonic()
+            server.signal(end)
+            if end == signal.SIGTERM:
+                assert json.loads(read_response(sock)[2])["data"] == [1]
+            server.wait_exit()
+            until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "the workers to leave")
+        assert time.monotonic() - begun < 10
 
 
 def test_ttin_and_ttou_change_the_number_of_workers():
@@ -526,10 +606,49 @@ def test_board_knows_whether_any_worker_was_ever_ready():
     board.take(1)
     board.own(0, 1)
     assert not board.has_served() and board.count_failure() == 1 and board.count_failure() == 2
-    assert [entry.state for entry in board.living()] == [LOADING]
+    assert [entry.state for entry in board.others(1)] == [LOADING]
     board.set_state(0, READY)
     board.set_state(0, DRAINING)
     assert board.has_served() and board.count_failure() == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "may_go"),
+    [
+        ([], True),
+        ([(2, READY, 1)], True),
+        ([(3, LOADING, 1)], False),
+        ([(1, LOADING, 1)], True),  # it was there before, and hangs
+        ([(3, LOADING, 1), (4, READY, 1)], True),
+        ([(3, DRAINING, 1)], True),
+        ([(3, RESTARTING, 1)], False),
+        ([(3, RESTARTING, 1), (4, READY, 1)], True),
+        ([(3, LOADING, 2)], False),
+        ([(3, LOADING, 2), (1, READY, 1)], False),
+        ([(3, READY, 2)], True),
+        ([(3, FREE, 2)], False),  # it failed and left
+    ],
+)
+def test_worker_may_go_when_the_newest_code_works_and_another_is_ready_or_none_will_be_soon(others, may_go):
+    board = Board()
+    board.own(board.take(2), 2)
+    board.set_state(0, READY)
+    for index, (age, state, generation) in enumerate(others, 1):
+        board.own(board.take(age, generation), age)
+        board.set_state(index, state)
+    if any(generation == 2 for _, _, generation in others):
+        board.take(9, 2)  # the newest was taken last
+    assert board.can_do_without(0) is may_go
+
+
+def test_worker_that_is_gone_is_nobodys_company():
+    board = Board()
+    for age in 1, 2:
+        board.own(board.take(age), age)
+        board.set_state(age - 1, READY)
+    assert board.has_company(0)
+    board._write(1, board.entry(1)._replace(pid=2**22 + 1))  # above any pid there is
+    assert not board.has_company(0)
 
 
 def settings_of(**changed):
@@ -669,6 +788,12 @@ class Load:
         writer.close()
 
 
+async def wait_for_answers(load, count):
+    async with asyncio.timeout(30):
+        while load.answered < count:
+            await asyncio.sleep(0.01)
+
+
 def test_hup_under_the_load_of_two_hundred_connections_loses_nothing():
     async def main(server):
         load = Load(server)
@@ -681,12 +806,36 @@ def test_hup_under_the_load_of_two_hundred_connections_loses_nothing():
         await clients
         assert load.failures == []
 
-    async def wait_for_answers(load, count):
-        async with asyncio.timeout(30):
-            while load.answered < count:
-                await asyncio.sleep(0.01)
-
     with serving("gunicorn", BATCHING, "--workers", "2", "--graceful-timeout", "20") as server:
         server.wait_log("of 2 is ready", 2)
         asyncio.run(main(server))
         assert server.log.count("of 2 is ready") == 4
+
+
+def test_reload_that_takes_longer_than_the_graceful_timeout_loses_nothing():
+    async def main(server):
+        load = Load(server)
+        clients = asyncio.create_task(load.run(20))
+        await wait_for_answers(load, 100)
+        replace_app(server, BATCHING + LOADS_FOR_4_S)
+        server.signal(signal.SIGHUP)
+        await asyncio.to_thread(server.wait_log, "Worker exiting")
+        await wait_for_answers(load, load.answered + 100)
+        load.stopping = True
+        await clients
+        assert load.failures == []
+
+    with serving("gunicorn", BATCHING, "--graceful-timeout", "2") as server:
+        server.wait_log("of 1 is ready")
+        asyncio.run(main(server))
+        assert "loaded" in server.log[: server.log.index("Worker exiting")]
+
+
+LOADS_FOR_4_S = """
+class Loading(Slow):
+    def setup(self, worker):
+        time.sleep(4)
+        print("loaded", flush=True)
+
+app = http_server(name="loading", handler=Loading, executor="thread")
+"""

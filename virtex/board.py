@@ -3,96 +3,175 @@
 A slot belongs to one worker: its master takes it, its process writes it, and a dead worker's slot is taken again by the
 one that replaces it. Nothing here is on the path of a request.
 
-    slot, 16 bytes:  state u32 | age u32 | pid u32 | connections u32
+    slot, words of 32 bits:  state | age | pid | connections | turns | generation
+
+A generation is the workers between two reloads: they run the same code, or, at least, they were asked to.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import struct
 from typing import NamedTuple
 
 SLOTS = 1024
-FREE, LOADING, READY, DRAINING = range(4)
-_SLOT = struct.Struct("=IIII")
-_HEADER = struct.Struct("=III")  # was a worker ever ready, failed starts since, slots that were ever used
+FREE, LOADING, READY, DRAINING, RESTARTING = range(5)  # RESTARTING: drains, and gunicorn will replace it
+PATIENCE = 10  # pauses in which a sibling may show no sign of life before it is not waited for: 50 ms
+
+# The header's words. Each has one kind of writer: the master, a worker that becomes ready, one that fails.
+_STOPPING, _USED, _NEWEST, _PROVEN, _FAILURES = range(5)
+_HEADER_WORDS = 8
+_SLOT_WORDS = 6
+_STATE, _AGE, _, _CONNECTIONS, _TURNS, _ = range(_SLOT_WORDS)
+_MOST = (1 << 32) - 1
 
 
 class Entry(NamedTuple):
-    """A slot, as its worker wrote it last."""
+    """A slot, as its worker wrote it last. turns: how often it was about to take a connection, or told its number."""
 
     state: int
     age: int
     pid: int
     connections: int
+    turns: int
+    generation: int
 
 
 class Board:
     """The mapping. Writes are single aligned words of one owner; a reader may see a slot between two of them."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _HEADER.size + SLOTS * _SLOT.size)  # zeros: every slot is FREE
+        words = _HEADER_WORDS + SLOTS * _SLOT_WORDS
+        self._words = memoryview(mmap.mmap(-1, 4 * words)).cast("I")  # zeros: every slot is FREE
 
-    def take(self, age: int) -> int:
+    def take(self, age: int, generation: int = 1) -> int:
         """Claim the lowest free slot for a worker that is about to be forked. Called in the master."""
         for index in range(SLOTS):
             entry = self.entry(index)
             if entry.state == FREE or (entry.pid and not _is_alive(entry.pid)):
-                self._write(index, Entry(LOADING, age, 0, 0))
-                served, failures, used = self._header()
-                self._set_header(served, failures, max(used, index + 1))
+                self._write(index, Entry(LOADING, age, 0, 0, 0, generation))
+                self._words[_USED] = max(self._words[_USED], index + 1)
+                self._words[_NEWEST] = generation
                 return index
         raise RuntimeError(f"expected at most {SLOTS} workers")
 
     def own(self, index: int, age: int) -> None:
         """Called in the process that was forked for the slot."""
-        self._write(index, Entry(LOADING, age, os.getpid(), 0))
+        self._write(index, self.entry(index)._replace(state=LOADING, age=age, pid=os.getpid()))
 
     def set_state(self, index: int, state: int) -> None:
-        self._write(index, self.entry(index)._replace(state=state))
+        self._words[_at(index) + _STATE] = state
         if state == READY:
-            self._set_header(1, 0, self._header()[2])
+            self._words[_FAILURES] = 0
+            generation = self.entry(index).generation
+            if generation > self._words[_PROVEN]:
+                self._words[_PROVEN] = generation
 
     def publish(self, index: int, connections: int) -> None:
-        """How many connections this worker has."""
-        self._write(index, self.entry(index)._replace(connections=connections))
+        """How many connections this worker has; and a sign of life."""
+        at = _at(index)
+        self._words[at + _CONNECTIONS] = connections
+        self._words[at + _TURNS] = (self._words[at + _TURNS] + 1) & _MOST
 
-    def fewest(self, index: int) -> int | None:
-        """The connections of that other ready worker which has the fewest; None when there is no other."""
-        others = (self.entry(other) for other in range(self._header()[2]) if other != index)
-        return min((entry.connections for entry in others if entry.state == READY), default=None)
+    def fewer(self, connections: int) -> list[tuple[int, int]]:
+        """Age and turns of the ready workers that have fewer. By columns: it is asked for every connection."""
+        words = self._words[_HEADER_WORDS : _at(self._words[_USED])].tolist()
+        columns = (words[at::_SLOT_WORDS] for at in (_STATE, _CONNECTIONS, _AGE, _TURNS))
+        return [
+            (age, turns)
+            for state, has, age, turns in zip(*columns, strict=True)
+            if has < connections and state == READY
+        ]
 
     def release(self, index: int) -> None:
-        self._write(index, Entry(FREE, 0, 0, 0))
+        self._write(index, Entry(FREE, 0, 0, 0, 0, 0))
 
     def entry(self, index: int) -> Entry:
-        return Entry(*_SLOT.unpack_from(self._memory, _HEADER.size + index * _SLOT.size))
+        at = _at(index)
+        return Entry(*self._words[at : at + _SLOT_WORDS])
 
-    def living(self) -> list[Entry]:
-        """Every worker there is, or, without a pid, will be in a moment."""
-        entries = [self.entry(index) for index in range(self._header()[2])]
-        return [entry for entry in entries if entry.state != FREE and (not entry.pid or _is_alive(entry.pid))]
+    def others(self, index: int) -> list[Entry]:
+        """Every slot in use but this one."""
+        entries = (self.entry(other) for other in range(self._words[_USED]) if other != index)
+        return [entry for entry in entries if entry.state != FREE]
+
+    # --- who may go ---------------------------------------------------------------------------------------------
+
+    def mark_stop(self) -> None:
+        """The whole service stops, so nobody waits for a successor. Called in the master."""
+        self._words[_STOPPING] = 1
+
+    def is_stopping(self) -> bool:
+        return bool(self._words[_STOPPING])
 
     def has_served(self) -> bool:
         """Whether any worker of this master was ever ready."""
-        return bool(self._header()[0])
+        return bool(self._words[_PROVEN])
+
+    def is_proven(self) -> bool:
+        """Whether a worker of the newest generation was ever ready, so that the next one can be expected to be."""
+        return self._words[_PROVEN] >= self._words[_NEWEST]
+
+    def has_company(self, index: int) -> bool:
+        """Whether another worker is ready."""
+        return any(entry.state == READY and _is_alive(entry.pid) for entry in self.others(index))
+
+    def can_do_without(self, index: int) -> bool:
+        """Whether this worker may go: another one is ready, or none will be sooner for its staying.
+
+        False while the newest code has never been ready, for this worker's successor would run it.
+        """
+        return self.is_proven() and (self.has_company(index) or not self._will_have_company(index))
+
+    def _will_have_company(self, index: int) -> bool:
+        age = self.entry(index).age
+        return any(
+            entry.state == RESTARTING
+            or (entry.state == LOADING and entry.age > age and (not entry.pid or _is_alive(entry.pid)))
+            for entry in self.others(index)
+        )
 
     def count_failure(self) -> int:
         """One more worker could not start since the last one that could; returns how many now."""
-        served, failures, used = self._header()
-        self._set_header(served, failures + 1, used)
-        return failures + 1
-
-    def _header(self) -> tuple[int, int, int]:
-        served, failures, used = _HEADER.unpack_from(self._memory, 0)
-        return served, failures, used
-
-    def _set_header(self, served: int, failures: int, used: int) -> None:
-        _HEADER.pack_into(self._memory, 0, served, failures, used)
+        self._words[_FAILURES] += 1
+        return self._words[_FAILURES]
 
     def _write(self, index: int, entry: Entry) -> None:
-        _SLOT.pack_into(self._memory, _HEADER.size + index * _SLOT.size, *entry)
+        at = _at(index)
+        for i, word in enumerate(entry):
+            self._words[at + i] = word
+
+
+class Share:
+    """Whether this worker leaves a connection that waits to a sibling that has fewer.
+
+    An idle sibling wakes up at once and shows a sign of life. One that shows none, though it was left a connection
+    PATIENCE times and nobody took it, is stopped, dead or busy: it is not waited for until it shows one.
+    """
+
+    def __init__(self, board: Board, index: int) -> None:
+        self._board = board
+        self._index = index
+        self._asked: list[tuple[int, int]] = []  # age and turns of those who had fewer at the last look
+        self._vain: dict[tuple[int, int], int] = {}  # how often each of them was waited for, as of that sign of life
+
+    def has_more(self, connections: int) -> bool:
+        """Whether this worker, which has so many, is to let another one be quicker."""
+        self._board.publish(self._index, connections)
+        self._asked = self._board.fewer(connections)
+        return any(self._vain.get(key, 0) < PATIENCE for key in self._asked)
+
+    def waited_in_vain(self) -> None:
+        """Nobody was quicker."""
+        self._vain = {key: self._vain.get(key, 0) + 1 for key in self._asked}
+
+    def has_company(self) -> bool:
+        """Whether a sibling takes what this worker leaves; in a stop they would all wait for each other."""
+        return not self._board.is_stopping() and self._board.has_company(self._index)
+
+
+def _at(index: int) -> int:
+    return _HEADER_WORDS + index * _SLOT_WORDS
 
 
 def _is_alive(pid: int) -> bool:

@@ -8,8 +8,9 @@ import socket
 import ssl as tls
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+from .addresses import UnixSocket, bind_tcp
 from .asgi import Lifespan
 from .connections import Connections
 from .limits import Limits
@@ -20,86 +21,128 @@ log = logging.getLogger("virtex")
 
 YIELD_SECONDS = 0.005
 RETRY_SECONDS = 0.5
+AT_ONCE = 64  # connections that are taken in one turn of the loop
+HANDSHAKE_SECONDS = 2.0  # for the TLS of a connection that was accepted just before the server stopped
+
+
+class Share(Protocol):
+    """What a process knows of others that listen on the same socket."""
+
+    def has_more(self, connections: int) -> bool:
+        """Whether this process, which has so many, is to let another one be quicker."""
+
+    def waited_in_vain(self) -> None:
+        """No other was quicker."""
+
+    def has_company(self) -> bool:
+        """Whether another one takes what this one leaves."""
 
 
 class Acceptor:
-    """Takes connections from a socket that other processes listen on too, one per turn of the loop.
+    """Takes connections from a socket.
 
-    The loop's own server takes every connection that waits, so the first process to wake would have them all. has_more:
-    told how many connections it has, says whether this process has more than another; then it gives that other
-    YIELD_SECONDS to be quicker.
+    share: given where other processes listen on it too. The loop's own server takes every connection that waits, so the
+    first process to wake would have them all; this one gives a process that has fewer YIELD_SECONDS to be quicker.
     """
 
     def __init__(
         self,
         sock: socket.socket,
+        backlog: int,
         connections: Connections,
-        ssl: tls.SSLContext | None,
-        has_more: Callable[[int], bool],
+        ssl: tls.SSLContext | None = None,
+        share: Share | None = None,
     ) -> None:
-        self.sockets = (sock,)
-        self._sock = sock
+        self.sock = sock
+        self.joining: set[asyncio.Task[Any]] = set()  # accepted, but not among the connections yet
+        self._backlog = backlog
         self._connections = connections
         self._ssl = ssl
-        self._has_more = has_more
+        self._share = share
         self._loop = asyncio.get_running_loop()
-        self._joining: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        sock.listen(backlog)
         self._loop.add_reader(sock, self._on_waiting)
 
     def close(self) -> None:
-        """Take what waits already, then stop: a connection left in the queue of a closed socket is reset."""
-        while self._accept():
-            pass
+        """Stop, and take what waits already: in the queue of a closed socket it would be reset.
+
+        It is left to the other processes that listen, if one of them is ready.
+        """
+        if self._share is None or not self._share.has_company():
+            for _ in range(self._backlog + 1):  # no more than that waits; what comes meanwhile must not hold us up
+                if not self._accept():
+                    break
         if self._pause is None:
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self.sock)
         else:
             self._pause.cancel()
-        self._sock.close()
+        self.sock.close()
 
     def _on_waiting(self) -> None:
-        if self._has_more(len(self._connections.open) + len(self._joining)):
+        if self._has_more():
             self._stop_for(YIELD_SECONDS)
-        else:
-            self._accept()
+            return
+        for _ in range(AT_ONCE):
+            if not self._accept() or self._has_more():
+                return
+
+    def _has_more(self) -> bool:
+        if self._share is None:
+            return False
+        return self._share.has_more(len(self._connections.open) + len(self.joining))
 
     def _stop_for(self, seconds: float) -> None:
         """The socket stays readable meanwhile, so without the pause the loop would spin."""
         if self._pause is None:
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self.sock)
             self._pause = self._loop.call_later(seconds, self._go_on)
 
     def _go_on(self) -> None:
         """Whoever else listens was not quicker, so this process takes one all the same."""
         self._pause = None
-        self._loop.add_reader(self._sock, self._on_waiting)
-        self._accept()
+        self._loop.add_reader(self.sock, self._on_waiting)
+        if self._accept() and self._share is not None:
+            self._share.waited_in_vain()
 
     def _accept(self) -> bool:
         """Returns whether there was a connection."""
         try:
-            sock, _ = self._sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            sock, _ = self.sock.accept()
+        except BlockingIOError:
             return False
+        except ConnectionAbortedError:
+            return True
         except OSError:  # no file descriptors or memory left
             log.exception("no connection can be accepted for %g s", RETRY_SECONDS)
             self._stop_for(RETRY_SECONDS)
             return False
         sock.setblocking(False)
         task = self._loop.create_task(self._join(sock))
-        self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
+        self.joining.add(task)
+        task.add_done_callback(self.joining.discard)
         return True
 
     async def _join(self, sock: socket.socket) -> None:
         connections = self._connections
+        patience = None if self._ssl is None else connections.limits.idle_seconds
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: HttpProtocol(connections.app, connections=connections), sock, ssl=self._ssl
+            _, protocol = await self._loop.connect_accepted_socket(
+                lambda: HttpProtocol(connections.app, connections=connections),
+                sock,
+                ssl=self._ssl,
+                ssl_handshake_timeout=patience,
             )
         except (OSError, tls.SSLError) as error:
             log.debug("a connection did not begin: %r", error)
             sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            if connections.draining:
+                protocol.drain()
 
 
 class Listener:
@@ -108,13 +151,14 @@ class Listener:
     def __init__(self, connections: Connections, lifecycle: Any) -> None:
         self.connections = connections
         self._lifecycle = lifecycle
-        self._servers: list[asyncio.Server | Acceptor] = []
+        self._acceptors: list[Acceptor] = []
+        self._file: UnixSocket | None = None
         self._closed = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
     @property
-    def sockets(self) -> list[Any]:
-        return [sock for server in self._servers for sock in server.sockets]
+    def sockets(self) -> list[socket.socket]:
+        return [acceptor.sock for acceptor in self._acceptors]
 
     @property
     def port(self) -> int:
@@ -129,21 +173,13 @@ class Listener:
         sock: socket.socket,
         backlog: int,
         ssl: tls.SSLContext | None = None,
-        has_more: Callable[[int], bool] | None = None,
+        share: Share | None = None,
     ) -> None:
         """Take connections from one more bound socket, which is the listener's from now on.
 
-        has_more: given where other processes listen on it too, see Acceptor.
+        share: given where other processes listen on it too, see Acceptor.
         """
-        connections = self.connections
-        if has_more is not None:
-            sock.listen(backlog)
-            self._servers.append(Acceptor(sock, connections, ssl, has_more))
-            return
-        server = await asyncio.get_running_loop().create_server(
-            lambda: HttpProtocol(connections.app, connections=connections), sock=sock, backlog=backlog, ssl=ssl
-        )
-        self._servers.append(server)
+        self._acceptors.append(Acceptor(sock, backlog, self.connections, ssl, share))
 
     async def drain(self, grace: float = 30.0, delay: float = 0.0) -> None:
         """Stop: be unready at once, answer what was taken, cut what is left after `grace` seconds, shut the app down.
@@ -171,10 +207,11 @@ class Listener:
             connections.closing = True
             if delay:
                 await asyncio.sleep(delay)
-            await self._stop_listening()
+            self._stop_listening()
             connections.drain()
+            await self._wait_joined(min(HANDSHAKE_SECONDS, deadline - time.monotonic()))
             if grace:
-                await connections.wait_empty(grace - delay)
+                await connections.wait_empty(max(0.0, deadline - time.monotonic()))
             connections.abort()
             await connections.wait_empty(1.0)
             left = max(1.0, deadline - time.monotonic())
@@ -184,13 +221,20 @@ class Listener:
         finally:
             self._closed.set()
 
-    async def _stop_listening(self) -> None:
-        """Accept what the kernel has accepted already, or it would be reset; one turn of the loop takes all of it."""
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        for server in self._servers:
-            server.close()
-        await asyncio.sleep(0)
+    def _stop_listening(self) -> None:
+        if self._file is not None:
+            self._file.remove()  # first: from now on nobody can come whom the closing socket would reset
+        for acceptor in self._acceptors:
+            acceptor.close()
+
+    async def _wait_joined(self, seconds: float) -> None:
+        """Have those who were accepted last among the connections; give up those who take longer."""
+        joining = [task for acceptor in self._acceptors for task in acceptor.joining]
+        if joining:
+            _, late = await asyncio.wait(joining, timeout=max(0.0, seconds))
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def __aenter__(self) -> Listener:
         return self
@@ -213,14 +257,24 @@ async def serve(
 ) -> Listener:
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
-    app: what http_server() made, or any ASGI 3 application. Where: host and port (0: any free one), or `sock`, a bound
-    socket, or `uds`, the path of a unix socket. ssl: serve https with it. backlog: connections that the kernel keeps
-    until they are accepted. limits: by default those of the `Server`. clock: nanoseconds, monotonic. Raises what the
-    app's startup raised, or OSError when the address can't be had.
+    app: what http_server() made, or any ASGI 3 application. Where: every address of `host`, and port (0: any free one),
+    or `sock`, a bound socket, or `uds`, the path of a unix socket. Its file is replaced if nobody listens on it, is
+    removed at the end, and has mode 0666, so that a proxy's user may connect if the folder lets it. ssl: serve https
+    with it. backlog: connections that the kernel keeps until they are accepted. limits: by default those of the
+    `Server`. clock: nanoseconds, monotonic. Raises what the app's startup raised, or OSError when the address can't be
+    had.
     """
     listener = await start(app, limits=limits, clock=clock)
     try:
-        await listener.listen(sock or _bind(host, port, uds), backlog, ssl)
+        if sock is not None:
+            socks = [sock]
+        elif uds is not None:
+            listener._file = UnixSocket(uds)
+            socks = [listener._file.sock]
+        else:
+            socks = bind_tcp(host, port)
+        for bound in socks:
+            await listener.listen(bound, backlog, ssl)
     except BaseException:
         await listener.close()
         raise
@@ -240,21 +294,3 @@ async def start(
     lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state, lifespan)
     await lifecycle.startup(worker)
     return Listener(connections, lifecycle)
-
-
-def _bind(host: str, port: int, uds: str | None) -> socket.socket:
-    if uds is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        address: Any = uds
-    else:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, address = found[0]
-        sock = socket.socket(family, kind)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"can't listen on {address!r}: {error.strerror}") from None
-    sock.setblocking(False)
-    return sock

@@ -7,6 +7,9 @@ What gunicorn asks of a worker, and this file keeps to:
 - SIGTERM: answer what was taken within graceful_timeout, with the heartbeat going on; gunicorn repeats the signal.
   SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where Python stands, and die.
 - A worker whose master is gone leaves too.
+- SIGHUP: gunicorn starts new workers and sends SIGTERM to the old ones at once, and again each second. They serve on
+  until a worker of the new code is ready, for as long as that takes. Only the master knows a reload from a stop, so its
+  signal handlers write that on the board.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -35,7 +39,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from . import settings
-from .board import DRAINING, LOADING, READY, Board
+from .board import DRAINING, READY, RESTARTING, Board, Share
 from .connections import Connections
 from .limits import Limits
 from .listener import Listener, start
@@ -43,6 +47,7 @@ from .server import Server
 from .writer import Turn, Writer
 
 HEARTBEAT_SECONDS = 1.0
+SUCCESSOR_SECONDS = 0.1  # between looks for one
 QUICK_SECONDS = 0.5  # for SIGINT and SIGQUIT
 MARGIN_SECONDS = 1.0  # of graceful_timeout, kept for the application's shutdown; at its end gunicorn kills
 
@@ -55,17 +60,26 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     count: the setting `workers`.
     """
 
-    _board: ClassVar[Board | None] = None  # the master's; its workers inherit the mapping
+    # The master's; its workers inherit the mapping.
+    _board: ClassVar[Board | None] = None
+    _latest: ClassVar[Any] = None  # gunicorn's settings: a reload reads them anew
+    _generation: ClassVar[int] = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if VirtexWorker._board is None:
             VirtexWorker._board = Board()
+            _watch_for_stop(VirtexWorker._board)
+        if VirtexWorker._latest is not self.cfg:
+            VirtexWorker._latest = self.cfg
+            VirtexWorker._generation += 1
         self.board = VirtexWorker._board
         self.count: int = self.cfg.workers
-        self.index = self.board.take(self.age)
+        self.index = self.board.take(self.age, VirtexWorker._generation)
         self._stop: asyncio.Event
+        self._told = False  # to go, by a signal
         self._quick = False
+        self._said: set[str] = set()
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -80,15 +94,21 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.board.own(self.index, self.age)
         try:
             super().init_process()
+        except Exception:
+            if self.booted or not self.board.has_served():
+                raise
+            self.log.exception("the worker could not be started")  # a hook raised: of the new settings, say
+            self._leave_after_failure()
         finally:
-            self.board.release(self.index)
+            if self._told or self.board.entry(self.index).state != RESTARTING:
+                self.board.release(self.index)  # else its successor is still to come
 
     def load_wsgi(self) -> None:
         try:
             super().load_wsgi()
             self.wsgi: Any = _resolve(self.wsgi)
-        except Exception:
-            if not self.board.has_served():
+        except (Exception, SystemExit):
+            if not self.alive or not self.board.has_served():
                 raise
             self.log.exception("the application could not be imported")
             self._leave_after_failure()
@@ -114,7 +134,10 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         if not self.board.has_served():
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         pause = min(60, 2 ** self.board.count_failure())
-        self.log.error("worker %d did not start; another try in %d s", self.index, pause)
+        if self.board.is_proven():
+            self.log.error("worker %d did not start; another try in %d s", self.index, pause)
+        else:
+            self.log.error("worker %d did not start; those from before the reload serve on", self.index)
         until = time.monotonic() + pause
         while self.alive and time.monotonic() < until and os.getppid() == self.ppid:
             time.sleep(0.1)  # SIGTERM has its handler of gunicorn's again: it clears self.alive
@@ -147,8 +170,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             self._freeze()
             self.board.set_state(self.index, READY)
             self.log.info("worker %d of %d is ready", self.index, self.count)
-        await self._stop.wait()
-        await self._wait_for_successor()
+            await self._stop.wait()
+            await self._wait_for_successor()
         await self._drain(listener)
         heart.cancel()
         return True
@@ -156,7 +179,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     async def _start(self) -> Listener | None:
         starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits(), lifespan=self.cfg.asgi_lifespan))
         stopping = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done: set[Any] = set()
+        while not done:
+            done, _ = await asyncio.wait({starting, stopping}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            if os.getppid() != self.ppid:
+                self._stop.set()
         if not starting.done():
             self.log.info("stopping while the application loads")
             starting.cancel()
@@ -194,12 +221,9 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         for sock in self.sockets:  # read here, not in __init__: reuse_port replaces them after the fork
             sock.setblocking(False)
             # The backlog is passed because listen() is called again, and a default would shrink it.
-            await listener.listen(sock.sock, self.cfg.backlog, context, self._has_more)
-
-    def _has_more(self, connections: int) -> bool:
-        self.board.publish(self.index, connections)
-        fewest = self.board.fewest(self.index)
-        return fewest is not None and connections > fewest
+            # With reuse_port the socket is this worker's alone: nobody else takes from its queue.
+            share = None if self.cfg.reuse_port else Share(self.board, self.index)
+            await listener.listen(sock.sock, self.cfg.backlog, context, share)
 
     async def _beat(self, listener: Listener) -> None:
         """Tell the master that the loop turns; look whether it is time to go."""
@@ -210,28 +234,32 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             if os.getppid() != self.ppid:
                 self._say_once("the master is gone: stopping")
             elif listener.connections.requests >= self.max_requests:
-                self._say_once(f"{listener.connections.requests} requests served, max_requests reached: restarting")
+                self._say_once(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so
                 self._stop.set()
             await asyncio.sleep(pause)
 
     def _say_once(self, why: str) -> None:
-        if not self._stop.is_set():
-            self.log.info(why)
+        if why not in self._said:
+            self._said.add(why)
+            self.log.info(why if self._is_free() else f"{why}; not acted on until a newer worker is ready")
             self._stop.set()
 
     async def _wait_for_successor(self) -> None:
-        """On SIGHUP gunicorn ends the old workers at once: serve on until one of the new ones has loaded."""
-        until = time.monotonic() + self.cfg.graceful_timeout / 2
-        while not self._quick and time.monotonic() < until:
-            younger = [entry.state for entry in self.board.living() if entry.age > self.age]
-            if LOADING not in younger or READY in younger:
-                return
-            await asyncio.sleep(0.05)
+        """Serve on while nobody else would for a while, or only code that was never ready."""
+        if self._is_free():
+            return
+        self.log.info("worker %d serves on until a newer worker is ready", self.index)
+        while not self._is_free():
+            await asyncio.sleep(SUCCESSOR_SECONDS)
+
+    def _is_free(self) -> bool:
+        at_once = self._quick or not self.alive or self.board.is_stopping() or os.getppid() != self.ppid
+        return at_once or self.board.can_do_without(self.index)
 
     async def _drain(self, listener: Listener) -> None:
         self.alive = False
-        self.board.set_state(self.index, DRAINING)
+        self.board.set_state(self.index, DRAINING if self._told else RESTARTING)
         self._arm_watchdog()
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
         draining = asyncio.ensure_future(listener.drain(grace, 0.0 if self._quick else settings.drain_delay()))
@@ -266,13 +294,35 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             self._stop.set()  # SIGTERM came just before
 
     def _on_term(self) -> None:
+        self._told = True
         self._stop.set()
 
     def _on_quit(self) -> None:
         if not self._quick:
-            self._quick = True
+            self._told = self._quick = True
             self.cfg.worker_int(self)
         self._stop.set()
+
+
+def _watch_for_stop(board: Board) -> None:
+    """Have the master's signal handlers say on the board that the whole service stops, before they do anything else.
+
+    gunicorn looks at a signal only when a reload is over, which takes up to graceful_timeout.
+    """
+    master = os.getpid()
+
+    def watched(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
+        def handle(sig: int, frame: Any) -> Any:
+            if os.getpid() == master:  # and not a worker that has just been forked
+                board.mark_stop()
+            return handler(sig, frame)
+
+        return handle
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, watched(handler))
 
 
 def _keep_freed_memory() -> None:
