@@ -7,18 +7,18 @@ import logging
 import socket
 import ssl as tls
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .asgi import Lifespan
 from .connections import Connections
 from .limits import Limits
 from .protocol import HttpProtocol
-from .server import Server
 
 log = logging.getLogger("virtex")
 
 YIELD_SECONDS = 0.005
+QUICK_SECONDS = 0.5  # a startup that takes no longer has nobody refused: whoever connects meanwhile waits for it
 RETRY_SECONDS = 0.5
 
 
@@ -27,7 +27,7 @@ class Acceptor:
 
     The loop's own server takes every connection that waits, so the first process to wake would have them all. has_more:
     told how many connections it has, says whether this process has more than another; then it gives that other
-    YIELD_SECONDS to be quicker.
+    YIELD_SECONDS to be quicker. may_accept: whether it takes any at all now.
     """
 
     def __init__(
@@ -36,12 +36,14 @@ class Acceptor:
         connections: Connections,
         ssl: tls.SSLContext | None,
         has_more: Callable[[int], bool],
+        may_accept: Callable[[], bool],
     ) -> None:
         self.sockets = (sock,)
         self._sock = sock
         self._connections = connections
         self._ssl = ssl
         self._has_more = has_more
+        self._may_accept = may_accept
         self._loop = asyncio.get_running_loop()
         self._joining: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -49,7 +51,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Take what waits already, then stop: a connection left in the queue of a closed socket is reset."""
-        while self._accept():
+        while self._may_accept() and self._accept():
             pass
         if self._pause is None:
             self._loop.remove_reader(self._sock)
@@ -58,7 +60,7 @@ class Acceptor:
         self._sock.close()
 
     def _on_waiting(self) -> None:
-        if self._has_more(len(self._connections.open) + len(self._joining)):
+        if not self._may_accept() or self._has_more(len(self._connections.open) + len(self._joining)):
             self._stop_for(YIELD_SECONDS)
         else:
             self._accept()
@@ -73,7 +75,8 @@ class Acceptor:
         """Whoever else listens was not quicker, so this process takes one all the same."""
         self._pause = None
         self._loop.add_reader(self._sock, self._on_waiting)
-        self._accept()
+        if self._may_accept():
+            self._accept()
 
     def _accept(self) -> bool:
         """Returns whether there was a connection."""
@@ -103,11 +106,17 @@ class Acceptor:
 
 
 class Listener:
-    """A started application and its listening sockets; `async with` drains it at the end. Made by serve()."""
+    """An application and its listening sockets; `async with` drains it at the end. Made by serve(), which starts it."""
 
-    def __init__(self, connections: Connections, lifecycle: Any) -> None:
-        self.connections = connections
-        self._lifecycle = lifecycle
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        lifespan: str = "auto",
+    ) -> None:
+        self.connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
+        self._lifecycle = app if self.connections.direct else Lifespan(app, self.connections.state, lifespan)
         self._servers: list[asyncio.Server | Acceptor] = []
         self._closed = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
@@ -124,21 +133,43 @@ class Listener:
             raise ValueError(f"expected a TCP socket, but this listener is on {name!r}")
         return int(name[1])
 
+    def begin(self, worker: Any = None) -> asyncio.Task[None]:
+        """The application's startup, begun; for start(). worker: what the handler's setup() gets."""
+        return asyncio.get_running_loop().create_task(self._lifecycle.startup(worker))
+
+    async def start(self, starting: asyncio.Task[None], listen: Callable[[], Awaitable[None]]) -> None:
+        """Wait until the application has started, and call listen() once. Raises what its startup raised.
+
+        A `Server` answers probes while it starts, so it listens meanwhile, unless its setup() holds the loop. Any other
+        application listens when it has started.
+        """
+        try:
+            await asyncio.wait({starting}, timeout=QUICK_SECONDS if self.connections.direct else None)
+            if starting.done():
+                await starting
+                await listen()
+            else:
+                await listen()
+                await starting
+        finally:
+            starting.cancel()
+
     async def listen(
         self,
         sock: socket.socket,
         backlog: int,
         ssl: tls.SSLContext | None = None,
         has_more: Callable[[int], bool] | None = None,
+        may_accept: Callable[[], bool] = lambda: True,
     ) -> None:
         """Take connections from one more bound socket, which is the listener's from now on.
 
-        has_more: given where other processes listen on it too, see Acceptor.
+        has_more, may_accept: given where other processes listen on it too, see Acceptor.
         """
         connections = self.connections
         if has_more is not None:
             sock.listen(backlog)
-            self._servers.append(Acceptor(sock, connections, ssl, has_more))
+            self._servers.append(Acceptor(sock, connections, ssl, has_more, may_accept))
             return
         server = await asyncio.get_running_loop().create_server(
             lambda: HttpProtocol(connections.app, connections=connections), sock=sock, backlog=backlog, ssl=ssl
@@ -213,33 +244,20 @@ async def serve(
 ) -> Listener:
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
+    Where executor="thread" or an async setup() leaves the loop free, it listens while the app starts too: /health/live
+    answers 200, everything else 503.
     app: what http_server() made, or any ASGI 3 application. Where: host and port (0: any free one), or `sock`, a bound
     socket, or `uds`, the path of a unix socket. ssl: serve https with it. backlog: connections that the kernel keeps
     until they are accepted. limits: by default those of the `Server`. clock: nanoseconds, monotonic. Raises what the
     app's startup raised, or OSError when the address can't be had.
     """
-    listener = await start(app, limits=limits, clock=clock)
+    listener = Listener(app, limits, clock)
     try:
-        await listener.listen(sock or _bind(host, port, uds), backlog, ssl)
+        await listener.start(listener.begin(), lambda: listener.listen(sock or _bind(host, port, uds), backlog, ssl))
     except BaseException:
         await listener.close()
         raise
     return listener
-
-
-async def start(
-    app: Any,
-    worker: Any = None,
-    *,
-    limits: Limits | None = None,
-    clock: Callable[[], int] = time.perf_counter_ns,
-    lifespan: str = "auto",
-) -> Listener:
-    """Start `app` and return its listener, which does not listen yet. worker: for the handler's setup()."""
-    connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
-    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state, lifespan)
-    await lifecycle.startup(worker)
-    return Listener(connections, lifecycle)
 
 
 def _bind(host: str, port: int, uds: str | None) -> socket.socket:

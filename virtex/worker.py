@@ -4,6 +4,8 @@ What gunicorn asks of a worker, and this file keeps to:
 - __init__ runs in the master, before the fork; the event loop and everything that belongs to it is made after it.
 - The heartbeat comes from the event loop, so a loop that is stuck is seen. It begins when the application is ready:
   until the first one, gunicorn lets a worker load for as long as it needs.
+- A `Server` whose setup() leaves the loop free answers while it loads: probes, and 503 to all else. Its connections are
+  those that no sibling could answer, and end with their answer, so that a client's next one finds whoever is ready.
 - SIGTERM: answer what was taken within graceful_timeout, with the heartbeat going on; gunicorn repeats the signal.
   SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where Python stands, and die.
 - A worker whose master is gone leaves too.
@@ -38,7 +40,7 @@ from . import settings
 from .board import DRAINING, LOADING, READY, Board
 from .connections import Connections
 from .limits import Limits
-from .listener import Listener, start
+from .listener import Listener
 from .server import Server
 from .writer import Turn, Writer
 
@@ -66,6 +68,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.index = self.board.take(self.age)
         self._stop: asyncio.Event
         self._quick = False
+        self._is_ready = False
+        self._accepts = True
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -99,15 +103,25 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         started = False
         loop = uvloop.new_event_loop()
         try:
+            signal.signal(signal.SIGTERM, self._cancel_setup)
             asyncio.set_event_loop(loop)
             started = loop.run_until_complete(self._serve())
+            loop.run_until_complete(_cancel_what_is_left())
             loop.run_until_complete(loop.shutdown_asyncgens())
+        except asyncio.CancelledError:
+            pass  # of _cancel_setup(), in a step of the loop beside setup()
         finally:
             faulthandler.cancel_dump_traceback_later()
             asyncio.set_event_loop(None)
             loop.close()
-        if not started:
+            signal.signal(signal.SIGTERM, self.handle_exit)
+        if not started and self.alive:
             self._leave_after_failure()
+
+    def _cancel_setup(self, sig: int, frame: Any) -> None:
+        """SIGTERM while a setup() holds the event loop, which could not react: no request was taken yet."""
+        self.alive = False
+        raise asyncio.CancelledError("SIGTERM")
 
     def _leave_after_failure(self) -> None:
         """End the service if it never worked; else this process only, after a pause, for it is respawned at once."""
@@ -136,38 +150,54 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     async def _serve(self) -> bool:
         """Load, listen, drain; False when the application did not start."""
         self._stop = asyncio.Event()
-        self._add_signals(asyncio.get_running_loop())
-        listener = await self._start()
-        if listener is None:
-            return self._stop.is_set()
+        listener = Listener(self.wsgi, self._limits(), lifespan=self.cfg.asgi_lifespan)
+        self._configure(listener.connections)
         heart = asyncio.get_running_loop().create_task(self._beat(listener))
-        if not self._stop.is_set():
-            self._configure(listener.connections)
-            await self._listen(listener)
-            self._freeze()
-            self.board.set_state(self.index, READY)
-            self.log.info("worker %d of %d is ready", self.index, self.count)
-        await self._stop.wait()
-        await self._wait_for_successor()
-        await self._drain(listener)
-        heart.cancel()
-        return True
+        try:
+            if not await self._start(listener):
+                return self._stop.is_set()
+            if not self._stop.is_set():
+                self._be_ready(listener.connections)
+            await self._stop.wait()
+            await self._wait_for_successor()
+            await self._drain(listener)
+            return True
+        finally:
+            heart.cancel()
 
-    async def _start(self) -> Listener | None:
-        starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits(), lifespan=self.cfg.asgi_lifespan))
+    async def _start(self, listener: Listener) -> bool:
+        """Load and listen; False when that failed, or SIGTERM came before it was done."""
+        loading = listener.begin(self)
+        for _ in range(2):  # startup(), and the task that it waits for
+            await asyncio.sleep(0)  # a setup() that holds the loop does it here, and SIGTERM ends it there
+        self._add_signals(asyncio.get_running_loop())
+        starting = asyncio.ensure_future(listener.start(loading, lambda: self._listen(listener)))
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
         if not starting.done():
             self.log.info("stopping while the application loads")
-            starting.cancel()
             self._arm_watchdog()
-            return None
-        stopping.cancel()
+            starting.cancel()
         try:
-            return starting.result()
+            await starting
+            return True
+        except asyncio.CancelledError:
+            await listener.drain(QUICK_SECONDS)
         except Exception:
             self.log.exception("the application did not start")
-            return None
+            self._accepts = False
+            await listener.close()
+        return False
+
+    def _be_ready(self, connections: Connections) -> None:
+        self._freeze()
+        connections.closing = self.cfg.keepalive == 0
+        connections.requests = 0  # those that were refused meanwhile don't count towards max_requests
+        self._is_ready = True
+        self.board.set_state(self.index, READY)
+        self.notify()
+        self.log.info("worker %d of %d is ready", self.index, self.count)
 
     def _freeze(self) -> None:
         """Spare the garbage collector what lives as long as the worker: model and libraries, 10 to 100 ms each time.
@@ -183,7 +213,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         return settings.merge_limits(of_app, self.cfg, self.log)
 
     def _configure(self, connections: Connections) -> None:
-        connections.closing = self.cfg.keepalive == 0
+        connections.closing = True  # until it is ready
         connections.root_path = self.cfg.root_path.rstrip("/")
         connections.secure = settings.trust(self.cfg)
         if self.log.access_log_enabled or type(self.log).access is not Logger.access:  # statsd's counts requests there
@@ -194,7 +224,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         for sock in self.sockets:  # read here, not in __init__: reuse_port replaces them after the fork
             sock.setblocking(False)
             # The backlog is passed because listen() is called again, and a default would shrink it.
-            await listener.listen(sock.sock, self.cfg.backlog, context, self._has_more)
+            await listener.listen(sock.sock, self.cfg.backlog, context, self._has_more, self._may_accept)
+
+    def _may_accept(self) -> bool:
+        """A worker that loads leaves who connects to those that can answer; one that failed, to whoever comes next."""
+        return self._is_ready or (self._accepts and not self.board.has_company(self.index))
 
     def _has_more(self, connections: int) -> bool:
         self.board.publish(self.index, connections)
@@ -205,11 +239,12 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         """Tell the master that the loop turns; look whether it is time to go."""
         pause = min(HEARTBEAT_SECONDS, self.timeout / 2) if self.timeout else HEARTBEAT_SECONDS
         while True:
-            self.notify()
+            if self._is_ready:
+                self.notify()
             self.board.publish(self.index, len(listener.connections.open))
             if os.getppid() != self.ppid:
                 self._say_once("the master is gone: stopping")
-            elif listener.connections.requests >= self.max_requests:
+            elif self._is_ready and listener.connections.requests >= self.max_requests:
                 self._say_once(f"{listener.connections.requests} requests served, max_requests reached: restarting")
             elif not self.alive:  # the reloader says so
                 self._stop.set()
@@ -273,6 +308,15 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             self._quick = True
             self.cfg.worker_int(self)
         self._stop.set()
+
+
+async def _cancel_what_is_left() -> None:
+    """What asyncio.run() does at its end, but no longer than a moment: a setup() that never ends may be among it."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=QUICK_SECONDS)
 
 
 def _keep_freed_memory() -> None:
