@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import time
 
 import pytest
-from servers import ECHO, read_all, serving
+from servers import ECHO, read_all, serving, until
 
 LOADING = (
     ECHO
@@ -83,3 +85,94 @@ def test_sigterm_ends_a_setup_that_would_not_end(executor):
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0 and time.monotonic() - begun < 8
         assert "is ready" not in server.log and "Traceback" not in server.log
+
+
+# --- what the log says -----------------------------------------------------------------------------------------
+
+FAILING = ECHO.replace("return model_input", "raise KeyError('no such row')")
+SILENCING = (
+    """
+import logging, logging.config
+logging.getLogger("virtex").info("before the load")
+logging.config.dictConfig({"version": 1, "root": {"level": "INFO"}})
+"""
+    + FAILING
+)
+
+
+def request_id(server):
+    status, body = server.request("POST", "/", b'{"data":["a"]}')
+    assert status == 500
+    return re.search(rb"request id (\w+)", body)[1].decode()
+
+
+@pytest.mark.parametrize("where", ["module", "setup", "preloaded module"])
+def test_logging_that_the_application_configures_does_not_silence_virtex(where):
+    source, options = SILENCING, ["--preload"] if where == "preloaded module" else []
+    if where == "setup":
+        line = next(line for line in SILENCING.splitlines() if "dictConfig" in line)
+        source = source.replace(line, "").replace(
+            "class Echo(RequestHandler):", f"class Echo(RequestHandler):\n    def setup(self, worker):\n        {line}"
+        )
+    with serving("gunicorn", source, "--access-logfile", "-", *options) as server:
+        server.wait_log("of 1 is ready")
+        server.wait_log(f"request {request_id(server)}: run_inference raised KeyError")
+        server.wait_log("KeyError: 'no such row'")
+        server.wait_log('"POST / HTTP/1.1" 500')
+        assert "before the load" in server.log
+
+
+def test_an_import_that_fails_after_it_silenced_the_logs_is_told_all_the_same():
+    with serving("gunicorn", SILENCING + "\nraise OSError('no such model')", wait=False) as server:
+        assert server.wait_exit() == 3
+        assert "OSError: no such model" in server.log and "Traceback" in server.log
+
+
+@pytest.mark.parametrize("kind", ["dict", "json"])
+def test_a_log_of_its_own_that_gunicorn_is_told_to_give_virtex_is_kept(kind, tmp_path):
+    path = tmp_path / "own.log"
+    handler = {"class": "logging.FileHandler", "filename": str(path), "formatter": "own"}
+    config = {
+        "formatters": {"own": {"format": "OWN %(message)s"}},
+        "handlers": {"own": handler},
+        "loggers": {"virtex": {"handlers": ["own"], "level": "INFO", "propagate": False}},
+    }
+    config = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}, **config}
+    (tmp_path / "log.json").write_text(json.dumps(config))
+    (tmp_path / "conf.py").write_text(f"logconfig_dict = {config!r}" if kind == "dict" else "")
+    options = ["--log-config-json", str(tmp_path / "log.json")] if kind == "json" else []
+    with serving("gunicorn", FAILING, "-c", str(tmp_path / "conf.py"), *options) as server:
+        server.wait_log("of 1 is ready")
+        name = request_id(server)
+        until(lambda: f"OWN request {name}" in path.read_text(), "the request in the log", server)
+        assert f"request {name}" not in server.log
+
+
+def test_code_that_can_not_be_imported_is_answered_with_its_error_until_it_is_mended():
+    broken = "def f(:\n" + ECHO
+    with serving("gunicorn", broken, "--reload", "--reload-engine", "poll") as server:
+        status, body = server.request("POST", "/", b'{"data":["a"]}')
+        expected = b"the application could not be imported: SyntaxError: invalid syntax (service.py, line 1)\n"
+        assert (status, body) == (500, expected)
+        assert "def f(:" in server.log and "Traceback" in server.log
+        (server.folder / "service.py").write_text("import missing_module\n" + ECHO)
+        until(lambda: b"ModuleNotFoundError: No module named 'missing_module'" in answer(server), "its error", server)
+        (server.folder / "service.py").write_text(ECHO)
+        until(lambda: b'"data":["a"]' in answer(server), "the service", server)
+
+
+def answer(server):
+    try:
+        return server.request("POST", "/", b'{"data":["a"]}')[1]
+    except OSError:  # the worker was leaving
+        return b""
+
+
+def test_a_worker_that_hangs_in_native_code_is_killed_with_a_traceback_in_the_log():
+    native = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # Python sees no signal meanwhile
+    with serving("gunicorn", ECHO.replace("return model_input", native), "--timeout", "1") as server:
+        server.wait_log("of 1 is ready")
+        with server.connect(30) as sock:
+            sock.sendall(POST)
+            assert read_all(sock) == b""
+        assert "WORKER TIMEOUT" in server.log and "in run_inference" in server.log

@@ -7,7 +7,7 @@ What gunicorn asks of a worker, and this file keeps to:
 - A `Server` whose setup() leaves the loop free answers while it loads: probes, and 503 to all else. Its connections are
   those that no sibling could answer, and end with their answer, so that a client's next one finds whoever is ready.
 - SIGTERM: answer what was taken within graceful_timeout, with the heartbeat going on; gunicorn repeats the signal.
-  SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where Python stands, and die.
+  SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where every thread stands, and die.
 - A worker whose master is gone leaves too.
 """
 
@@ -23,10 +23,10 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -72,6 +72,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._accepts = True
 
     @classmethod
+    def setup(cls) -> None:
+        """Called by gunicorn in the master when it reads its settings, ahead of any import of the application."""
+        _join_logs(logging.getLogger("gunicorn.error"))
+
+    @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn in the master, ahead of the first fork."""
         settings.check(cfg)
@@ -79,7 +84,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     # --- from gunicorn, in order ----------------------------------------------------------------------------------
 
     def init_process(self) -> None:
-        _join_logs(self.log)
+        self._join_logs()
         _keep_freed_memory()
         self.board.own(self.index, self.age)
         try:
@@ -87,15 +92,34 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         finally:
             self.board.release(self.index)
 
+    def init_signals(self) -> None:
+        faulthandler.disable()  # or enable() would leave SIGABRT to who takes it here
+        super().init_signals()
+        self._trace_to_log()
+
     def load_wsgi(self) -> None:
         try:
-            super().load_wsgi()
-            self.wsgi: Any = _resolve(self.wsgi)
-        except Exception:
-            if not self.board.has_served():
+            self.wsgi: Any = _resolve(self.app.wsgi())
+        except Exception as error:
+            self._join_logs()
+            if self.reloader is not None:
+                self.log.exception("the application could not be imported; another try when a file changes")
+                self.wsgi = self._stand_in(error)
+            elif self.board.has_served():
+                self.log.exception("the application could not be imported")
+                self._leave_after_failure()
+            else:
                 raise
-            self.log.exception("the application could not be imported")
-            self._leave_after_failure()
+        self._join_logs()
+
+    def _stand_in(self, error: Exception) -> Any:
+        """Under --reload: what answers while the code is broken. The files that it came from are watched."""
+        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if isinstance(error, SyntaxError) and error.filename:
+            files.add(error.filename)
+        for file in filter(os.path.isfile, files):
+            self.reloader.add_extra_file(file)
+        return partial(_answer_500, f"the application could not be imported: {_line(error)}\n".encode())
 
     def run(self) -> None:
         if not self.alive:
@@ -135,15 +159,33 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         sys.exit(1)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
-        """Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it."""
+        """Where the threads stand was written before, by faulthandler: one that never returns to Python gets not here.
+
+        Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it.
+        """
         self.alive = False
-        stacks = [
-            f"thread {ident}:\n" + "".join(traceback.format_stack(frame if ident == threading.get_ident() else other))
-            for ident, other in sys._current_frames().items()
-        ]
-        self.log.critical("no heartbeat for %s s; this is where it stands\n%s", self.cfg.timeout, "\n".join(stacks))
+        self.log.critical("no heartbeat for %s s; where each thread stood is written above", self.cfg.timeout)
         self.cfg.worker_abort(self)
         os._exit(1)
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        self._reopen_logs()
+
+    def _reopen_logs(self) -> None:
+        self.log.reopen_files()
+        self._trace_to_log()
+
+    def _trace_to_log(self) -> None:
+        """Have SIGABRT, and what else kills a process, write where every thread stands, whatever Python is doing."""
+        streams: Any = (getattr(handler, "stream", None) for handler in self.log.error_log.handlers)
+        for stream in (*streams, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # no file behind it
+                faulthandler.enable(stream)
+                return
+
+    def _join_logs(self) -> None:
+        """Again after the application has loaded: logging.config disables loggers that it does not name."""
+        _join_logs(self.log.error_log, self.log.access_log)
 
     # --- the event loop's life --------------------------------------------------------------------------------------
 
@@ -175,6 +217,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        self._join_logs()
         if not starting.done():
             self.log.info("stopping while the application loads")
             self._arm_watchdog()
@@ -295,7 +338,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
         loop.add_signal_handler(signal.SIGINT, self._on_quit)
         loop.add_signal_handler(signal.SIGQUIT, self._on_quit)
-        loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         loop.add_signal_handler(signal.SIGWINCH, lambda: None)
         if not self.alive:
             self._stop.set()  # SIGTERM came just before
@@ -376,9 +419,26 @@ class AccessLog:
         self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
 
 
-def _join_logs(log: Any) -> None:
-    """Let --log-level, --error-logfile and --log-config rule what Virtex logs."""
+def _join_logs(error_log: logging.Logger, *others: logging.Logger) -> None:
+    """Let --log-level, --error-logfile and --log-config rule what Virtex logs, as if "virtex" were below gunicorn's.
+
+    Who gives "virtex" a level, handlers or propagate=False of its own has them: logconfig_dict, or the application.
+    """
     ours = logging.getLogger("virtex")
-    ours.handlers = log.error_log.handlers
-    ours.setLevel(log.error_log.level)
-    ours.propagate = log.error_log.propagate
+    ours.parent = logging.root if ours.handlers else error_log
+    ours.setLevel(ours.level)  # forget which levels were enabled under another parent
+    for logger in (ours, error_log, *others):
+        logger.disabled = False
+
+
+async def _answer_500(body: bytes, scope: Any, receive: Any, send: Any) -> None:
+    while scope["type"] == "lifespan":
+        await send({"type": (await receive())["type"] + ".complete"})
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _line(error: Exception) -> str:
+    """An exception in one line: "SyntaxError: invalid syntax (service.py, line 3)"."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
