@@ -12,7 +12,6 @@ import sys
 import pytest
 from servers import ROOT, free_port, listens, until
 
-
 COMMAND = [sys.executable, str(ROOT / "examples" / "embed.py")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
