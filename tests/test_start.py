@@ -56,7 +56,7 @@ def test_a_loading_worker_answers_probes_while_no_sibling_is_ready_and_leaves_al
 
 
 def test_what_was_refused_while_it_loaded_does_not_count_towards_max_requests():
-    with serving("gunicorn", LOADING, "--max-requests", "3") as server:
+    with serving("gunicorn", LOADING, "--max-requests", "3", "--timeout", "0") as server:
         assert [status(server) for _ in range(5)] == [503] * 5
         assert server.log.count("Booting worker") == 1
         go(server, 0)
