@@ -9,9 +9,10 @@ Both answer the number of words. The lines go straight to the model; the HTTP re
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import signal
-import sys
 
 import uvloop
 
@@ -31,13 +32,19 @@ class WordCount(RequestHandler):
         return model_output_item
 
 
+clients: set[asyncio.StreamWriter] = set()
+
+
 async def answer_lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """The other protocol: each line is answered by one line."""
     model = WordCount()
-    async for line in reader:
-        (count,) = model.run_inference(model.process_request([line.decode(errors="replace")]))
-        writer.write(b"%d\n" % count)
-        await writer.drain()
+    clients.add(writer)
+    with contextlib.suppress(ConnectionError, ValueError):  # the client is gone; a line of more than 64 KB
+        async for line in reader:
+            (count,) = model.run_inference(model.process_request([line.decode(errors="replace")]))
+            writer.write(b"%d\n" % count)
+            await writer.drain()
+    clients.discard(writer)
     writer.close()
 
 
@@ -50,7 +57,12 @@ async def main(http_port: int, line_port: int) -> None:
     lines = await asyncio.start_server(answer_lines, "127.0.0.1", line_port)
     async with lines, await serve(app, port=http_port):
         await stop.wait()
+        for writer in clients:  # else its task would be cancelled when the loop ends, and say so
+            writer.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(*map(int, sys.argv[1:3])))
+    parser = argparse.ArgumentParser(description="Count words over HTTP, and over lines of text.")
+    parser.add_argument("http_port", type=int)
+    parser.add_argument("line_port", type=int)
+    uvloop.run(main(**vars(parser.parse_args())))

@@ -1,7 +1,7 @@
 """nginx and haproxy in front of a server of ours, on loopback, as their users set them up.
 
-    with nginx(server.port) as proxy:
-        proxy.post("buffered", "/", body)
+with nginx(server.port) as proxy:
+    proxy.post("buffered", "/", body)
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _end(answer: bytes) -> int | None:
 
 @contextlib.contextmanager
 def nginx(port: int, config: str = NGINX, ways: tuple[str, ...] = NGINX_WAYS, **more: object) -> Iterator[Proxy]:
-    with _running("nginx", ["-p", "{folder}", "-e", "{folder}/log", "-c", "{folder}/config"], config, ways, port, more) as proxy:
+    with _running(
+        "nginx", ["-p", "{folder}", "-e", "{folder}/log", "-c", "{folder}/config"], config, ways, port, more
+    ) as proxy:
         yield proxy
 
 

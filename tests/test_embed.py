@@ -9,13 +9,18 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from servers import ROOT, free_port, listens, until
 
+COMMAND = [sys.executable, str(ROOT / "examples" / "embed.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-def test_example_serves_http_beside_another_protocol():
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_example_serves_http_beside_another_protocol_and_ends_cleanly_with_clients_connected(number):
     http_port, line_port = free_port(), free_port()
-    command = [sys.executable, str(ROOT / "examples" / "embed.py"), str(http_port), str(line_port)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    command = [*COMMAND, str(http_port), str(line_port)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
     try:
         until(lambda: process.poll() is not None or (listens(http_port) and listens(line_port)), "both ports")
         connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=10)
@@ -24,9 +29,16 @@ def test_example_serves_http_beside_another_protocol():
         with socket.create_connection(("127.0.0.1", line_port), 10) as sock:
             sock.sendall(b"three more words\n")
             assert sock.recv(10) == b"3\n"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0, process.stderr.read()
+            process.send_signal(number)
+            assert process.wait(10) == 0
+            assert process.stderr.read() == b"" and sock.recv(10) == b""
         connection.close()
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("arguments", [(), ("8080",), ("8080", "http")])
+def test_example_says_how_it_is_called(arguments):
+    ended = subprocess.run([*COMMAND, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("usage: embed.py") and "Traceback" not in ended.stderr

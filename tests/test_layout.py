@@ -13,6 +13,7 @@ CORE = {"ring", "company", "head", "message", "tensor", "errors", "limits"}
 OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools"}
 NO_CLOCK = CORE | {"exchange", "bodies", "device"}
 PARTS = {
+    "access_log": "worker",
     "addresses": "listener",
     "board": "worker",
     "head": "exchange",

@@ -9,14 +9,15 @@ import socket
 import ssl
 import stat
 import struct
+import threading
 
 import pytest
 import uvloop
-from servers import make_certificate
+from servers import listens, make_certificate
 
-from virtex import Limits, RequestHandler, http_server, serve
+from virtex import HttpProtocol, Limits, RequestHandler, http_server, serve
 from virtex.board import PATIENCE, READY, Board, Share
-from virtex.listener import start
+from virtex.listener import Listener
 
 
 class Echo(RequestHandler):
@@ -107,6 +108,89 @@ def test_setup_that_fails_is_raised_and_nothing_listens(run):
             await serve(echo(Failing), port=0)
 
     run(main())
+
+
+async def statuses(port):
+    """What a loading service says: live, ready, to a message; and the last answer whole."""
+    requests = [
+        b"GET /health/%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % name for name in (b"live", b"ready")
+    ]
+    answers = [await ask(port, request=request) for request in [*requests, REQUEST]]
+    return [int(answer.split()[1]) for answer in answers], answers[-1]
+
+
+def bound():
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock, sock.getsockname()[1]
+
+
+def loading(kind, gate, error=None):
+    """A service whose setup() waits for the gate, and leaves the loop free meanwhile."""
+
+    class InThread(Echo):
+        def setup(self, worker):
+            gate.wait(20)
+            if error:
+                raise error
+
+    class Awaiting(Echo):
+        async def setup(self, worker):
+            while not gate.is_set():
+                await asyncio.sleep(0.001)
+            if error:
+                raise error
+
+    if kind == "thread":
+        return http_server(name="loading", handler=InThread, executor="thread")
+    return http_server(name="loading", handler=lambda: Awaiting())
+
+
+@pytest.mark.parametrize("kind", ["thread", "async"])
+def test_probes_are_answered_and_messages_refused_while_a_setup_that_leaves_the_loop_free_runs(run, kind):
+    async def main():
+        gate, (sock, port) = threading.Event(), bound()
+        starting = asyncio.ensure_future(serve(loading(kind, gate), sock=sock))
+        await until(lambda: listens(port))
+        seen, refusal = await statuses(port)
+        assert not starting.done()
+        gate.set()
+        async with await starting:
+            return seen, refusal, (await statuses(port))[0]
+
+    seen, refusal, later = run(main())
+    assert seen == [200, 503, 503] and later == [200, 200, 200]
+    assert b"retry-after: 1" in refusal and b"the service is starting" in refusal
+
+
+@pytest.mark.parametrize("kind", ["thread", "async"])
+def test_setup_that_fails_while_probes_are_answered_is_raised_and_nothing_listens_any_more(run, kind):
+    async def main():
+        gate, (sock, port) = threading.Event(), bound()
+        starting = asyncio.ensure_future(serve(loading(kind, gate, FileNotFoundError("model.bin")), sock=sock))
+        await until(lambda: listens(port))
+        assert (await statuses(port))[0] == [200, 503, 503]
+        gate.set()
+        with pytest.raises(FileNotFoundError, match=r"model\.bin"):
+            await starting
+        assert not listens(port)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["thread", "async"])
+def test_a_quick_setup_has_nobody_refused(run, kind):
+    async def main():
+        gate, (sock, port) = threading.Event(), bound()
+        sock.listen()  # so that the request can be there before the application is
+        asking = asyncio.ensure_future(ask(port))
+        starting = asyncio.ensure_future(serve(loading(kind, gate), sock=sock))
+        await asyncio.sleep(0)
+        gate.set()
+        async with await starting:
+            return await asking
+
+    assert run(main()).endswith(ANSWER)
 
 
 def test_drain_answers_what_was_taken_then_refuses_connections(run):
@@ -200,6 +284,9 @@ class Siblings:
     def __init__(self, take):
         self.take = take
 
+    def may_accept(self):
+        return True
+
     def has_more(self, connections):
         return True
 
@@ -212,7 +299,8 @@ class Siblings:
 
 async def listening(share=None, tls=None):
     """A listener, and its socket once more."""
-    listener = await start(echo())
+    listener = Listener(echo())
+    await listener.begin()
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     again = sock.dup()
@@ -492,3 +580,26 @@ def test_large_body_cut_by_a_reset_gives_its_bytes_back(run):
             writer.close()
 
     run(main())
+
+
+# --- HttpProtocol alone ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [b"", REQUEST[:40]])
+def test_a_connection_that_asks_nothing_before_the_first_request_leaves_no_trace(run, caplog, first):
+    async def main():
+        app = echo()
+        loop = asyncio.get_running_loop()
+        async with await loop.create_server(lambda: HttpProtocol(app), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            _, probe = await asyncio.open_connection("127.0.0.1", port)
+            probe.write(first)
+            await probe.drain()
+            probe.close()
+            await probe.wait_closed()
+            answer = await ask(port)  # accepted behind it
+        await app.shutdown()
+        return answer
+
+    assert run(main()).endswith(ANSWER)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -34,9 +35,9 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(line: str, port: int, folder: Path) -> Iterator[Running]:
+def running(line: str, port: int, folder: Path, python: str = sys.executable) -> Iterator[Running]:
     """A server line of the README, on a port of ours."""
-    command = [sys.executable, "-m", *shlex.split(line)]
+    command = [python, "-m", *shlex.split(line)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
@@ -99,6 +100,42 @@ def test_the_app_runs_under_the_other_servers_that_are_named(line: str, folder: 
     where = f" --bind 127.0.0.1:{port}" if line.startswith("hypercorn") else f" --port {port}"
     with running(line + where, port, folder) as server:
         assert server.request("POST", "/", b'{"data": []}') == (200, b'{"data":[],"error":null}')
+
+
+def lowest() -> tuple[tuple[int, ...], list[str]]:
+    """The oldest Python that pyproject.toml allows, and the oldest version of everything that an install brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = [re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement) for requirement in project["dependencies"]]
+    assert all(pins), project["dependencies"]
+    python = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
+    return python, [f"{name}=={version}" for name, version in (pin.groups() for pin in pins if pin)]
+
+
+def install(requirements: list[str], where: Path) -> str:
+    """Make an environment with these and nothing else; gives its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(where)], check=True)
+    python = str(where / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--retries", "1", "--timeout", "20"]
+    ended = subprocess.run([*pip, "--only-binary", ":all:", *requirements], capture_output=True, text=True)
+    if "connection broken" in ended.stderr and not os.environ.get("CI"):
+        pytest.skip("no package index can be reached")
+    assert ended.returncode == 0, ended.stderr
+    return python
+
+
+def test_the_server_and_its_client_run_with_the_lowest_versions_that_an_install_may_bring(
+    folder: Path, tmp_path: Path
+) -> None:
+    oldest, requirements = lowest()
+    if sys.version_info[:2] != oldest:
+        pytest.skip("the lowest versions are those for the lowest Python")
+    python, port = install(requirements, tmp_path / "venv"), free_port()
+    with running(GUNICORN.replace(PORT, str(port)), port, folder, python):
+        (tmp_path / "client.py").write_text(FILES["client.py"].replace(PORT, str(port)))
+        client = [python, "-W", "error", "client.py"]
+        ended = subprocess.run(client, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.splitlines() == re.findall(r"^ *print\(.*\)  # (.*)$", FILES["client.py"], re.MULTILINE)
 
 
 def test_the_status_table_is_that_of_the_code() -> None:

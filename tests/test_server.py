@@ -12,6 +12,7 @@ import virtex.exchange
 import virtex.message
 from virtex import Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
+from virtex.company import Peer
 from virtex.errors import HandlerError, ItemError, moved
 from virtex.handler import Worker
 from virtex.head import Head
@@ -568,6 +569,25 @@ def test_a_forked_process_begins_anew(ask):
         (answer,) = run(app, ask(app, BODY))
         os._exit(0 if answer.status == 200 else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+async def _tell_the_end_and_ask(app):
+    """What is told of an end, though nothing has begun here; then what is asked begins it."""
+    app.leave(Peer())
+    app.drain()
+    await app.shutdown()
+    return (await ask_asgi(app, BODY)).status
+
+
+def test_an_end_that_is_told_before_anything_began_changes_nothing():
+    assert asyncio.run(_tell_the_end_and_ask(http_server("early", Echo()))) == 200
+
+
+def test_an_end_that_is_told_after_the_loop_was_closed_ends_nothing(caplog):
+    app = http_server("closed", Echo())
+    asyncio.run(app.startup())
+    assert asyncio.run(_tell_the_end_and_ask(app)) == 200
+    assert "raised" not in caplog.text
 
 
 # ---- who leaves, who waits ----

@@ -228,8 +228,12 @@ def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
         assert server.request("GET", "/health/ready")[0] == 200
 
 
-def test_load_may_take_longer_than_the_timeout():
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_load_may_take_longer_than_the_timeout(kind):
     source = SLOW_LOAD.replace("{seconds}", "3")
+    if kind == "async":  # and listens before it holds the loop for so long
+        source = source.replace("def setup", "async def setup").replace("time.sleep", "await sleep(0.6); time.sleep")
+        source = "from asyncio import sleep\n" + source
     with serving("gunicorn", source, "--timeout", "1") as server:
         server.wait_log("worker 0 of 1 is ready")
         assert "WORKER TIMEOUT" not in server.log

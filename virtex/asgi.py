@@ -335,7 +335,11 @@ class Lifespan:
         if self._mode == "off":
             return
         self._task = asyncio.get_running_loop().create_task(self._run())
-        answer = await self._ask("lifespan.startup")
+        try:
+            answer = await self._ask("lifespan.startup")
+        except asyncio.CancelledError:
+            self._task.cancel()  # or it would be asked to shut down what never was up
+            raise
         if answer is None and self._mode == "on":
             raise RuntimeError(f"expected the application to have a lifespan, but it raised {self._raised!r}")
         if answer is not None and answer["type"] == "lifespan.startup.failed":
@@ -366,8 +370,8 @@ class Lifespan:
         assert self._task is not None
         await self._inbox.put({"type": kind})
         answer = asyncio.ensure_future(self._answers.get())
-        await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        answer.cancel()
-        return None
+        try:
+            await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            return answer.result() if answer.done() else None
+        finally:
+            answer.cancel()

@@ -83,6 +83,11 @@ class Board:
             if has < connections and state == READY
         ]
 
+    def has_company(self, index: int) -> bool:
+        """Whether another worker is ready."""
+        others = (self.entry(other) for other in range(self._header()[2]) if other != index)
+        return any(entry.state == READY and _is_alive(entry.pid) for entry in others)
+
     def release(self, index: int) -> None:
         self._write(index, Entry(FREE, 0, 0, 0, 0, 0))
 
@@ -152,8 +157,14 @@ class Share:
     def __init__(self, board: Board, index: int) -> None:
         self._board = board
         self._index = index
+        self.is_open = True  # False: whoever waits is left to a process to come
         self._asked: list[tuple[int, int]] = []  # age and turns of those who had fewer at the last look
         self._vain: dict[tuple[int, int], int] = {}  # how often each of them was waited for, as of that sign of life
+
+    def may_accept(self) -> bool:
+        """A worker that loads leaves who connects to those that can answer, if there are any."""
+        is_loading = self._board.entry(self._index).state == LOADING
+        return not is_loading or (self.is_open and not self._board.has_company(self._index))
 
     def has_more(self, connections: int) -> bool:
         """Whether this worker, which has so many, is to let another one be quicker."""

@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl as tls
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from .addresses import UnixSocket, bind_tcp
@@ -15,11 +15,11 @@ from .asgi import Lifespan
 from .connections import Connections
 from .limits import Limits
 from .protocol import HttpProtocol
-from .server import Server
 
 log = logging.getLogger("virtex")
 
 YIELD_SECONDS = 0.005
+QUICK_SECONDS = 0.5  # a startup that takes no longer has nobody refused: whoever connects meanwhile waits for it
 RETRY_SECONDS = 0.5
 AT_ONCE = 64  # connections that are taken in one turn of the loop
 HANDSHAKE_SECONDS = 2.0  # for the TLS of a connection that was accepted just before the server stopped
@@ -27,6 +27,9 @@ HANDSHAKE_SECONDS = 2.0  # for the TLS of a connection that was accepted just be
 
 class Share(Protocol):
     """What a process knows of others that listen on the same socket."""
+
+    def may_accept(self) -> bool:
+        """Whether it takes any connection now."""
 
     def has_more(self, connections: int) -> bool:
         """Whether this process, which has so many, is to let another one be quicker."""
@@ -70,7 +73,7 @@ class Acceptor:
 
         It is left to the other processes that listen, if one of them is ready.
         """
-        if self._share is None or not self._share.has_company():
+        if self._share is None or (self._share.may_accept() and not self._share.has_company()):
             for _ in range(self._backlog + 1):  # no more than that waits; what comes meanwhile must not hold us up
                 if not self._accept():
                     break
@@ -81,17 +84,18 @@ class Acceptor:
         self.sock.close()
 
     def _on_waiting(self) -> None:
-        if self._has_more():
+        if self._yields():
             self._stop_for(YIELD_SECONDS)
             return
         for _ in range(AT_ONCE):
-            if not self._accept() or self._has_more():
+            if not self._accept() or self._yields():
                 return
 
-    def _has_more(self) -> bool:
-        if self._share is None:
+    def _yields(self) -> bool:
+        share = self._share
+        if share is None:
             return False
-        return self._share.has_more(len(self._connections.open) + len(self.joining))
+        return not share.may_accept() or share.has_more(len(self._connections.open) + len(self.joining))
 
     def _stop_for(self, seconds: float) -> None:
         """The socket stays readable meanwhile, so without the pause the loop would spin."""
@@ -103,8 +107,9 @@ class Acceptor:
         """Whoever else listens was not quicker, so this process takes one all the same."""
         self._pause = None
         self._loop.add_reader(self.sock, self._on_waiting)
-        if self._accept() and self._share is not None:
-            self._share.waited_in_vain()
+        share = self._share
+        if (share is None or share.may_accept()) and self._accept() and share is not None:
+            share.waited_in_vain()
 
     def _accept(self) -> bool:
         """Returns whether there was a connection."""
@@ -146,11 +151,17 @@ class Acceptor:
 
 
 class Listener:
-    """A started application and its listening sockets; `async with` drains it at the end. Made by serve()."""
+    """An application and its listening sockets; `async with` drains it at the end. Made by serve(), which starts it."""
 
-    def __init__(self, connections: Connections, lifecycle: Any) -> None:
-        self.connections = connections
-        self._lifecycle = lifecycle
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        lifespan: str = "auto",
+    ) -> None:
+        self.connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
+        self._lifecycle = app if self.connections.direct else Lifespan(app, self.connections.state, lifespan)
         self._acceptors: list[Acceptor] = []
         self._file: UnixSocket | None = None
         self._closed = asyncio.Event()
@@ -167,6 +178,27 @@ class Listener:
         if not isinstance(name, tuple):
             raise ValueError(f"expected a TCP socket, but this listener is on {name!r}")
         return int(name[1])
+
+    def begin(self, worker: Any = None) -> asyncio.Task[None]:
+        """The application's startup, begun; for start(). worker: what the handler's setup() gets."""
+        return asyncio.get_running_loop().create_task(self._lifecycle.startup(worker))
+
+    async def start(self, starting: asyncio.Task[None], listen: Callable[[], Awaitable[None]]) -> None:
+        """Wait until the application has started, and call listen() once. Raises what its startup raised.
+
+        A `Server` answers probes while it starts, so it listens meanwhile, unless its setup() holds the loop. Any other
+        application listens when it has started.
+        """
+        try:
+            await asyncio.wait({starting}, timeout=QUICK_SECONDS if self.connections.direct else None)
+            if starting.done():
+                await starting
+                await listen()
+            else:
+                await listen()
+                await starting
+        finally:
+            starting.cancel()
 
     async def listen(
         self,
@@ -257,6 +289,8 @@ async def serve(
 ) -> Listener:
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
+    Where executor="thread" or an async setup() leaves the loop free, it listens while the app starts too: /health/live
+    answers 200, everything else 503.
     app: what http_server() made, or any ASGI 3 application. Where: every address of `host`, and port (0: any free one),
     or `sock`, a bound socket, or `uds`, the path of a unix socket. Its file is replaced if nobody listens on it, is
     removed at the end, and has mode 0666, so that a proxy's user may connect if the folder lets it. ssl: serve https
@@ -264,8 +298,9 @@ async def serve(
     `Server`. clock: nanoseconds, monotonic. Raises what the app's startup raised, or OSError when the address can't be
     had.
     """
-    listener = await start(app, limits=limits, clock=clock)
-    try:
+    listener = Listener(app, limits, clock)
+
+    async def listen() -> None:
         if sock is not None:
             socks = [sock]
         elif uds is not None:
@@ -275,22 +310,10 @@ async def serve(
             socks = bind_tcp(host, port)
         for bound in socks:
             await listener.listen(bound, backlog, ssl)
+
+    try:
+        await listener.start(listener.begin(), listen)
     except BaseException:
         await listener.close()
         raise
     return listener
-
-
-async def start(
-    app: Any,
-    worker: Any = None,
-    *,
-    limits: Limits | None = None,
-    clock: Callable[[], int] = time.perf_counter_ns,
-    lifespan: str = "auto",
-) -> Listener:
-    """Start `app` and return its listener, which does not listen yet. worker: for the handler's setup()."""
-    connections = Connections(app, limits=limits, clock=clock, loop=asyncio.get_running_loop())
-    lifecycle = app if isinstance(app, Server) else Lifespan(app, connections.state, lifespan)
-    await lifecycle.startup(worker)
-    return Listener(connections, lifecycle)

@@ -138,13 +138,15 @@ class Server:
 
     def _is_bound(self) -> bool:
         """Whether this is the process and the loop that the server's present life began on."""
-        if self._pid != os.getpid():
+        if not self._has_life():
             return False
         if self.loop is asyncio.get_running_loop():
             return True
-        if self.loop.is_closed():
-            return False
         raise RuntimeError(f"service {self.name!r} already runs on another event loop; make one app per loop")
+
+    def _has_life(self) -> bool:
+        """Whether there is a life to be ended; a fork leaves it to the parent, and a loop that is closed ended it."""
+        return self._pid == os.getpid() and not self.loop.is_closed()
 
     async def _start(self, worker: Worker) -> None:
         thread = ThreadExecutor(self.loop, f"virtex {self.name}")
@@ -228,12 +230,15 @@ class Server:
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
         self._why_failed = f"the handler's setup failed: {type(error).__name__}"
-        log.error("service %r did not start", self.name, exc_info=error)
+        if isinstance(error, Exception):
+            log.error("service %r did not start", self.name, exc_info=error)
+        else:
+            log.info("service %r was stopped while it started: %s", self.name, type(error).__name__)
         self.admission.fail(RequestError(503, self._why_failed))
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
-        if self._state in (STARTING, READY):
+        if self._state in (STARTING, READY) and self._has_life():
             self._state = DRAINING
             self.admission.is_open = False
             self.batcher.drain()
@@ -243,7 +248,7 @@ class Server:
 
         Calling it again waits for the first call.
         """
-        if self._pid != os.getpid() or self._state is NEW:
+        if not self._has_life():
             return
         if self._ending is not None:
             await asyncio.shield(self._ending)
@@ -258,7 +263,8 @@ class Server:
         self.drain()
         if self._startup is not None and self._state is not FAILED:
             await asyncio.wait([self._startup])
-        self._state = CLOSED
+        if self._state is not FAILED:
+            self._state = CLOSED
         await self.admission.wait_settled()
         if self._handler is None:
             return
@@ -321,8 +327,9 @@ class Server:
 
     def leave(self, peer: Peer) -> None:
         """A connection is gone, and its exchanges are cancelled: nobody waits for it any more."""
-        self.batcher.company.leaves(peer)
-        self.batcher.wake()
+        if self._has_life():
+            self.batcher.company.leaves(peer)
+            self.batcher.wake()
 
     def _refuse_by_state(self) -> None:
         """503 unless requests are still taken: while draining, and while starting on a request's behalf."""
@@ -330,7 +337,7 @@ class Server:
             raise RequestError(503, self._why_failed)
         if self._state is CLOSED:
             raise RequestError(503, "the service has shut down", RETRY_SOON)
-        if self._state is STARTING and not self._lazy:
+        if self.admission.is_starting and not self._lazy:
             raise RequestError(503, "the service is starting", RETRY_SOON)
 
     # ---- answers without a body ----

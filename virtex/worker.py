@@ -4,8 +4,10 @@ What gunicorn asks of a worker, and this file keeps to:
 - __init__ runs in the master, before the fork; the event loop and everything that belongs to it is made after it.
 - The heartbeat comes from the event loop, so a loop that is stuck is seen. It begins when the application is ready:
   until the first one, gunicorn lets a worker load for as long as it needs.
+- A `Server` whose setup() leaves the loop free answers while it loads: probes, and 503 to all else. Its connections are
+  those that no sibling could answer, and end with their answer, so that a client's next one finds whoever is ready.
 - SIGTERM: answer what was taken within graceful_timeout, with the heartbeat going on; gunicorn repeats the signal.
-  SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where Python stands, and die.
+  SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where every thread stands, and die.
 - A worker whose master is gone leaves too.
 - SIGHUP: gunicorn starts new workers and sends SIGTERM to the old ones at once, and again each second. They serve on
   until a worker of the new code is ready, for as long as that takes. Only the master knows a reload from a stop, so its
@@ -24,12 +26,10 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
-from types import SimpleNamespace
+from functools import partial
 from typing import Any, ClassVar
 
 import uvloop
@@ -39,12 +39,12 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from . import settings
+from .access_log import AccessLog
 from .board import DRAINING, READY, RESTARTING, Board, Share
 from .connections import Connections
 from .limits import Limits
-from .listener import Listener, start
+from .listener import Listener
 from .server import Server
-from .writer import Turn, Writer
 
 HEARTBEAT_SECONDS = 1.0
 SUCCESSOR_SECONDS = 0.1  # between looks for one
@@ -80,6 +80,13 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._told = False  # to go, by a signal
         self._quick = False
         self._said: set[str] = set()
+        self._is_ready = False
+        self._share = Share(self.board, self.index)
+
+    @classmethod
+    def setup(cls) -> None:
+        """Called by gunicorn in the master when it reads its settings, ahead of any import of the application."""
+        _join_logs(logging.getLogger("gunicorn.error"))
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -89,7 +96,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     # --- from gunicorn, in order ----------------------------------------------------------------------------------
 
     def init_process(self) -> None:
-        _join_logs(self.log)
+        self._join_logs()
         _keep_freed_memory()
         self.board.own(self.index, self.age)
         try:
@@ -103,15 +110,34 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             if self._told or self.board.entry(self.index).state != RESTARTING:
                 self.board.release(self.index)  # else its successor is still to come
 
+    def init_signals(self) -> None:
+        faulthandler.disable()  # or enable() would leave SIGABRT to who takes it here
+        super().init_signals()
+        self._trace_to_log()
+
     def load_wsgi(self) -> None:
         try:
-            super().load_wsgi()
-            self.wsgi: Any = _resolve(self.wsgi)
-        except (Exception, SystemExit):
-            if not self.alive or not self.board.has_served():
+            self.wsgi: Any = _resolve(self.app.wsgi())
+        except (Exception, SystemExit) as error:
+            self._join_logs()
+            if self.reloader is not None and self.alive:
+                self.log.exception("the application could not be imported; another try when a file changes")
+                self.wsgi = self._stand_in(error)
+            elif self.board.has_served() and self.alive:
+                self.log.exception("the application could not be imported")
+                self._leave_after_failure()
+            else:
                 raise
-            self.log.exception("the application could not be imported")
-            self._leave_after_failure()
+        self._join_logs()
+
+    def _stand_in(self, error: BaseException) -> Any:
+        """Under --reload: what answers while the code is broken. The files that it came from are watched."""
+        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if isinstance(error, SyntaxError) and error.filename:
+            files.add(error.filename)
+        for file in filter(os.path.isfile, files):
+            self.reloader.add_extra_file(file)
+        return partial(_answer_500, f"the application could not be imported: {_line(error)}\n".encode())
 
     def run(self) -> None:
         if not self.alive:
@@ -119,15 +145,25 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         started = False
         loop = uvloop.new_event_loop()
         try:
+            signal.signal(signal.SIGTERM, self._cancel_setup)
             asyncio.set_event_loop(loop)
             started = loop.run_until_complete(self._serve())
+            loop.run_until_complete(_cancel_what_is_left())
             loop.run_until_complete(loop.shutdown_asyncgens())
+        except asyncio.CancelledError:
+            pass  # of _cancel_setup(), in a step of the loop beside setup()
         finally:
             faulthandler.cancel_dump_traceback_later()
             asyncio.set_event_loop(None)
             loop.close()
-        if not started:
+            signal.signal(signal.SIGTERM, self.handle_exit)
+        if not started and self.alive:
             self._leave_after_failure()
+
+    def _cancel_setup(self, sig: int, frame: Any) -> None:
+        """SIGTERM while a setup() holds the event loop, which could not react: no request was taken yet."""
+        self.alive = False
+        raise asyncio.CancelledError("SIGTERM")
 
     def _leave_after_failure(self) -> None:
         """End the service if it never worked; else this process only, after a pause, for it is respawned at once."""
@@ -144,57 +180,88 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         sys.exit(1)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
-        """Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it."""
+        """Where the threads stand was written before, by faulthandler: one that never returns to Python gets not here.
+
+        Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it.
+        """
         self.alive = False
-        stacks = [
-            f"thread {ident}:\n" + "".join(traceback.format_stack(frame if ident == threading.get_ident() else other))
-            for ident, other in sys._current_frames().items()
-        ]
-        self.log.critical("no heartbeat for %s s; this is where it stands\n%s", self.cfg.timeout, "\n".join(stacks))
+        self.log.critical("no heartbeat for %s s; where each thread stood is written above", self.cfg.timeout)
         self.cfg.worker_abort(self)
         os._exit(1)
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        self._reopen_logs()
+
+    def _reopen_logs(self) -> None:
+        self.log.reopen_files()
+        self._trace_to_log()
+
+    def _trace_to_log(self) -> None:
+        """Have SIGABRT, and what else kills a process, write where every thread stands, whatever Python is doing."""
+        streams: Any = (getattr(handler, "stream", None) for handler in self.log.error_log.handlers)
+        for stream in (*streams, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # no file behind it
+                faulthandler.enable(stream)
+                return
+
+    def _join_logs(self) -> None:
+        """Again after the application has loaded: logging.config disables loggers that it does not name."""
+        _join_logs(self.log.error_log, self.log.access_log)
 
     # --- the event loop's life --------------------------------------------------------------------------------------
 
     async def _serve(self) -> bool:
         """Load, listen, drain; False when the application did not start."""
         self._stop = asyncio.Event()
-        self._add_signals(asyncio.get_running_loop())
-        listener = await self._start()
-        if listener is None:
-            return self._stop.is_set()
+        listener = Listener(self.wsgi, self._limits(), lifespan=self.cfg.asgi_lifespan)
+        self._configure(listener.connections)
         heart = asyncio.get_running_loop().create_task(self._beat(listener))
-        if not self._stop.is_set():
-            self._configure(listener.connections)
-            await self._listen(listener)
-            self._freeze()
-            self.board.set_state(self.index, READY)
-            self.log.info("worker %d of %d is ready", self.index, self.count)
-            await self._stop.wait()
-            await self._wait_for_successor()
-        await self._drain(listener)
-        heart.cancel()
-        return True
+        try:
+            if not await self._start(listener):
+                return self._stop.is_set()
+            if not self._stop.is_set():
+                self._be_ready(listener.connections)
+                await self._stop.wait()
+                await self._wait_for_successor()
+            await self._drain(listener)
+            return True
+        finally:
+            heart.cancel()
 
-    async def _start(self) -> Listener | None:
-        starting = asyncio.ensure_future(start(self.wsgi, self, limits=self._limits(), lifespan=self.cfg.asgi_lifespan))
+    async def _start(self, listener: Listener) -> bool:
+        """Load and listen; False when that failed, or SIGTERM came before it was done."""
+        loading = listener.begin(self)
+        for _ in range(2):  # startup(), and the task that it waits for
+            await asyncio.sleep(0)  # a setup() that holds the loop does it here, and SIGTERM ends it there
+        self._add_signals(asyncio.get_running_loop())
+        starting = asyncio.ensure_future(listener.start(loading, lambda: self._listen(listener)))
         stopping = asyncio.ensure_future(self._stop.wait())
-        done: set[Any] = set()
-        while not done:
-            done, _ = await asyncio.wait({starting, stopping}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-            if os.getppid() != self.ppid:
-                self._stop.set()
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        self._join_logs()
         if not starting.done():
             self.log.info("stopping while the application loads")
-            starting.cancel()
             self._arm_watchdog()
-            return None
-        stopping.cancel()
+            starting.cancel()
         try:
-            return starting.result()
+            await starting
+            return True
+        except asyncio.CancelledError:
+            await listener.drain(QUICK_SECONDS)
         except Exception:
             self.log.exception("the application did not start")
-            return None
+            self._share.is_open = False
+            await listener.close()
+        return False
+
+    def _be_ready(self, connections: Connections) -> None:
+        self._freeze()
+        connections.closing = self.cfg.keepalive == 0
+        connections.requests = 0  # those that were refused meanwhile don't count towards max_requests
+        self._is_ready = True
+        self.board.set_state(self.index, READY)
+        self.notify()
+        self.log.info("worker %d of %d is ready", self.index, self.count)
 
     def _freeze(self) -> None:
         """Spare the garbage collector what lives as long as the worker: model and libraries, 10 to 100 ms each time.
@@ -210,7 +277,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         return settings.merge_limits(of_app, self.cfg, self.log)
 
     def _configure(self, connections: Connections) -> None:
-        connections.closing = self.cfg.keepalive == 0
+        connections.closing = True  # until it is ready
         connections.root_path = self.cfg.root_path.rstrip("/")
         connections.secure = settings.trust(self.cfg)
         if self.log.access_log_enabled or type(self.log).access is not Logger.access:  # statsd's counts requests there
@@ -222,18 +289,19 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             sock.setblocking(False)
             # The backlog is passed because listen() is called again, and a default would shrink it.
             # With reuse_port the socket is this worker's alone: nobody else takes from its queue.
-            share = None if self.cfg.reuse_port else Share(self.board, self.index)
+            share = None if self.cfg.reuse_port else self._share
             await listener.listen(sock.sock, self.cfg.backlog, context, share)
 
     async def _beat(self, listener: Listener) -> None:
         """Tell the master that the loop turns; look whether it is time to go."""
         pause = min(HEARTBEAT_SECONDS, self.timeout / 2) if self.timeout else HEARTBEAT_SECONDS
         while True:
-            self.notify()
+            if self._is_ready:
+                self.notify()
             self.board.publish(self.index, len(listener.connections.open))
             if os.getppid() != self.ppid:
                 self._say_once("the master is gone: stopping")
-            elif listener.connections.requests >= self.max_requests:
+            elif self._is_ready and listener.connections.requests >= self.max_requests:
                 self._say_once(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so
                 self._stop.set()
@@ -288,7 +356,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
         loop.add_signal_handler(signal.SIGINT, self._on_quit)
         loop.add_signal_handler(signal.SIGQUIT, self._on_quit)
-        loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         loop.add_signal_handler(signal.SIGWINCH, lambda: None)
         if not self.alive:
             self._stop.set()  # SIGTERM came just before
@@ -325,6 +393,15 @@ def _watch_for_stop(board: Board) -> None:
             signal.signal(number, watched(handler))
 
 
+async def _cancel_what_is_left() -> None:
+    """What asyncio.run() does at its end, but no longer than a moment: a setup() that never ends may be among it."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=QUICK_SECONDS)
+
+
 def _keep_freed_memory() -> None:
     """Have glibc keep what arrays and replies leave behind, instead of giving it back and faulting it in again.
 
@@ -354,37 +431,26 @@ def _resolve(app: Any) -> Any:
     return made
 
 
-class AccessLog:
-    """Writes gunicorn's access log; made only if one is wanted, for it costs more than many an answer."""
+def _join_logs(error_log: logging.Logger, *others: logging.Logger) -> None:
+    """Let --log-level, --error-logfile and --log-config rule what Virtex logs, as if "virtex" were below gunicorn's.
 
-    def __init__(self, log: Any) -> None:
-        self._log = log
-
-    def __call__(self, connection: Writer, turn: Turn, status: int, length: int, ns: int) -> None:
-        request = turn.request
-        if request is None:
-            return
-        client = connection.ends.client
-        # The target as it came, not decoded: llhttp let no control character pass, so no line can be forged.
-        path, _, query = request.target.decode("latin-1").partition("?")
-        environ = {
-            "REQUEST_METHOD": request.method,
-            "RAW_URI": request.target.decode("latin-1"),
-            "SERVER_PROTOCOL": f"HTTP/1.{request.minor}",
-            "REMOTE_ADDR": client[0] if client else "-",
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-        }
-        for name, value in request.headers:
-            environ["HTTP_" + name.decode().upper().replace("-", "_")] = value.decode("latin-1")
-        reply = SimpleNamespace(status=str(status), headers=(), sent=length)
-        sent = [(name.decode().title(), value.decode("latin-1")) for name, value in request.headers]
-        self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
-
-
-def _join_logs(log: Any) -> None:
-    """Let --log-level, --error-logfile and --log-config rule what Virtex logs."""
+    Who gives "virtex" a level, handlers or propagate=False of its own has them: logconfig_dict, or the application.
+    """
     ours = logging.getLogger("virtex")
-    ours.handlers = log.error_log.handlers
-    ours.setLevel(log.error_log.level)
-    ours.propagate = log.error_log.propagate
+    ours.parent = logging.root if ours.handlers else error_log
+    ours.setLevel(ours.level)  # forget which levels were enabled under another parent
+    for logger in (ours, error_log, *others):
+        logger.disabled = False
+
+
+async def _answer_500(body: bytes, scope: Any, receive: Any, send: Any) -> None:
+    while scope["type"] == "lifespan":
+        await send({"type": (await receive())["type"] + ".complete"})
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _line(error: BaseException) -> str:
+    """An exception in one line: "SyntaxError: invalid syntax (service.py, line 3)"."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
