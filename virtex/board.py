@@ -83,11 +83,6 @@ class Board:
             if has < connections and state == READY
         ]
 
-    def has_company(self, index: int) -> bool:
-        """Whether another worker is ready."""
-        others = (self.entry(other) for other in range(self._header()[2]) if other != index)
-        return any(entry.state == READY and _is_alive(entry.pid) for entry in others)
-
     def release(self, index: int) -> None:
         self._write(index, Entry(FREE, 0, 0, 0, 0, 0))
 
