@@ -45,7 +45,7 @@ def test_a_loading_worker_answers_probes_while_no_sibling_is_ready_and_leaves_al
         assert refusal.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1\r\n" in refusal
         assert b"the service is starting" in refusal
         go(server, 1)
-        server.wait_log("of 2 is ready")
+        server.wait_log("is ready; workers=2")
         assert [status(server) for _ in range(40)] == [200] * 40
         assert [status(server, "GET", "/health/ready") for _ in range(10)] == [200] * 10
         begun = time.monotonic()
@@ -60,10 +60,10 @@ def test_what_was_refused_while_it_loaded_does_not_count_towards_max_requests():
         assert [status(server) for _ in range(5)] == [503] * 5
         assert server.log.count("Booting worker") == 1
         go(server, 0)
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         assert [status(server) for _ in range(3)] == [200] * 3
         server.wait_log("3 requests served, max_requests reached")
-        server.wait_log("of 1 is ready", 2)
+        server.wait_log("is ready; workers=1", 2)
         assert status(server) == 200
 
 
@@ -115,7 +115,7 @@ def test_logging_that_the_application_configures_does_not_silence_virtex(where):
             "class Echo(RequestHandler):", f"class Echo(RequestHandler):\n    def setup(self, worker):\n        {line}"
         )
     with serving("gunicorn", source, "--access-logfile", "-", *options) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         server.wait_log(f"request {request_id(server)}: run_inference raised KeyError")
         server.wait_log("KeyError: 'no such row'")
         server.wait_log('"POST / HTTP/1.1" 500')
@@ -142,7 +142,7 @@ def test_a_log_of_its_own_that_gunicorn_is_told_to_give_virtex_is_kept(kind, tmp
     (tmp_path / "conf.py").write_text(f"logconfig_dict = {config!r}" if kind == "dict" else "")
     options = ["--log-config-json", str(tmp_path / "log.json")] if kind == "json" else []
     with serving("gunicorn", FAILING, "-c", str(tmp_path / "conf.py"), *options) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         name = request_id(server)
         until(lambda: f"OWN request {name}" in path.read_text(), "the request in the log", server)
         assert f"request {name}" not in server.log
@@ -171,7 +171,7 @@ def answer(server):
 def test_a_worker_that_hangs_in_native_code_is_killed_with_a_traceback_in_the_log():
     native = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # Python sees no signal meanwhile
     with serving("gunicorn", ECHO.replace("return model_input", native), "--timeout", "1") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         with server.connect(30) as sock:
             sock.sendall(POST)
             assert read_all(sock) == b""

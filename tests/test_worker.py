@@ -69,7 +69,7 @@ def post(server, body=b'{"data":["a"]}'):
 @pytest.fixture(scope="module")
 def echo():
     with serving("gunicorn", ECHO, "--workers", "2", "--log-level", "info") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         yield server
 
 
@@ -122,16 +122,16 @@ def test_half_closed_client_gets_its_answer(echo):
 
 def test_index_and_count_are_given_to_setup_and_a_respawned_worker_has_its_predecessors(tmp_path):
     with serving("gunicorn", SLOW, "--workers", "3") as server:
-        server.wait_log("of 3 is ready", 3)
+        server.wait_log("is ready; workers=3", 3)
         assert sorted(re.findall(r"setup (\d) (\d)", server.log)) == [("0", "3"), ("1", "3"), ("2", "3")]
-        pid = int(re.search(r"\[(\d+)\] \[INFO\] worker 1 of 3 is ready", server.log)[1])
+        pid = int(re.search(r"\[(\d+)\] \[INFO\] worker index 1 is ready; workers=3", server.log)[1])
         server.signal(signal.SIGKILL, pid)
-        server.wait_log("worker 1 of 3 is ready", 2)
+        server.wait_log("worker index 1 is ready; workers=3", 2)
 
 
 def test_sigterm_answers_what_was_taken_and_tears_down():
     with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         socks = [server.connect(20) for _ in range(4)]
         for sock in socks:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[0.3]}')
@@ -153,17 +153,17 @@ def test_sigterm_answers_what_was_taken_and_tears_down():
 def test_drain_delay_takes_connections_while_unready(monkeypatch):
     monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "2")
     with serving("gunicorn", ECHO, "--graceful-timeout", "20") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         server.signal(signal.SIGTERM, server.workers()[0])
         until(lambda: server.request("GET", "/health/ready")[0] == 503, "unreadiness", server)
         assert server.request("GET", "/health/live")[0] == 200
-        server.wait_log("worker 0 of 1 is ready", 2)  # gunicorn replaces the worker that left
+        server.wait_log("worker index 0 is ready; workers=1", 2)  # gunicorn replaces the worker that left
 
 
 def test_tls(tmp_path):
     key, certificate = make_certificate(tmp_path)
     with serving("gunicorn", ECHO, "--keyfile", key, "--certfile", certificate) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         context = ssl.create_default_context(cafile=certificate)
         with server.connect() as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
             for body in (b'{"data":["a"]}', json.dumps({"data": ["x" * 400_000]}).encode()):
@@ -176,7 +176,7 @@ def test_tls(tmp_path):
 
 def test_sigint_does_not_wait_for_answers():
     with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         with server.connect() as sock:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[3.0]}')
             begun = time.monotonic()
@@ -187,7 +187,7 @@ def test_sigint_does_not_wait_for_answers():
 
 def test_graceful_timeout_cuts_what_takes_longer():
     with serving("gunicorn", SLOW, "--graceful-timeout", "3") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         with server.connect(30) as sock:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"data":[60]}')
             until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work")
@@ -203,7 +203,7 @@ def test_sigterm_during_a_long_load_ends_the_worker():
         server.wait_log("loading")
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
-        assert "of 1 is ready" not in server.log
+        assert "is ready; workers=1" not in server.log
 
 
 def test_sigterm_during_the_import_ends_the_worker():
@@ -218,13 +218,13 @@ def test_sigterm_during_the_import_ends_the_worker():
 def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
     source = ECHO.replace("return model_input", "import time; time.sleep(60)")
     with serving("gunicorn", source, "--timeout", "1") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         with server.connect(30) as sock:
             sock.sendall(REQUEST)
             assert read_all(sock) == b""
         server.wait_log("no heartbeat for 1 s")
         assert "in run_inference" in server.log
-        server.wait_log("worker 0 of 1 is ready", 2)
+        server.wait_log("worker index 0 is ready; workers=1", 2)
         assert server.request("GET", "/health/ready")[0] == 200
 
 
@@ -235,13 +235,13 @@ def test_load_may_take_longer_than_the_timeout(kind):
         source = source.replace("def setup", "async def setup").replace("time.sleep", "await sleep(0.6); time.sleep")
         source = "from asyncio import sleep\n" + source
     with serving("gunicorn", source, "--timeout", "1") as server:
-        server.wait_log("worker 0 of 1 is ready")
+        server.wait_log("worker index 0 is ready; workers=1")
         assert "WORKER TIMEOUT" not in server.log
 
 
 def test_workers_leave_when_the_master_is_gone(tmp_path):
     with serving("gunicorn", ECHO, "--workers", "2") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         workers = server.workers()
         server.signal(signal.SIGKILL)
         server.wait_exit()
@@ -275,13 +275,13 @@ app = http_server(name="o", handler=Once)
 """
     )
     with serving("gunicorn", source, "--workers", "2") as server:
-        server.wait_log("of 2 is ready", 2)
-        pid = int(re.search(r"\[(\d+)\] \[INFO\] worker 1 of 2 is ready", server.log)[1])
+        server.wait_log("is ready; workers=2", 2)
+        pid = int(re.search(r"\[(\d+)\] \[INFO\] worker index 1 is ready; workers=2", server.log)[1])
         server.signal(signal.SIGKILL, pid)
         server.wait_log("worker 1 did not start; another try in 2 s")
         assert post(server)[0] == 200
         mark.unlink()
-        server.wait_log("worker 1 of 2 is ready", 2)
+        server.wait_log("worker index 1 is ready; workers=2", 2)
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
@@ -297,29 +297,29 @@ app = http_server(name="counting", handler=Counting)
 """
     )
     with serving("gunicorn", source, *preload) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         frozen = json.loads(post(server)[1])["data"][0]
         assert frozen > 10_000
 
 
 def test_max_requests_restarts_the_worker():
     with serving("gunicorn", ECHO, "--max-requests", "5") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         for _ in range(5):
             assert post(server)[0] == 200
         server.wait_log("max_requests reached")
-        server.wait_log("worker 0 of 1 is ready", 2)
+        server.wait_log("worker index 0 is ready; workers=1", 2)
         assert post(server)[0] == 200
 
 
 def test_hup_serves_on_while_the_new_workers_load():
     source = SLOW_LOAD.replace("{seconds}", "1.5")
     with serving("gunicorn", source) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         server.signal(signal.SIGHUP)
         server.wait_log("Handling signal: hup")
         answered = 0
-        while server.log.count("of 1 is ready") < 2:
+        while server.log.count("is ready; workers=1") < 2:
             with server.connect(1.0) as sock:  # a loading worker alone would not answer this soon
                 sock.sendall(REQUEST)
                 assert read_response(sock)[2] == ANSWER
@@ -343,7 +343,7 @@ NEW = ECHO.replace('name="echo"', 'name="new"')
 
 def test_code_that_can_not_be_loaded_leaves_the_old_workers_until_a_good_reload():
     with serving("gunicorn", ECHO, "--workers", "2", "--max-requests", "5", "--graceful-timeout", "2") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         old = set(server.workers())
         replace_app(server, BROKEN)
         server.signal(signal.SIGHUP)
@@ -366,7 +366,7 @@ def test_settings_whose_hook_raises_leave_the_old_workers(tmp_path):
     settings = tmp_path / "settings.py"
     settings.write_text("")
     with serving("gunicorn", ECHO, "--config", str(settings)) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         settings.write_text("def post_worker_init(worker):\n    raise KeyError('a mistake in the settings')\n")
         server.signal(signal.SIGHUP)
         server.wait_log("did not start; those from before the reload serve on")
@@ -392,7 +392,7 @@ app = http_server(name="hanging", handler=Hanging)
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
 def test_service_ends_at_once_though_a_reload_hangs(end):
     with serving("gunicorn", SLOW, "--graceful-timeout", "25") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         replace_app(server, HANGING)
         server.signal(signal.SIGHUP)
         server.wait_log("hanging")
@@ -413,9 +413,9 @@ def test_service_ends_at_once_though_a_reload_hangs(end):
 
 def test_ttin_and_ttou_change_the_number_of_workers():
     with serving("gunicorn", ECHO) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         server.signal(signal.SIGTTIN)
-        server.wait_log("worker 1 of 1 is ready")
+        server.wait_log("worker index 1 is ready; workers=1")
         server.signal(signal.SIGTTOU)
         server.wait_log("Worker exiting")
         assert post(server)[0] == 200
@@ -423,9 +423,9 @@ def test_ttin_and_ttou_change_the_number_of_workers():
 
 def test_usr2_starts_a_second_master_beside_the_first():
     with serving("gunicorn", ECHO) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         server.signal(signal.SIGUSR2)
-        server.wait_log("worker 0 of 1 is ready", 2)
+        server.wait_log("worker index 0 is ready; workers=1", 2)
         server.signal(signal.SIGTERM)
         server.wait_exit()
         assert post(server) == (200, ANSWER)
@@ -449,7 +449,7 @@ def _open_files(pid):
 def test_unix_socket(tmp_path):
     path = tmp_path / "socket"
     with serving("gunicorn", ECHO, "--bind", f"unix:{path}", wait=False) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             sock.sendall(REQUEST)
@@ -461,7 +461,7 @@ def test_several_binds():
     with serving(
         "gunicorn", ECHO, "--bind", f"127.0.0.1:{first}", "--bind", f"127.0.0.1:{second}", wait=False
     ) as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         for port in first, second:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             connection.request("POST", "/", b'{"data":["a"]}')
@@ -472,21 +472,21 @@ def test_several_binds():
 @pytest.mark.parametrize("option", ["--preload", "--reuse-port"])
 def test_option_is_honoured(option):
     with serving("gunicorn", ECHO, option, "--workers", "2") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         assert post(server) == (200, ANSWER)
 
 
 def test_reload_restarts_on_a_changed_file():
     with serving("gunicorn", ECHO, "--reload", "--reload-engine", "poll") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         (server.folder / "service.py").write_text(ECHO.replace('"echo"', '"other"'))
-        server.wait_log("worker 0 of 1 is ready", 2)
+        server.wait_log("worker index 0 is ready; workers=1", 2)
         until(lambda: b'"other"' in server.request("GET", "/")[1], "the new service", server)
 
 
 def test_backlog_is_passed_on():
     with serving("gunicorn", ECHO, "--backlog", "321") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         assert _backlog(server.port) == 321
 
 
@@ -506,7 +506,7 @@ def test_log_level_rules_our_loggers():
 
 def test_more_worker_connections_than_files_start_with_a_warning():
     with serving("gunicorn", ECHO, "--worker-connections", "100000000") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         assert "RLIMIT_NOFILE" in server.log and post(server)[0] == 200
 
 
@@ -523,7 +523,7 @@ def test_setting_that_can_not_be_honoured_is_refused_by_name(options):
 
 def test_access_log_is_written_when_asked_for():
     with serving("gunicorn", ECHO, "--access-logfile", "-") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         post(server)
         server.request("GET", "/%0a%22x")
         server.wait_log('"POST / HTTP/1.1" 200 27')
@@ -535,7 +535,7 @@ def test_statsd_counts_requests_without_an_access_log():
         sink.bind(("127.0.0.1", 0))
         sink.settimeout(10)
         with serving("gunicorn", ECHO, "--statsd-host", f"127.0.0.1:{sink.getsockname()[1]}") as server:
-            server.wait_log("of 1 is ready")
+            server.wait_log("is ready; workers=1")
             post(server)
             while not sink.recv(4096).startswith(b"gunicorn.request.status.200:1|c"):
                 pass
@@ -582,7 +582,7 @@ def test_embedded_in_a_program(kind):
 def test_connections_opened_at_once_spread_over_the_workers():
     source = ECHO.replace("return item", "import os; return os.getpid()")
     with serving("gunicorn", source, "--workers", "2") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         socks = [server.connect() for _ in range(64)]
         shares = Counter()
         for sock in socks:
@@ -732,7 +732,7 @@ def request_of(number):
 
 def test_sigterm_with_a_thousand_requests_in_flight_loses_none():
     with serving("gunicorn", BATCHING, "--workers", "2", "--graceful-timeout", "30") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         socks = [server.connect(30) for _ in range(200)]
         for i, sock in enumerate(socks):
             sock.sendall(b"".join(request_of(5 * i + k) for k in range(5)))
@@ -811,9 +811,9 @@ def test_hup_under_the_load_of_two_hundred_connections_loses_nothing():
         assert load.failures == []
 
     with serving("gunicorn", BATCHING, "--workers", "2", "--graceful-timeout", "20") as server:
-        server.wait_log("of 2 is ready", 2)
+        server.wait_log("is ready; workers=2", 2)
         asyncio.run(main(server))
-        assert server.log.count("of 2 is ready") == 4
+        assert server.log.count("is ready; workers=2") == 4
 
 
 def test_reload_that_takes_longer_than_the_graceful_timeout_loses_nothing():
@@ -830,7 +830,7 @@ def test_reload_that_takes_longer_than_the_graceful_timeout_loses_nothing():
         assert load.failures == []
 
     with serving("gunicorn", BATCHING, "--graceful-timeout", "2") as server:
-        server.wait_log("of 1 is ready")
+        server.wait_log("is ready; workers=1")
         asyncio.run(main(server))
         assert "loaded" in server.log[: server.log.index("Worker exiting")]
 

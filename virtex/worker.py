@@ -261,7 +261,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._is_ready = True
         self.board.set_state(self.index, READY)
         self.notify()
-        self.log.info("worker %d of %d is ready", self.index, self.count)
+        self.log.info("worker index %d is ready; workers=%d", self.index, self.count)
 
     def _freeze(self) -> None:
         """Spare the garbage collector what lives as long as the worker: model and libraries, 10 to 100 ms each time.
