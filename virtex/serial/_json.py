@@ -15,6 +15,7 @@ _NAT = np.iinfo("i8").min
 
 # How ISO 8601 writes so many of a unit; of parts of a second, how many decimals they are.
 _DURATIONS = {"Y": "P{}Y", "M": "P{}M", "W": "P{}W", "D": "P{}D", "h": "PT{}H", "m": "PT{}M"}
+_FINEST = {"ps": 10**6, "fs": 10**9, "as": 10**12}  # in a microsecond
 _DECIMALS = {"s": 0, "ms": 3, "us": 6, "ns": 9, "ps": 12, "fs": 15, "as": 18}
 
 
@@ -46,7 +47,10 @@ def _counted(value: Any) -> tuple[str, int]:
 
 
 def _moments(value: Any) -> Any:
-    _, step = _counted(value)
+    unit, step = _counted(value)
+    if unit in _FINEST:  # which NumPy can't convert to years: they are months at most
+        counts = value.astype("i8") // _FINEST[unit] * step
+        return np.where(np.isnat(value), np.datetime64("NaT", "us"), counts.astype("M8[us]")).tolist()
     years = value.astype("M8[Y]").astype("i8")
     far = np.abs(value.astype("i8").astype("f8")) * step > 2.0**62  # beyond what the line above can multiply
     if (~np.isnat(value) & ((years < _YEARS[0]) | (years > _YEARS[1]) | far)).any():

@@ -140,15 +140,16 @@ def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def store(staged: NDArray[Any], rows: NDArray[Any], i: int) -> None:
-    """Convert numbers into row i. Raises ItemError for those that the rows' dtype can't hold."""
-    if rows.dtype.kind in "biufc" and not rows.dtype.isnative:
-        rows[i] = staged
-        return
+def store(staged: NDArray[Any], rows: NDArray[Any], which: list[int]) -> None:
+    """Convert numbers into those rows. Raises ItemError with the index of the first that the rows' dtype can't hold."""
     low, high = _SPANS.get(rows.dtype.name, (-math.inf, math.inf))
     with np.errstate(over="ignore", invalid="ignore"):
         cast = staged.astype(rows.dtype)
-        beyond = (staged < low) | (staged > high) | ~np.isfinite(cast.astype("f8"))
+        beyond = (staged < low) | (staged > high)
+        if rows.dtype.num > _LAST_BUILTIN:
+            beyond |= ~np.isfinite(cast.astype("f8"))
     if beyond.any():
-        raise ItemError(f"expected numbers that {rows.dtype} holds, got {staged[beyond].flat[0]}")
-    rows[i] = cast
+        first = int(beyond.reshape(len(which), -1).any(axis=1).argmax())
+        got = staged[first][beyond[first]].flat[0]
+        raise ItemError(f"expected numbers that {rows.dtype} holds, got {got}", which[first])
+    rows[which] = cast
