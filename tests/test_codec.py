@@ -598,7 +598,7 @@ def test_rows_that_differ_are_named():
 
 
 def offset_by_hand(body):
-    """Where the first integer beyond 64 bits stands, in the only list there is, by a tokenizer of regular expressions."""
+    """Where the first integer beyond 64 bits stands, in the only list, by a tokenizer of regular expressions."""
     for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|(-?[0-9]+)([.eE][-+.0-9eE]*)?', body):
         if token[1] and not token[2] and not -(2**63) <= int(token[1]) < 2**64:
             return token.start()
@@ -724,3 +724,15 @@ def test_every_pattern_that_a_dtype_has_is_taken(isa, dtype):
     rows = np.zeros_like(array)
     _codec.scan_npy(_codec.encode_npy(array), 0).into(rows)
     assert rows.tobytes() == array.tobytes()
+
+
+def test_random_documents_and_what_handlers_do_with_them_crash_nothing():
+    """As tests/fuzz/run has it for longer, and under AddressSanitizer; in a process of its own, which may die of it."""
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "tests/fuzz/fuzz_arrays.py", "60", "1", "500"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONMALLOC": "debug"},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "seed 1: 500 rounds\n"), result.stderr[-3000:]

@@ -343,7 +343,7 @@ def test_what_is_held_is_charged_as_what_it_takes_in_memory(text):
 def size_of(value):
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     keys = sum(map(sys.getsizeof, value)) if isinstance(value, dict) else 0
-    shared = value is None or type(value) is int and -5 <= value <= 256
+    shared = value is None or (type(value) is int and -5 <= value <= 256)
     return keys + (0 if shared else sys.getsizeof(value)) + sum(map(size_of, inside))
 
 
@@ -377,8 +377,8 @@ def test_more_values_than_the_limit_are_a_413_that_names_it_and_are_not_parsed(h
 
 def test_what_stands_in_texts_is_no_value():
     async def put(app):
-        words = '"%s"' % ("One, two: [three] {four}, " * 400)
-        text = ('{"data":[%s, {"é": %s}]}' % (words, words)).encode()
+        words = b'"%b"' % (b"One, two: [three] {four}, " * 400)
+        text = b'{"data":[%b, {"\xc3\xa9": %b}]}' % (words, words)
         statuses = [(await ask_direct(app, text)).status]
         app.admission.bodies.budget = 4 * len(text)
         statuses.append((await ask_direct(app, text)).status)

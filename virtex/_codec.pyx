@@ -18,6 +18,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Check
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.list cimport PyList_Check, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsUnsignedLongLong, PyLong_Check
@@ -213,12 +214,12 @@ cdef bint _takes(object value, int depth) except -1:
     cdef int number
     if depth == 0:
         return False
-    if type(value) is list:
+    if PyList_Check(value):
         for one in <list>value:
             if not _is_leaf(one) and not _takes(one, depth - 1):
                 return False
         return True
-    if type(value) is dict:
+    if PyDict_Check(value):
         for one in (<dict>value).values():
             if not _is_leaf(one) and not _takes(one, depth - 1):
                 return False

@@ -308,7 +308,7 @@ _ALONE = (lambda arrays: sys.getrefcount(arrays["a"]))({"a": np.empty(1)})
 
 
 def reader(inputs: Inputs, body: bytes | bytearray | memoryview, is_npy: bool, account: Account) -> Source:
-    """The items of a body for declared inputs, not decoded yet. Raises RequestError (400, 415, as account) or ItemError."""
+    """The items of a body for declared inputs, not decoded yet. Raises RequestError or ItemError."""
     names = None if isinstance(inputs, Tensor) else tuple(inputs)
     if is_npy:
         if not isinstance(inputs, Tensor):

@@ -87,7 +87,7 @@ def patterns_of(dtype: np.dtype[Any]) -> int:
 
 
 def descr_of(dtype: np.dtype[Any]) -> str:
-    """What a header says of a dtype: '<f4', or a name. Raises TypeError for one that does not travel, with the remedy."""
+    """'<f4', or a name: what a header says of a dtype. Raises TypeError for one that does not travel."""
     if dtype.name in _NAMED and dtype.type.__module__ == "ml_dtypes":
         return dtype.name
     if dtype.hasobject:
@@ -118,7 +118,7 @@ def _check_shape(shape: Shape) -> None:
 
 
 def build_header(dtype: np.dtype[Any], shape: Shape, fortran: bool) -> bytes:
-    """A .npy header of 192 bytes, or of a multiple where that is too short. Raises TypeError for what does not travel."""
+    """A .npy header of 192 bytes, or a multiple where that is too short. Raises TypeError for what does not travel."""
     _check_shape(shape)
     text = repr({"descr": descr_of(dtype), "fortran_order": fortran, "shape": shape}).encode()
     size = -(-(10 + len(text) + 1) // HEADER_BYTES) * HEADER_BYTES
@@ -132,7 +132,7 @@ _SPANS = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
 
 
 def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """The dtype to fill with a client's numbers: the same, or one that store() converts; None if numbers are no value of it."""
+    """The dtype to fill with a client's numbers: the same, or one that store() converts; None if it has no numbers."""
     if dtype.name in _NAMED and dtype.num > _LAST_BUILTIN:
         return np.dtype("i8" if dtype.name in _SPANS else "f8")
     if dtype.kind not in "biufc":
