@@ -357,8 +357,14 @@ class Declared(TensorHandler):
 @pytest.mark.parametrize("handler", [Echo, Declared])
 @pytest.mark.parametrize(
     "text",
-    [b"[" * 600 + b"]" * 600, b"0," * 1000 + b"0", b'{"a":{"b":{"c":0}}},' * 60 + b"0", b'"a",' * 70_000 + b"0"],
-    ids=["nested", "side by side", "objects", "strings"],
+    [
+        b"[" * 600 + b"]" * 600,
+        b"0," * 1000 + b"0",
+        b'{"a":{"b":{"c":0}}},' * 60 + b"0",
+        b'"a",' * 500 + b'"a"',
+        b'"a",' * 70_000 + b'"a"',
+    ],
+    ids=["nested", "side by side", "objects", "strings", "very many strings"],
 )
 def test_more_values_than_the_limit_are_a_413_that_names_it_and_are_not_parsed(handler, text, monkeypatch):
     parsed = []

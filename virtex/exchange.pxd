@@ -26,6 +26,7 @@ cdef class Exchange(Ticket):
     cdef _admit(self)
     cdef Response _reply(self, rows)
     cdef Response _finish(self, Response response)
+    cdef _charge_values(self, Py_ssize_t values, Py_ssize_t wider)
     cdef _charge_also(self, Py_ssize_t n)
     cdef _drop_body(self)
     cdef _uncharge(self)

@@ -392,6 +392,12 @@ class Rows:
 
     def json(self) -> bytes:
         """The body of the reply. Raises HandlerError for a float that is not finite."""
+        try:
+            return self._json()
+        except TypeError as error:  # of a dtype that does not travel
+            raise HandlerError(f"run_inference gave rows that can't be sent: {error}") from None
+
+    def _json(self) -> bytes:
         single = self._arrays.get("")
         if single is not None and single.ndim > 1:
             return encode_rows(single)
@@ -410,6 +416,8 @@ def _array_out(value: Any, count: int, name: str) -> Array:
     where = f"run_inference returned {name and repr(name) + ' as '}"
     if not hasattr(value, "__array__") and not isinstance(value, (list, tuple)):
         raise HandlerError(f"{where}a {type(value).__name__}; expected an array of {count} rows")
+    if isinstance(value, np.ma.MaskedArray):
+        raise HandlerError(f"{where}a masked array, whose mask would be lost; expected it filled, as by filled(0)")
     try:
         array = np.asarray(value)
     except ValueError:

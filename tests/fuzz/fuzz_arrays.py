@@ -2,9 +2,9 @@
 
 python tests/fuzz/fuzz_arrays.py [seconds] [seed] [rounds]    says how many rounds there were
 
-A failure, a crash too, leaves in build/fuzz/arrays-round which seed and round it was. What is found is a crash, a report
-of AddressSanitizer (tests/fuzz/run preloads it), an exception that is not documented, an answer that is no JSON, or more
-memory than was charged.
+A failure, a crash too, leaves in build/fuzz/arrays-round which seed and round it was. What is found is a crash, a
+report of AddressSanitizer (tests/fuzz/run preloads it), an exception that is not documented, an answer that is no JSON,
+or more memory than was charged.
 """
 
 import json
