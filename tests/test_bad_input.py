@@ -140,6 +140,7 @@ def header(descr="'<f8'", fortran="False", shape="(4,)"):
 
 
 ITEM = encode_numpy(np.arange(4.0))
+BIG_FIELDS = "[" + ",".join(f"('f{i}','|V536870911')" for i in range(8)) + ",('z','|V24')]"
 BAD_ITEMS = {
     "truncated base64": ITEM[:-4],
     "no padding": ITEM.rstrip("="),
@@ -155,6 +156,10 @@ BAD_ITEMS = {
     "a shape that no memory holds": npy(header(shape="(1000000000000, 1000000000000)")),
     "a negative shape": npy(header(shape="(-4,)"), bytes(32)),
     "an object array": npy(header(descr="'|O'"), b"\x80\x04N."),
+    "fields whose sizes overflow": npy(header(descr=BIG_FIELDS, shape="()"), b"A" * 16),
+    "datetimes of two seconds": npy(header(descr="'<M8[2s]'", shape="(1,)"), bytes(8)),
+    "text of all bits": npy(header(descr="'<U2'", shape="(1,)"), b"\xff" * 8),
+    "a million rows of nothing": npy(header(shape="(1048576, 0)")),
     "a structured object array": npy(header(descr="[('a', '|O')]"), bytes(32)),
     "items without size": npy(header(descr="'|S0'", shape="(1000000000000,)")),
     "an unknown dtype": npy(header(descr="'<q9'"), bytes(32)),

@@ -598,7 +598,7 @@ def test_rows_that_differ_are_named():
 
 
 def offset_by_hand(body):
-    """Where the first integer beyond 64 bits stands, in the only list there is, by a tokenizer of regular expressions."""
+    """Where the first integer beyond 64 bits stands, in the only list, by a tokenizer of regular expressions."""
     for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|(-?[0-9]+)([.eE][-+.0-9eE]*)?', body):
         if token[1] and not token[2] and not -(2**63) <= int(token[1]) < 2**64:
             return token.start()
@@ -641,3 +641,98 @@ def test_threads_that_decode_at_once_get_their_own_arrays():
         t.join(30)
     assert not any(t.is_alive() for t in threads)
     assert wrong == []
+
+
+# -- what JSON will become
+
+
+def made(value):
+    """How many Python objects a JSON value is, small ones that CPython shares counted too."""
+    if isinstance(value, dict):
+        return 1 + sum(1 + made(one) for one in value.values())
+    return 1 + (sum(map(made, value)) if isinstance(value, list) else 0)
+
+
+json_texts = st.text(max_size=3) | st.text('[]{},:"\\', max_size=40)
+json_values = st.recursive(
+    st.none() | st.integers(-9, 10**6) | st.floats(-1e9, 1e9) | json_texts,
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(json_texts, inner, max_size=9),
+    max_leaves=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(json_values, st.integers(0, 200), st.sampled_from([True, False]))
+def test_values_are_counted_before_they_are_parsed_and_never_too_few(value, pad, as_ascii):
+    text = json.dumps(value, ensure_ascii=as_ascii)
+    body = b" " * pad + text.encode()
+    bound, width = _codec.weigh(body)
+    exact = _codec.count_values(body, 10**9)
+    assert made(value) <= exact + 1 <= bound + 1
+    by_hand = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
+    assert exact == sum(map(by_hand.count, ",[{")) + 3 * by_hand.count(":")
+    assert bound == sum(map(text.count, ",[{")) + 3 * text.count(":")
+    assert _codec.count_values(body, 3) == exact or _codec.count_values(body, 3) > 3
+    widest = ord(max(re.sub(r"\\u[0-9a-f]{4}", "", text), default="a"))
+    assert width >= (4 if widest > 0xFFFF else 2 if widest > 0xFF else 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [("a", 1), ("é", 1), ("ā", 2), ("字", 2), ("😀", 4), ("\\u00e9", 4), ("\\n", 1), ("a" * 999 + "\\n", 1)],
+)
+def test_the_width_of_characters_is_that_of_the_widest(text, width):
+    for before, after in ((0, 100), (100, 100), (64 * 85 * 3, 70)):
+        body = b"x" * before + text.encode() + b"x" * after
+        assert _codec.weigh(body) == (0, width)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 128, 129, 64 * 85, 64 * 85 + 1, 200_000])
+@pytest.mark.parametrize("char", [b",", b"[", b"{", b":", b"]", b"}", b"\x7b\x5b", b"\x0c\xac"], ids=repr)
+def test_no_count_overflows_its_byte(size, char):
+    body = (char * size)[:size]
+    assert _codec.weigh(body)[0] == sum(body.count(c) for c in (b",", b"[", b"{")) + 3 * body.count(b":")
+
+
+def test_only_integers_within_data_must_fit_64_bits():
+    big = b"18446744073709551616"
+    for body, is_refused in (
+        (b'{"data":[1],"id":%b}' % big, False),
+        (b'{"id":%b,"data":[1]}' % big, False),
+        (b'{"id":{"data":[%b]},"data":[1]}' % big, False),
+        (b'{"id":["data",%b],"data":["data",1]}' % big, False),
+        (b'{"data":[%b],"data":[1]}' % big, False),
+        (b'{"data":[1],"data":[%b]}' % big, True),
+        (b'{ "d\\u0061t\\u0061" : [[%b]]}' % big, True),
+        (b'{"data":[1],"x":5,"\\u0064ata":[{"a":%b}]}' % big, True),
+        (b'{"dat\\\\u0061":[%b],"data":[1]}' % big, False),
+        (b'{"x":"data","y":[%b],"data":[]}' % big, False),
+    ):
+        assert _codec.big_int_offset(body) == (body.rindex(big) if is_refused else -1), body
+        json.loads(body)
+
+
+@pytest.mark.parametrize("dtype", ["<U3", ">U3", "bool", "float4_e2m1fn", "float6_e2m3fn", "int4", "uint2"])
+def test_every_pattern_that_a_dtype_has_is_taken(isa, dtype):
+    points = [0, 0x7F, 0xD7FF, 0xE000, 0xFFFF, 0x10FFFF] * 9
+    if "U" in dtype:
+        array = np.array(points, dtype[0] + "u4").view(dtype)
+    else:
+        bits = {"bool": 2, "float6_e2m3fn": 64, "uint2": 4}.get(dtype, 16)
+        array = np.arange(bits, dtype="u1").view(dtype if dtype == "bool" else getattr(ml_dtypes, dtype))
+    assert_same(_codec.decode_numpy(_codec.encode_numpy(array)), array)
+    rows = np.zeros_like(array)
+    _codec.scan_npy(_codec.encode_npy(array), 0).into(rows)
+    assert rows.tobytes() == array.tobytes()
+
+
+def test_random_documents_and_what_handlers_do_with_them_crash_nothing():
+    """As tests/fuzz/run has it for longer, and under AddressSanitizer; in a process of its own, which may die of it."""
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "tests/fuzz/fuzz_arrays.py", "60", "1", "500"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONMALLOC": "debug"},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "seed 1: 500 rounds\n"), result.stderr[-3000:]

@@ -1,5 +1,6 @@
 """Bodies into rows and rows into bodies: the walk against orjson, texts against NumPy."""
 
+import base64
 import contextlib
 import gc
 import json
@@ -429,6 +430,83 @@ def test_bools_that_are_neither_are_refused(isa):
         assert error.value.index == 1
 
 
+GARBLED = {
+    "text": ("<U2", np.array(["ab", "cd"]), b"\0\0\x11\0"),
+    "surrogates": ("<U2", np.array(["ab", "cd"]), b"\0\xdc\0\0"),
+    "big-endian text": (">U2", np.array(["ab", "cd"], ">U2"), b"\0\0\xdc\0"),
+    "bools": ("?", np.zeros(4, bool), b"\2"),
+    "int4": (ml_dtypes.int4, np.zeros(4, ml_dtypes.int4), b"\x10"),
+    "float6": (ml_dtypes.float6_e3m2fn, np.zeros(4, ml_dtypes.float6_e3m2fn), b"\x40"),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_bits_that_a_dtype_has_not_are_refused_on_every_road(isa, name):
+    dtype, array, end = GARBLED[name]
+    good = base64.b64decode(_codec.encode_numpy(array))
+    bad = good[: -len(end)] + end
+    stacked = _codec.encode_npy([array, array])[: -len(end)] + end
+    columns = bytearray(_codec.encode_npy([array, array]))
+    columns[:192] = _codec.encode_npy([array, array])[:192].replace(b": False", b": True ")
+    columns[-len(end) :] = end
+    roads = [
+        _codec.scan(message([b64(good), b64(bad)])),
+        _codec.items_of([b64(good), b64(bad)]),
+        _codec.scan_npy(good + bad),
+        _codec.scan_npy(stacked, array.ndim),
+        _codec.scan_npy(bytes(columns), array.ndim),
+    ]
+    for items in roads:
+        for rows in (np.zeros((2, *array.shape), dtype), np.zeros((2, *array.shape), np.dtype(dtype).newbyteorder())):
+            with pytest.raises(ItemError, match="got others") as error:
+                items.into(rows)
+            assert error.value.index == 1
+    for read_one in (lambda: _codec.decode_numpy(b64(bad)), lambda: _codec.decode_npy(good + bad)):
+        with pytest.raises(ItemError, match="got others"):
+            read_one()
+
+
+def test_a_document_in_fortran_order_that_does_not_fit_is_not_copied():
+    body = npy(np.asfortranarray(np.zeros((1000, 1000))))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ItemError, match=r"item 0: expected float32 \(1000,\), got float64 \(1000,\)"):
+            _codec.scan_npy(body, 1).into(np.zeros((1000, 1000), "f4"))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000, "the rows alone"
+    finally:
+        tracemalloc.stop()
+
+
+def test_documents_are_admitted_before_they_are_decoded():
+    told = []
+
+    def admit(count):
+        told.append(count)
+        if count > 700:
+            raise OverflowError
+
+    doc, other = _codec.encode_npy([np.float32(1)]), _codec.encode_npy([np.float64(1)])
+    assert len(_codec.decode_npy(doc * 5, admit)) == 5
+    with pytest.raises(OverflowError):
+        _codec.decode_npy(doc * 100_000, admit)
+    with pytest.raises(OverflowError):
+        _codec.scan_npy((doc + other) * 100_000, 0, admit)
+    with pytest.raises(ItemError) as error:
+        _codec.decode_npy(doc * 300 + b"x" + doc, admit)
+    assert error.value.index == 300
+    assert told == [5, 256, 512, 768, 256, 512, 768, 256, 301]
+
+
+def test_values_that_hide_behind_a_quote_within_a_text_are_not_parsed():
+    text = _codec.encode_numpy(np.zeros(100_000, "f4"))
+    hidden = f'{text[:300]}"],"x":[{"[],[[]],{}," * 12_000}0],"data":["'
+    body = f'{{"data":["{text}","{hidden.ljust(len(text), "A")}"]}}'.encode()
+    assert "x" in orjson.loads(body)
+    with pytest.raises(ItemError, match="a quote within a text") as error:
+        _codec.scan(body).into(np.zeros((2, 100_000), "f4"))
+    assert error.value.index == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "error"),
     [
@@ -524,6 +602,58 @@ def test_numbers_that_do_not_fit_are_item_errors(value, dtype, shape, reason):
     with pytest.raises(ItemError, match=reason) as error:
         items.into(np.zeros((2, *shape), dtype))
     assert error.value.index == 1
+
+
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.integers(-300, 300) | st.floats(width=32) | st.floats() | st.booleans()
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data(), st.sampled_from(["?", *"bBhHiIqQefdgFDG", ">i2", ">f4", "bfloat16", "float8_e5m2", "int4", "uint2"]))
+def test_numbers_are_what_numpy_makes_of_each_or_refused(data, name):
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    value = data.draw(NUMBERS)
+    rows = np.zeros((1, 2, 1), dtype)
+    try:
+        _codec.items_of([[[False if name == "?" else 0], [value]]]).into(rows[:1].reshape(1, 2, 1))
+    except ItemError:
+        assert not fits(value, dtype)
+        return
+    assert fits(value, dtype)
+    with np.errstate(all="ignore"):
+        expected = np.array([value]).astype(dtype)
+    assert rows[0, 0, 0] == 0
+    assert rows[0, 1].tobytes() == expected.tobytes() or (dtype.char in "gG" and rows[0, 1] == expected)
+
+
+def fits(value, dtype):
+    spans = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
+    if dtype.kind == "b" or type(value) is bool:
+        return dtype.kind == "b" and type(value) is bool
+    if dtype.kind in "iu":
+        return type(value) is int and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    if dtype.name in spans:
+        return type(value) is int and spans[dtype.name][0] <= value <= spans[dtype.name][1]
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.array([value]).astype(dtype).astype("c16"))[0])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", ">i4", ml_dtypes.bfloat16, ml_dtypes.int4], ids=str)
+def test_of_many_numbers_the_first_wrong_one_is_named(dtype):
+    count, rows = 70_000, np.zeros((70_000, 2), dtype)
+    values = [[1, 2]] * count
+    _codec.items_of(values).into(rows)
+    assert (rows == np.array([1, 2], dtype)).all()
+    values[66_000] = [1, 2.5e38 if dtype != "u1" else 256]
+    values[66_001] = [1, 1e39]
+    if np.dtype(dtype).itemsize == 4 or dtype is ml_dtypes.bfloat16:
+        values[66_000], values[66_001] = values[66_001], "AAAA"
+    with pytest.raises(ItemError) as error:
+        _codec.items_of(values).into(rows)
+    assert error.value.index == 66_000
+    values[65_999] = None
+    with pytest.raises(ItemError, match="NoneType") as error:
+        _codec.items_of(values).into(rows)
+    assert error.value.index == 65_999
 
 
 def test_text_among_numbers_takes_no_more_memory_than_it_has():

@@ -1,16 +1,18 @@
 import asyncio
 import sys
+import threading
 import time
 
 import numpy as np
+import orjson
 import pytest
 import uvloop
 from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex import Server, Tensor, TensorHandler, head, http_server, serve
-from virtex._codec import encode_numpy
+from virtex import Limits, Server, Tensor, TensorHandler, head, http_server, serve
+from virtex._codec import encode_npy, encode_numpy
 from virtex.errors import RequestError
 from virtex.head import Head, negotiate
 
@@ -290,3 +292,135 @@ def test_a_head_that_comes_again_is_not_asked_about_again_unless_a_subclass_want
         return len(asked)
 
     assert asyncio.run(main()) == (1 if kind is Server else 3)
+
+
+class Waiting(Echo):
+    """Its model waits, so that what was admitted is held."""
+
+    def __init__(self):
+        self.may_run = threading.Event()
+
+    def run_inference(self, model_input):
+        assert self.may_run.wait(20)
+        return model_input
+
+
+NESTED = b'{"data":[%b0]}' % ((b"[" * 100 + b"]" * 100 + b",") * 250)
+EMOJI = '{"data":["\U0001f600%s"]}' % ("x" * 50_000)
+OBJECTS = b'{"data":[%b0]}' % (b'{"a":0},' * 5_000)
+NUMBERS = b'{"data":[[%b0.5]]}' % (b"1.25," * 8_000)
+
+
+@pytest.mark.parametrize(
+    "text", [NESTED, EMOJI.encode(), OBJECTS, NUMBERS], ids=["lists", "an emoji", "objects", "numbers"]
+)
+def test_what_is_held_is_charged_as_what_it_takes_in_memory(text):
+    """Compared with what CPython says of each object; the bodies are too small for anybody to suspect them."""
+    handler = Waiting()
+
+    async def put(app):
+        futures, admission = [], app.admission
+        for _ in range(10):
+            exchange = opened(app)
+            exchange.write(text)
+            futures.append(exchange.complete())
+        held, taken = admission.bodies.held, sum(size_of(future.items) for future in futures)
+        admission.bodies.budget = held
+        late = opened(app)
+        with pytest.raises(RequestError):
+            late.write(text)
+        late.cancel("refused")
+        handler.may_run.set()
+        for future in futures:
+            await future
+        return held, taken, admission.bodies.held
+
+    held, taken, left = on_loop(put, handler, executor="thread", max_queue_size=100_000)
+    assert taken <= held <= 12 * taken
+    assert left == 0
+
+
+def size_of(value):
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    keys = sum(map(sys.getsizeof, value)) if isinstance(value, dict) else 0
+    shared = value is None or (type(value) is int and -5 <= value <= 256)
+    return keys + (0 if shared else sys.getsizeof(value)) + sum(map(size_of, inside))
+
+
+class Declared(TensorHandler):
+    inputs = Tensor("float32", (3,))
+
+    def run_inference(self, batch):
+        return batch[:, 0]
+
+
+@pytest.mark.parametrize("handler", [Echo, Declared])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 600 + b"]" * 600,
+        b"0," * 1000 + b"0",
+        b'{"a":{"b":{"c":0}}},' * 60 + b"0",
+        b'"a",' * 500 + b'"a"',
+        b'"a",' * 70_000 + b'"a"',
+    ],
+    ids=["nested", "side by side", "objects", "strings", "very many strings"],
+)
+def test_more_values_than_the_limit_are_a_413_that_names_it_and_are_not_parsed(handler, text, monkeypatch):
+    parsed = []
+    real = orjson.loads
+    monkeypatch.setattr(orjson, "loads", lambda body: parsed.append(body) or real(body))
+
+    async def put(app):
+        answer = await ask_direct(app, b'{"data":[%b]}' % text)
+        return answer.status, answer.body, app.admission.bodies.held
+
+    status, answer, held = on_loop(put, handler(), limits=Limits(values=500), max_queue_size=100_000)
+    assert (status, held) == (413, 0)
+    assert b"more than 500 values in one body of JSON (limits.values)" in answer
+    assert not parsed
+
+
+def test_what_stands_in_texts_is_no_value():
+    async def put(app):
+        words = b'"%b"' % (b"One, two: [three] {four}, " * 400)
+        text = b'{"data":[%b, {"\xc3\xa9": %b}]}' % (words, words)
+        statuses = [(await ask_direct(app, text)).status]
+        app.admission.bodies.budget = 4 * len(text)
+        statuses.append((await ask_direct(app, text)).status)
+        return statuses
+
+    assert on_loop(put, limits=Limits(values=20)) == [200, 200]
+
+
+def test_a_limit_of_values_holds_for_the_smallest_bodies():
+    async def put(app):
+        return [(await ask_direct(app, b'{"data":[%b]}' % text)).status for text in (b"[1]", b"[[[],[]]]")]
+
+    assert on_loop(put, limits=Limits(values=7)) == [200, 413]
+
+
+def test_documents_are_counted_and_charged_before_they_are_decoded():
+    doc = encode_npy([np.float32(1)])
+
+    async def put(app):
+        many = await ask_direct(app, doc * 50, headers=[(b"content-type", b"application/x-npy")])
+        app.admission.bodies.budget = 20 * len(doc)
+        dear = await ask_direct(app, doc * 19, headers=[(b"content-type", b"application/x-npy")])
+        return many.status, dear.status, app.admission.bodies.held
+
+    assert on_loop(put, max_queue_size=40, max_batch_size=8) == (413, 503, 0)
+
+
+def test_a_body_that_waits_for_the_start_is_charged_when_it_is_parsed():
+    async def main():
+        app = http_server("echo", Echo(), max_queue_size=100_000)
+        early = opened(app)  # the first request starts it
+        early.write(NESTED)
+        future = early.complete()
+        app.admission.bodies.budget = 2 * len(NESTED)
+        response = await asyncio.wait_for(future, 10)
+        await app.shutdown()
+        return response.status, app.admission.bodies.held
+
+    assert asyncio.run(main()) == (503, 0)

@@ -94,6 +94,7 @@ def test_what_is_no_message_is_a_400_that_says_what_was_expected(body, says):
         b'{"data":[18446744073709551616.0]}',
         b'{"data":[1e99, 0.00000000000000000000001]}',
         b'{"99999999999999999999": 1, "data":[]}',
+        b'{"data":[1],"id":18446744073709551616}',
         b'{"data":[1],"data":[2],"more":{"data":3}}',
     ],
     ids=repr,
@@ -146,6 +147,85 @@ def test_arrays_that_orjson_does_not_take_as_they_are_become_lists_all_the_same(
 def test_a_float_that_is_not_finite_names_its_item(row):
     with pytest.raises(HandlerError, match="item 1: process_response gave a .* -?(nan|inf) is no JSON number"):
         encode_data([None, row, "null"])
+
+
+UNITS = ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("text", ["2021-03-04T05:06:07.123456789", "1960-02-29T23:59:59", "1970-01-01"])
+def test_datetimes_are_the_text_that_orjson_writes(unit, text):
+    moment = np.datetime64(text).astype(f"M8[{unit}]")
+    expected = orjson.dumps(moment.astype("M8[us]"), option=orjson.OPT_SERIALIZE_NUMPY)
+    array = np.array([[moment], [np.datetime64("NaT")]], f"M8[{unit}]")
+    assert encode_data([moment]) == b"[%b]" % expected
+    assert encode_data([{"at": [moment, array]}]) == b'[{"at":[%b,[[%b],[null]]]}]' % (expected, expected)
+    assert encode_data([array.astype(array.dtype.newbyteorder())]) == b"[[[%b],[null]]]" % expected
+    assert HttpMessage(data=[(moment, 0.5)]).json == b'{"data":[[%b,0.5]],"error":null}' % expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.datetime64(5, "25s"), '"1970-01-01T00:02:05"'),
+        (np.datetime64(2, "7D"), '"1970-01-15T00:00:00"'),
+        (np.array([1, 2], "M8[2M]"), '["1970-03-01T00:00:00","1970-05-01T00:00:00"]'),
+        (np.datetime64(1_500_000, "ps"), '"1970-01-01T00:00:00.000001"'),
+        (np.datetime64("NaT", "as"), "null"),
+        (np.array([-1], "M8[fs]"), '["1969-12-31T23:59:59.999999"]'),
+        (np.datetime64("0001-01-01", "s"), '"0001-01-01T00:00:00"'),
+        (np.datetime64("9999-12-31", "D"), '"9999-12-31T00:00:00"'),
+        (np.datetime64("NaT"), "null"),
+        (np.datetime64("NaT", "ns"), "null"),
+        (np.array([np.datetime64(5, "25s"), 1.5], object), '["1970-01-01T00:02:05",1.5]'),
+        (Enum("Odd", {"moment": np.datetime64(5, "25s")}).moment, '"1970-01-01T00:02:05"'),
+        (np.timedelta64(3, "2h"), '"PT6H"'),
+        (np.timedelta64(-3, "W"), '"-P3W"'),
+        (np.timedelta64(1, "Y"), '"P1Y"'),
+        (np.timedelta64(90, "s"), '"PT90S"'),
+        (np.timedelta64(1500, "ms"), '"PT1.5S"'),
+        (np.timedelta64(-(2**63) + 1, "as"), '"-PT9.223372036854775807S"'),
+        (np.timedelta64("NaT", "s"), "null"),
+        (np.array([[1], [0]], "m8[us]"), '[["PT0.000001S"],["PT0S"]]'),
+    ],
+    ids=str,
+)
+def test_datetimes_and_timedeltas_are_iso_8601_texts(value, text):
+    for row in (value, {"a": [value]}, (value,)):
+        expected = text if row is value else f'{{"a":[{text}]}}' if isinstance(row, dict) else f"[{text}]"
+        assert encode_data([row]).decode() == f"[{expected}]"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (np.datetime64(10**12, "D"), "before the year 1 or after 9999"),
+        (np.datetime64("0000-12-31"), "before the year 1 or after 9999"),
+        (np.datetime64(2**62, "7Y"), "before the year 1 or after 9999"),
+        (np.datetime64(2**62, "25s"), "before the year 1 or after 9999"),
+        (np.timedelta64(5), "without a unit"),
+        (np.array([5]).view("M8"), "without a unit"),
+        (np.longdouble(1.5), r"(longdouble|float128) has no JSON form: convert it"),
+        (np.array([1], "G"), "has no JSON form: convert it"),
+        (np.ma.masked, "a masked value has no JSON form: fill it first"),
+        (np.ma.array([1.0, 2.0], mask=[False, True]), "a masked value has no JSON form: fill it first"),
+    ],
+)
+def test_what_has_no_json_form_says_what_would_have(value, says):
+    for row in (value, [value], {"a": value}):
+        with pytest.raises(HandlerError, match=rf"item 1: process_response gave a .* can't be sent: .*{says}"):
+            encode_data([1, row])
+
+
+def test_a_masked_array_without_masked_values_is_sent():
+    assert encode_data([np.ma.array([1, 2])]) == b"[[1,2]]"
+
+
+def test_lists_too_deep_to_write_are_an_error():
+    row = []
+    row.append(row)
+    with pytest.raises(HandlerError, match="item 0: process_response gave a list"):
+        encode_data([row])
 
 
 def test_null_and_none_are_no_floats():

@@ -717,6 +717,30 @@ def test_reader_says_what_it_takes():
         reader(VECTOR, encode_npy([np.zeros(3)]), True, account).into(allocate(VECTOR, 1))
 
 
+def test_a_document_of_fields_in_fortran_order_is_refused_before_it_is_copied():
+    fields = "[" + ",".join(f"('f{i}','|V536870911')" for i in range(8)) + ",('z','|V24')]"
+    head = f"{{'descr': {fields}, 'fortran_order': True, 'shape': (2,2)}}\n".encode()
+    document = b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head + b"A" * 64
+    app = http_server("identity", Identity())
+    (answer,) = run(app, ask_direct(app, document, headers=[(b"content-type", b"application/x-npy")]))
+    assert answer.status == 422 and "a plain dtype, not a structured one" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (np.zeros((1, 2), "M8[25s]"), "rows that can't be sent: datetime64\\[25s\\] does not travel"),
+        (np.zeros(1, "f4,i2"), "rows that can't be sent: .* no structured or void"),
+        (np.zeros(1, np.longdouble), "(longdouble|float128) has no JSON form: convert it"),
+        (np.ma.array([1.5], mask=[True]), "a masked array, whose mask would be lost"),
+    ],
+    ids=["several units", "structured", "longdouble", "masked"],
+)
+def test_rows_that_do_not_travel_are_an_error_that_says_which(rows, says):
+    with pytest.raises(HandlerError, match=says):
+        Rows.of(rows, 1, None).json()
+
+
 def test_parts_of_rows_join_without_aliasing():
     rows = Rows({"": np.arange(6.0).reshape(3, 2)})
     joined = Rows.joined([rows.part(0, 1).copy(), rows.part(1, 3)])

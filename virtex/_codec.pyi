@@ -4,7 +4,7 @@ A .npy document is read by a grammar of our own, never by np.load: no pickle, no
 before the sizes were checked against the bytes that are there. Format: numpy.lib.format, versions 1.0 to 3.0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -31,11 +31,13 @@ def _remembered() -> list[tuple[np.dtype[Any], tuple[int, ...]]]: ...
 def encode_numpy(value: ArrayLike) -> str:
     """The base64 of an array's .npy document.
 
-    value: an array or what np.asarray makes one of; any shape and layout. Dtypes: bool, integers, floats, complex
-    numbers, fixed-length strings (S, U), datetimes, timedeltas, void, structured, and the bfloat16, float8 and narrower
-    ones of ml_dtypes (written by name). Byte order is kept. A contiguous array is not copied before it is encoded.
-    Returns: 256 characters of header (a multiple of 256 for long dtypes), then the data; RFC 4648 section 4, padded.
-    Raises: TypeError for a dtype that .npy can't carry without pickle (object, StringDType), and for a masked array.
+    value: an array or what np.asarray makes one of; any layout, up to 32 dimensions, not more than 128 rows of nothing
+    or 8 nested rows for each element. Dtypes: bool, integers, floats, complex numbers, fixed-length strings (S,
+    U), datetimes and timedeltas of one unit, and the bfloat16, float8 and narrower ones of ml_dtypes (written by name).
+    Byte order is kept. A contiguous array is not copied before it is encoded.
+    Returns: 256 characters of header (or a multiple, for many dimensions), then the data; RFC 4648 section 4, padded.
+    Raises: TypeError, with the remedy, for another dtype (object, structured, void, StringDType, datetimes of several
+    units), another shape, and for a masked array.
     """
 
 def decode_numpy(text: str | _Buffer) -> NDArray[Any]:
@@ -43,7 +45,8 @@ def decode_numpy(text: str | _Buffer) -> NDArray[Any]:
 
     Returns: an array of its own memory, writable, data aligned to 64 bytes; in Fortran order if the document is.
     Raises: ItemError (422) with the offset in characters: not strict base64 (RFC 4648 sections 3.5 and 4), not one
-    whole .npy document, a dtype that holds objects or is not known here, bools that are neither 0 nor 1.
+    whole .npy document, a dtype or shape that encode_numpy does not write, bools that are neither 0 nor 1, text that is
+    not Unicode, bits that a narrow dtype has not.
     """
 
 def encode_npy(values: Sequence[ArrayLike] | NDArray[Any]) -> bytes:
@@ -53,10 +56,12 @@ def encode_npy(values: Sequence[ArrayLike] | NDArray[Any]) -> bytes:
     Raises: ValueError naming the first row that differs from row 0, or that there is none; TypeError as encode_numpy.
     """
 
-def decode_npy(body: _Buffer) -> list[NDArray[Any]]:
+def decode_npy(body: _Buffer, admit: Callable[[int], object] | None = None) -> list[NDArray[Any]]:
     """The arrays of .npy documents that lie one after another, at least one; arrays as decode_numpy returns them.
 
-    Raises: ItemError (422) with the index of the document that is wrong, and the offset in bytes within it.
+    admit: called with how many documents there are, or the first of very many, before any of them is decoded.
+    Raises: ItemError (422) with the index of the document that is wrong, and the offset in bytes within it; and what
+    admit() raises.
     """
 
 class Items:
@@ -90,14 +95,15 @@ def items_of(values: Sequence[Any], names: Sequence[str] | None = None) -> Items
     """The items of a "data" list that a JSON parser made.
 
     values: for each item the base64 of a .npy document, or nested lists of numbers (into() refuses those that the rows'
-    dtype can't hold: integers beyond it, fractions for integers, booleans for numbers), or an array; with names, an
+    dtype can't hold: integers beyond it, floats for integers, booleans for numbers), or an array; with names, an
     object of exactly these members, each of them such a value.
     """
 
-def scan_npy(body: _Buffer, ndim: int | None = None) -> Items:
+def scan_npy(body: _Buffer, ndim: int | None = None, admit: Callable[[int], object] | None = None) -> Items:
     """The items of .npy documents that lie one after another: each is one.
 
     ndim: dimensions of an item. Then a body of one document that has one more holds as many items as its first says.
+    admit: as for decode_npy, called where the documents differ, so that an array is made of each.
     Raises: ItemError (422) with the index of the document that is wrong.
     """
 
@@ -105,6 +111,7 @@ def strings(body: _Buffer) -> list[str] | None:
     """The list of {"data": ["...", ...]} if its strings are ASCII without escapes, else None: parse the body.
 
     JSON whitespace may stand between tokens, and "error": null after the data. What it returns, a JSON parser would.
+    More than 2**16 strings are left to the parser too.
     """
 
 def encode_rows(values: NDArray[Any]) -> bytes:
@@ -123,8 +130,24 @@ def decode_bytes(text: str | _Buffer) -> bytes:
     Raises: ItemError (422) with the offset of the first bad character.
     """
 
-def big_int_offset(body: _Buffer) -> int:
-    """Where in a valid JSON text the first integer stands that 64 bits can't hold, in bytes; -1 if there is none.
+def weigh(body: _Buffer) -> tuple[int, int]:
+    """What a JSON text will become: at most how many Python objects, but for one or two, and bytes for each character.
 
-    JSON readers differ on such integers (RFC 8259 section 6). Strings are jumped over at memory speed.
+    Counts a comma, '[' and '{' once and ':' three times, those in strings too, at memory speed.
+    """
+
+def count_values(body: _Buffer, most: int) -> int:
+    """The objects as weigh() counts them, without what stands in strings; any number above `most` if there are more."""
+
+def orjson_takes(value: Any) -> bool:
+    """Whether a value is lists, dicts and tuples of what orjson writes right with OPT_SERIALIZE_NUMPY, to its depth.
+
+    False for a datetime of NumPy, of which orjson aborts on some, and for whatever may hold one.
+    """
+
+def big_int_offset(body: _Buffer) -> int:
+    """Where in the member "data" of a JSON object the first integer stands that 64 bits can't hold, in bytes; or -1.
+
+    JSON readers differ on such integers (RFC 8259 section 6). The text must be valid. Of several members of that name
+    the last counts, as with orjson. Strings are jumped over at memory speed.
     """

@@ -18,6 +18,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Check
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.list cimport PyList_Check, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsUnsignedLongLong, PyLong_Check
@@ -36,6 +37,8 @@ cdef enum:
     HEADERS = 64              # that are kept ready, of arrays lately encoded
     HEADER_DIMS = 8           # of those
     FEW = 16                  # texts in a body whose offsets need no malloc
+    SOME = 256                # documents that are counted before they are decoded
+    STAGED = 1 << 16          # numbers that NumPy converts at once
     MANY = 1 << 16            # strings that are made of a body before anybody has counted them
     DEEP = 254                # lists in lists: as many as orjson writes
 
@@ -211,12 +214,12 @@ cdef bint _takes(object value, int depth) except -1:
     cdef int number
     if depth == 0:
         return False
-    if type(value) is list:
+    if PyList_Check(value):
         for one in <list>value:
             if not _is_leaf(one) and not _takes(one, depth - 1):
                 return False
         return True
-    if type(value) is dict:
+    if PyDict_Check(value):
         for one in (<dict>value).values():
             if not _is_leaf(one) and not _takes(one, depth - 1):
                 return False
@@ -455,20 +458,28 @@ cdef _decode_npy(const uint8_t *doc, _Signature signature):
 
 def decode_npy(body, admit=None):
     cdef _Input source = _open_bytes(body)
-    cdef size_t at = 0, size = source.size
+    cdef size_t at = 0
+    arrays = []
+    while at < <size_t>source.size or not arrays:
+        at = _decode_some(source, at, arrays, admit)
+    return arrays
+
+
+cdef size_t _decode_some(_Input source, size_t at, list arrays, object admit) except 0:
+    """Appends the next documents' arrays, once they are counted and admitted; returns where the rest begins."""
+    cdef size_t size = source.size, end = at
     cdef _Signature signature
-    signatures, arrays, broken = [], [], None
+    signatures, broken = [], None
     try:
-        while at < size or not signatures:
-            signature = _raw_signature(source.data + at, size - at)
+        while len(signatures) < SOME and (end < size or not arrays and not signatures):
+            signature = _raw_signature(source.data + end, size - end)
             signatures.append(signature)
-            at += signature.header + signature.nbytes
+            end += signature.header + signature.nbytes
     except ItemError as error:
         broken = error
-        broken.index = len(signatures)
+        broken.index = len(arrays) + len(signatures)
     if admit is not None:
-        admit(len(signatures) + (broken is not None))
-    at = 0
+        admit(len(arrays) + len(signatures) + (broken is not None))
     for signature in signatures:
         try:
             arrays.append(_decode_npy(source.data + at, signature))
@@ -478,7 +489,7 @@ def decode_npy(body, admit=None):
         at += signature.header + signature.nbytes
     if broken is not None:
         raise broken
-    return arrays
+    return end
 
 
 # -- into rows
@@ -656,7 +667,8 @@ cdef class _Spans(Items):
     cdef explain(self, int column, cnp.ndarray rows, Py_ssize_t i, Py_ssize_t start):
         """Raises what is wrong with item i. What the walk took for a text may have an escape in it, or be no JSON: so a
         parser has the last word, and the item is refused as any that a parser made. Good it can't be: without its
-        escapes it is shorter than its header says; but a quote in it may hide a second "data", where a parser looks."""
+        escapes it is shorter than its header says; but a quote in it may hide a second "data", where a parser looks, or
+        so many values that no parser should: the texts that the walk has seen are none of them."""
         cdef _Signature signature = self.signature_of(column)
         if self.raw:
             if _fit(signature, rows) == _MISFIT:
@@ -664,6 +676,9 @@ cdef class _Spans(Items):
             raise _unsound(signature, i)
         import orjson
 
+        cdef size_t most = MANY + 6 * self.count * self.columns
+        if vx_count_values(<const char *>self.source.data, self.source.size, most) > most:
+            raise ItemError("expected one list of texts, got a quote within a text", i)
         data = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"]
         if isinstance(data, list) and len(data) > i:
             (<_Values>items_of(data, self.names)).decode(column, rows[i - start:i - start + 1], i, i + 1)
@@ -788,10 +803,11 @@ cdef class _Numbers:
 
     Nothing is rounded away: an integer beyond the dtype and a float that would become infinite are refused, and so are
     floats for integers, and booleans for numbers. Of floats, precision may be lost, as from any decimal text. Rows of a
-    rare dtype are filled by way of a `staged` one, which NumPy converts.
+    rare dtype are filled by way of `staged` ones, which NumPy converts: until flush() they are not there.
     """
 
     cdef cnp.ndarray rows, staged
+    cdef list waiting         # which rows the staged ones are
     cdef cnp.npy_intp *dims
     cdef int ndim, size       # of one number: bytes
     cdef char kind            # of the dtype: one of b i u f c
@@ -802,23 +818,35 @@ cdef class _Numbers:
         if dtype is None:
             raise ItemError(f"expected the base64 of a .npy document of {rows.dtype}, got numbers or lists")
         self.rows = rows
-        self.staged = None if dtype is rows.dtype else np.empty((<object>rows).shape[1:], dtype)
         self.dims = cnp.PyArray_DIMS(rows) + 1
         self.ndim = cnp.PyArray_NDIM(rows) - 1
         self.size = dtype.itemsize
         self.kind = ord(dtype.kind)
+        self.waiting = []
+        if dtype is not rows.dtype:
+            length, shape = len(rows), (<object>rows).shape[1:]
+            self.staged = np.empty((min(length, max(STAGED * length // max(rows.size, 1), 1)), *shape), dtype)
 
     cdef int take(self, object value, Py_ssize_t i) except -1:
         """One item, into row i."""
-        cdef size_t nbytes
+        cdef cnp.ndarray to = self.rows
         if self.staged is not None:
-            self.at = <char *>cnp.PyArray_DATA(self.staged)
-            self.fill(value, 0)
-            store(self.staged, self.rows, i)
-            return 0
-        nbytes = cnp.PyArray_NBYTES(self.rows) // cnp.PyArray_DIMS(self.rows)[0]
-        self.at = <char *>cnp.PyArray_DATA(self.rows) + i * nbytes
-        return self.fill(value, 0)
+            to = self.staged
+            self.waiting.append(i)
+            i = len(self.waiting) - 1
+        self.at = <char *>cnp.PyArray_DATA(to) + i * (cnp.PyArray_NBYTES(to) // cnp.PyArray_DIMS(to)[0])
+        self.fill(value, 0)
+        return 0
+
+    cdef bint is_full(self):
+        return self.staged is not None and len(self.waiting) == len(self.staged)
+
+    cdef int flush(self) except -1:
+        """Raises ItemError with the index of the first row that can't be what came."""
+        waiting, self.waiting = self.waiting, []
+        if waiting:
+            store(self.staged[:len(waiting)], self.rows, waiting)
+        return 0
 
     cdef int fill(self, object value, int depth) except -1:
         if depth == self.ndim:
@@ -927,16 +955,32 @@ cdef class _Values(Items):
 
     cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
         cdef _Numbers numbers = None
-        for i in range(start, stop):
-            value = self.member(column, i)
-            try:
-                if PyList_Check(value) or PyLong_Check(value) or PyFloat_Check(value):
-                    numbers = numbers or _Numbers(rows)
-                    numbers.take(value, i - start)
-                else:
+        cdef Py_ssize_t i = start
+        try:
+            for i in range(start, stop):
+                value = self.member(column, i)
+                if not (PyList_Check(value) or PyLong_Check(value) or PyFloat_Check(value)):
                     _value_into(value, rows, i - start)
-            except ItemError as error:
-                raise self.wrong(column, i, error)
+                    continue
+                if numbers is None:
+                    numbers = _Numbers(rows)
+                elif numbers.is_full():
+                    self.flush(numbers, column, start, stop)
+                numbers.take(value, i - start)
+        except ItemError as error:
+            self.flush(numbers, column, start, i)  # one before it may be wrong too
+            raise self.wrong(column, i, error) if error.index is None else error
+        self.flush(numbers, column, start, stop)
+
+    cdef flush(self, _Numbers numbers, int column, Py_ssize_t start, Py_ssize_t stop):
+        """Raises the error of the lowest item before `stop` that the numbers of NumPy's making show."""
+        if numbers is None or numbers.staged is None:
+            return
+        try:
+            numbers.flush()
+        except ItemError as error:
+            if start + error.index < stop:
+                raise self.wrong(column, start + error.index, error)
 
     cdef member(self, int column, Py_ssize_t i):
         value = self.values[i]

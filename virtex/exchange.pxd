@@ -33,6 +33,7 @@ cdef class Exchange(Ticket):
     @cython.locals(length=Py_ssize_t, buffer=bytes, bodies=Bodies)
     cdef Response _measured(self, Response response)
     cdef Response _finish(self, Response response)
+    cdef _charge_values(self, Py_ssize_t values, Py_ssize_t wider)
     cdef _charge_also(self, Py_ssize_t n)
     cdef _drop_body(self)
     cdef _uncharge(self)

@@ -136,14 +136,22 @@ class Exchange(Ticket):
         wider = size * (width - 1)
         if values > most or bodies.held + values * VALUE_BYTES + wider > bodies.budget:
             values = count_values(body, most)  # without what stands in texts
-        if values > most:
-            raise RequestError(413, f"more than {most} values in one body of JSON (limits.values)")
-        self._charge_also(values * VALUE_BYTES + wider)
+        self._charge_values(values, wider)
+
+    def admit_strings(self, count: int) -> None:
+        """Charge strings that were made of a body without a parser. Raises RequestError as admit_values()."""
+        self._charge_values(count, 0)
 
     def admit_documents(self, count: int) -> None:
         """Charge arrays that are about to be made. Raises RequestError: 413 or 503 where they find no room."""
         self.admission.batcher.room_for(count)
         self._charge_also(count * ARRAY_BYTES)
+
+    def _charge_values(self, values: int, wider: int) -> None:
+        most = self.admission.most_values
+        if values > most:
+            raise RequestError(413, f"more than {most} values in one body of JSON (limits.values)")
+        self._charge_also(values * VALUE_BYTES + wider)
 
     def _charge_also(self, n: int) -> None:
         self._charged += n

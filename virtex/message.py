@@ -100,6 +100,7 @@ def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
     return data
 
 
+FEW = 64  # strings that need no charge beside that of their text
 LONG = 64 << 10  # bytes of a body, from which on it may be so many lists that looking for cycles in them takes longest
 
 
@@ -128,6 +129,9 @@ class Account(Protocol):
     def admit_values(self, body: bytes | bytearray | memoryview) -> None:
         """JSON is about to be parsed. Raises RequestError: 413 for too many values, 503 where they find no room."""
 
+    def admit_strings(self, count: int) -> None:
+        """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""
+
     def admit_documents(self, count: int) -> None:
         """So many arrays are about to be made. Raises RequestError: 413, 503."""
 
@@ -143,6 +147,8 @@ def decode_items(body: bytes | bytearray | memoryview, is_npy: bool, account: Ac
     if plain is None:
         account.admit_values(body)
         return decode_message(body)
+    if len(plain) > FEW:
+        account.admit_strings(len(plain))
     return plain
 
 

@@ -375,7 +375,7 @@ _ALONE = (lambda arrays: sys.getrefcount(arrays["a"]))({"a": np.empty(1)})
 
 
 def reader(inputs: Inputs, body: bytes | bytearray | memoryview, is_npy: bool, account: Account) -> Source:
-    """The items of a body for declared inputs, not decoded yet. Raises RequestError (400, 415, as account) or ItemError."""
+    """The items of a body for declared inputs, not decoded yet. Raises RequestError or ItemError."""
     names = None if isinstance(inputs, Tensor) else tuple(inputs)
     if is_npy:
         if not isinstance(inputs, Tensor):
@@ -459,6 +459,12 @@ class Rows:
 
     def json(self) -> bytes:
         """The body of the reply. Raises HandlerError for a float that is not finite."""
+        try:
+            return self._json()
+        except TypeError as error:  # of a dtype that does not travel
+            raise HandlerError(f"run_inference gave rows that can't be sent: {error}") from None
+
+    def _json(self) -> bytes:
         single = self._arrays.get("")
         if single is not None and single.ndim > 1:
             return encode_rows(single)
@@ -490,6 +496,8 @@ def _array_out(value: Any, count: int, name: str) -> Array:
     check_no_tuple(value, where)
     if not hasattr(value, "__array__") and not isinstance(value, list):
         raise HandlerError(f"{where}a {type(value).__name__}; expected an array of {count} rows")
+    if isinstance(value, np.ma.MaskedArray):
+        raise HandlerError(f"{where}a masked array, whose mask would be lost; expected it filled, as by filled(0)")
     try:
         array = np.asarray(value)
     except ValueError:

@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["virtex", "oracle"]):
     from virtex import ItemError, _codec
 
 warnings.simplefilter("ignore")
-ROWS = [("f4", (3,)), (">i2", (2, 3)), ("?", ()), ("<U2", (1,)), ("M8[25s]", (1,)), ("f8", (2, 2))]
+ROWS = [("f4", (3,)), (">i2", (2, 3)), ("?", ()), ("<U2", (1,)), ("M8[s]", (1,)), ("f8", (2, 2))]
 DOCUMENTS = list(seeds.documents())
 TEXTS = [oracle.b64(doc).encode() for doc in DOCUMENTS]
 WORDS = [word.replace("\\\\", "\\").replace('\\"', '"').encode() for word in seeds.WALK_WORDS + seeds.NPY_WORDS]

@@ -10,6 +10,33 @@ static void expect(int promise)
         abort();
 }
 
+/* Neither structured nor void, nor of several units: those that NumPy or a JSON writer reads beyond their memory. */
+static void check_descr(const uint8_t *descr, size_t n, int named, int64_t itemsize)
+{
+    expect(!memchr(descr, '\'', n) && !memchr(descr, '(', n) && !memchr(descr, 'O', n) && !memchr(descr, 'V', n));
+    if (named)
+        return;
+    expect(n >= 3 && strchr("<>|", descr[0]) && strchr("biufcmMSU", descr[1]) && itemsize > 0);
+    expect(itemsize <= INT32_MAX);
+    if (descr[1] == 'm' || descr[1] == 'M')
+        expect(itemsize == 8 && n >= 6 && descr[2] == '8' && descr[3] == '[' && descr[n - 1] == ']' &&
+               !memchr("0123456789", descr[4], 10));
+    else
+        expect(!memchr(descr, '[', n));
+}
+
+/* What tolist() makes of such an array is in proportion to its elements. */
+static void check_lists(const vx_npy *npy)
+{
+    unsigned __int128 lists = 0, level = 1;
+    for (int i = 0; i < npy->ndim; i++) {
+        lists += level;
+        level *= (unsigned __int128)npy->shape[i];
+    }
+    expect(lists <= VX_NPY_LISTS + (unsigned __int128)VX_NPY_LISTS_EACH * (unsigned __int128)npy->count ||
+           npy->count > INT64_MAX / VX_NPY_LISTS_EACH - VX_NPY_LISTS);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     const char *expected = NULL;
@@ -33,8 +60,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         }
         expect(count == npy.count && reach == npy.reach && npy.ndim <= VX_NPY_MAX_DIMS);
         expect(npy.size == size && npy.descr < npy.descr_end && npy.descr_end <= size);
-        expect(npy.itemsize ? !npy.named && !npy.fields : npy.named != npy.fields);
+        expect(npy.itemsize ? !npy.named : npy.named);
         expect((__int128)npy.itemsize * reach <= INT64_MAX);
+        check_descr(exact + npy.descr, npy.descr_end - npy.descr, npy.named, npy.itemsize);
+        check_lists(&npy);
     }
     free(exact);
     return 0;

@@ -14,8 +14,13 @@ ARRAYS = [
     np.array(True),
     np.zeros((0, 2)),
     np.array(["ab"]),
-    np.array(["2020"], "M8[25s]"),
+    np.array(["2020"], "M8[s]"),
     np.asfortranarray(np.ones((2, 2))),
+    np.zeros((5, 1, 1), "c8"),
+    np.array([b"abc"]),
+]
+REFUSED = [
+    np.array(["2020"], "M8[25s]"),
     np.zeros(2, "V3"),
     np.zeros(1, [("a", "<f4"), (("t", "b"), "i1", (2, 2)), ("c", [("x", "<U3")])]),
     np.zeros(1, [("é", "i1"), ("λ", "i1")]),
@@ -35,6 +40,9 @@ NPY_WORDS = [
     "[('a', '<f4')]",
     "('a', '<i1', (2,))",
     "[25us]",
+    "'<U2'",
+    "'|V4'",
+    "(1,1,1,1,1,1,1,1,1,1)",
     "9223372036854775807",
     "\\x93NUMPY",
     "'<M8[ns]'",
@@ -58,7 +66,7 @@ WALK_WORDS = [
 
 
 def documents():
-    for array in ARRAYS:
+    for array in ARRAYS + REFUSED:
         for version in ((1, 0), (2, 0), (3, 0)):
             out = io.BytesIO()
             try:

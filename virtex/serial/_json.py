@@ -6,23 +6,28 @@ orjson 3.13 aborts the process on a datetime of several units and writes a date 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import orjson
+
+from .._codec import orjson_takes
 
 _YEARS = (1 - 1970, 9999 - 1970)  # that RFC 3339 and datetime have, as NumPy counts them
 _NAT = np.iinfo("i8").min
 
 # How ISO 8601 writes so many of a unit; of parts of a second, how many decimals they are.
 _DURATIONS = {"Y": "P{}Y", "M": "P{}M", "W": "P{}W", "D": "P{}D", "h": "PT{}H", "m": "PT{}M"}
+_FINEST = {"ps": 10**6, "fs": 10**9, "as": 10**12}  # in a microsecond
 _DECIMALS = {"s": 0, "ms": 3, "us": 6, "ns": 9, "ps": 12, "fs": 15, "as": 18}
 
 
 def json_value(value: Any) -> Any:
     """What stands for a value that orjson asks about: numbers, text, None, and nested lists of them.
 
-    Datetimes become RFC 3339 text, to the microsecond, timedeltas ISO 8601 durations, NaT of both None. Raises TypeError
-    for what JSON can't carry, with the remedy where there is one.
+    Datetimes become RFC 3339 text, to the microsecond, timedeltas ISO 8601 durations, NaT of both None. Raises
+    TypeError for what JSON can't carry, with the remedy where there is one.
     """
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(f"{type(value).__name__} is no JSON value")
@@ -34,6 +39,9 @@ def json_value(value: Any) -> Any:
         return _moments(value)
     if value.dtype.kind == "m":
         return _durations(value)
+    if orjson_takes(value):  # asked about for the sake of another: the same text as without it
+        with suppress(TypeError):  # another byte order, or gaps
+            return orjson.Fragment(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
     return value.tolist()
 
 
@@ -46,7 +54,10 @@ def _counted(value: Any) -> tuple[str, int]:
 
 
 def _moments(value: Any) -> Any:
-    _, step = _counted(value)
+    unit, step = _counted(value)
+    if unit in _FINEST:  # which NumPy can't convert to years: they are months at most
+        counts = value.astype("i8") // _FINEST[unit] * step
+        return np.where(np.isnat(value), np.datetime64("NaT", "us"), counts.astype("M8[us]")).tolist()
     years = value.astype("M8[Y]").astype("i8")
     far = np.abs(value.astype("i8").astype("f8")) * step > 2.0**62  # beyond what the line above can multiply
     if (~np.isnat(value) & ((years < _YEARS[0]) | (years > _YEARS[1]) | far)).any():

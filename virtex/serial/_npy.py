@@ -87,7 +87,7 @@ def patterns_of(dtype: np.dtype[Any]) -> int:
 
 
 def descr_of(dtype: np.dtype[Any]) -> str:
-    """What a header says of a dtype: '<f4', or a name. Raises TypeError for one that does not travel, with the remedy."""
+    """'<f4', or a name: what a header says of a dtype. Raises TypeError for one that does not travel."""
     if dtype.name in _NAMED and dtype.type.__module__ == "ml_dtypes":
         return dtype.name
     if dtype.hasobject:
@@ -118,7 +118,7 @@ def _check_shape(shape: Shape) -> None:
 
 
 def build_header(dtype: np.dtype[Any], shape: Shape, fortran: bool) -> bytes:
-    """A .npy header of 192 bytes, or of a multiple where that is too short. Raises TypeError for what does not travel."""
+    """A .npy header of 192 bytes, or a multiple where that is too short. Raises TypeError for what does not travel."""
     _check_shape(shape)
     text = repr({"descr": descr_of(dtype), "fortran_order": fortran, "shape": shape}).encode()
     size = -(-(10 + len(text) + 1) // HEADER_BYTES) * HEADER_BYTES
@@ -132,7 +132,7 @@ _SPANS = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
 
 
 def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """The dtype to fill with a client's numbers: the same, or one that store() converts; None if numbers are no value of it."""
+    """The dtype to fill with a client's numbers: the same, or one that store() converts; None if it has no numbers."""
     if dtype.name in _NAMED and dtype.num > _LAST_BUILTIN:
         return np.dtype("i8" if dtype.name in _SPANS else "f8")
     if dtype.kind not in "biufc":
@@ -140,15 +140,16 @@ def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def store(staged: NDArray[Any], rows: NDArray[Any], i: int) -> None:
-    """Convert numbers into row i. Raises ItemError for those that the rows' dtype can't hold."""
-    if rows.dtype.kind in "biufc" and not rows.dtype.isnative:
-        rows[i] = staged
-        return
+def store(staged: NDArray[Any], rows: NDArray[Any], which: list[int]) -> None:
+    """Convert numbers into those rows. Raises ItemError with the index of the first that the rows' dtype can't hold."""
     low, high = _SPANS.get(rows.dtype.name, (-math.inf, math.inf))
     with np.errstate(over="ignore", invalid="ignore"):
         cast = staged.astype(rows.dtype)
-        beyond = (staged < low) | (staged > high) | ~np.isfinite(cast.astype("f8"))
+        beyond = (staged < low) | (staged > high)
+        if rows.dtype.num > _LAST_BUILTIN:
+            beyond |= ~np.isfinite(cast.astype("f8"))
     if beyond.any():
-        raise ItemError(f"expected numbers that {rows.dtype} holds, got {staged[beyond].flat[0]}")
-    rows[i] = cast
+        first = int(beyond.reshape(len(which), -1).any(axis=1).argmax())
+        got = staged[first][beyond[first]].flat[0]
+        raise ItemError(f"expected numbers that {rows.dtype} holds, got {got}", which[first])
+    rows[which] = cast
