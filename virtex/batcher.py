@@ -21,6 +21,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -115,24 +116,31 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads."""
+    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads.
+
+    context: what setup() ran in: decimal's precision and numpy's errstate are set there.
+    """
 
     depth = 1
 
+    def __init__(self, context: Context | None = None) -> None:
+        self._run = (context or copy_context()).run
+
     def start(self, batch: Batch, done: Done) -> None:
         try:
-            batch.run()
+            self._run(batch.run)
         finally:
             done(batch)
 
 
 class AsyncExecutor:
-    """Runs a batch of an async handler as a task on the loop, one at a time."""
+    """Runs a batch of an async handler as a task on the loop, one at a time. context: as of InlineExecutor."""
 
     depth = 1
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
         self._loop = loop
+        self._context = context
         self._task: asyncio.Task[None] | None = None
 
     def start(self, batch: Batch, done: Done) -> None:
@@ -143,7 +151,9 @@ class AsyncExecutor:
                 batch.fail(error)
             done(batch)
 
-        self._task = self._loop.create_task(batch.run_async())  # a loop holds its tasks weakly: keep it
+        self._task = self._loop.create_task(
+            batch.run_async(), context=self._context
+        )  # a loop holds its tasks weakly: keep it
         self._task.add_done_callback(finished)
 
 
