@@ -4,6 +4,7 @@ import decimal
 import itertools
 import os
 import sqlite3
+import sys
 import threading
 from http import HTTPMethod
 
@@ -341,7 +342,9 @@ def test_authorize_is_asked_again_for_a_head_that_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "authorize", [lambda head: 1 / 0, lambda head: 200, lambda head: True], ids=["raises", "200", "True"]
+    "authorize",
+    [lambda head: 1 / 0, lambda head: 200, lambda head: True, lambda head: sys.exit(3)],
+    ids=["raises", "200", "True", "exits"],
 )
 def test_an_authorize_that_fails_lets_nobody_in(authorize, ask, caplog):
     app = http_server("guarded", Echo(), authorize=authorize)

@@ -78,18 +78,23 @@ class Batch:
         self.seconds: dict[str, float] = {}
 
     def run(self) -> None:
-        """Compute the outcomes here and now; for handlers without async methods."""
+        """Compute the outcomes here and now; for handlers without async methods. Raises KeyboardInterrupt only."""
         try:
             self.outcomes = drive(self.steps.run(self.load.work))
             self.seconds = self.steps.seconds
-        except BaseException as error:
+        except KeyboardInterrupt as error:
             self.fail(error)
             raise
+        except BaseException as error:  # SystemExit too: the event loop is not the handler's to end
+            self.fail(error)
 
     async def run_async(self) -> None:
         """Compute the outcomes as a coroutine."""
-        self.outcomes = await self.steps.run(self.load.work)
-        self.seconds = self.steps.seconds
+        try:
+            self.outcomes = await self.steps.run(self.load.work)
+            self.seconds = self.steps.seconds
+        except SystemExit as error:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Give every request of the batch the same failure."""
@@ -318,7 +323,7 @@ class Batcher:
         """Tell the observer; what it raises must not reach the requests."""
         try:
             f(*args)
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("the observer raised")
 
     def _cut(self, due: bool = False) -> None:

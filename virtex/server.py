@@ -300,7 +300,7 @@ class Server:
         """Raise RequestError with the status that the user's function wants, 500 for what it should not do."""
         try:
             status = authorize(head)
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("authorize raised")
             raise RequestError(500, "authorize raised") from None
         if status is None:
