@@ -446,7 +446,7 @@ class Exits(RequestHandler):
         return data
     def run_inference(self, model_input):
         return model_input
-    def {method} process_response(self, item):
+    {method} def process_response(self, item):
         return sys.exit(item) if item in (3, 4) else item
 
 app = http_server(name="exits", handler=Exits())
@@ -455,8 +455,9 @@ app = http_server(name="exits", handler=Exits())
 
 @pytest.mark.parametrize("method", ["", "async"], ids=["inline", "async"])
 def test_an_exit_in_a_handler_ends_neither_the_service_nor_the_worker(method):
-    source = EXITS.replace("def {method}", f"{method} def".strip())
+    source = EXITS.replace("{method} def", f"{method} def".strip())
     with serving("gunicorn", source) as server:
+        assert post(server)[0] == 200
         workers = server.workers()
         for code in (3, 4):  # to gunicorn's master they mean that no worker can start
             assert post(server, b'{"data":[%d]}' % code)[0] == 500
