@@ -391,18 +391,40 @@ def test_draining_waits_for_nobody(rig):
     assert rig.observer.batches[0].cut == "drain"
 
 
-def test_an_exit_that_an_inline_handler_asks_for_is_obeyed_once_its_requests_are_answered(loop):
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("method", ["process_request", "run_inference", "process_response"])
+def test_whatever_an_inline_handler_raises_fails_its_batch_and_ends_nothing(loop, method, error):
     class Exits(Echo):
-        def run_inference(self, model_input):
-            raise SystemExit(3)
+        pass
 
+    def leave(self, given):
+        if "a" in given:
+            raise error
+        return given
+
+    setattr(Exits, method, leave)
     batcher = Batcher(loop, 4, 0, 16, loop.clock)
     batcher.run_with(InlineExecutor(), Steps(Exits(), loop.clock))
+    first, second = Recorder("a"), Recorder("b")
+    for ticket in (first, second):
+        batcher.admit(ticket, loop.now)
+        loop.settle()
+    assert type(error).__name__ in str(first.answers[0][1])
+    assert second.answers == [(["b"], None)]
+
+
+def test_control_c_in_an_inline_handler_ends_the_program_once_its_requests_are_answered(loop):
+    class Interrupted(Echo):
+        def run_inference(self, model_input):
+            raise KeyboardInterrupt
+
+    batcher = Batcher(loop, 4, 0, 16, loop.clock)
+    batcher.run_with(InlineExecutor(), Steps(Interrupted(), loop.clock))
     ticket = Recorder("a")
     batcher.admit(ticket, loop.now)
-    with pytest.raises(SystemExit):
+    with pytest.raises(KeyboardInterrupt):
         loop.settle()
-    assert "SystemExit" in str(ticket.answers[0][1])
+    assert "KeyboardInterrupt" in str(ticket.answers[0][1])
 
 
 def test_a_report_has_the_seconds_of_its_own_batch(loop):
@@ -634,11 +656,12 @@ def test_an_async_handler_runs_one_batch_at_a_time_on_the_loop():
     assert asyncio.run(main()) == (1, [list("abcdefgh"), list("ijklmnop"), ["q"]])
 
 
-def test_an_async_handler_that_is_cancelled_fails_its_batch_only():
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), SystemExit(3)], ids=repr)
+def test_an_async_handler_that_is_cancelled_or_exits_fails_its_batch_only(raised):
     class Cancelled(Echo):
         async def run_inference(self, model_input):
             if model_input[0] == "x":
-                raise asyncio.CancelledError
+                raise raised
             return model_input
 
     async def main():
@@ -647,7 +670,7 @@ def test_an_async_handler_that_is_cancelled_fails_its_batch_only():
         return error, await answers_of(executor, Cancelled(), "a")
 
     error, after = asyncio.run(main())
-    assert "CancelledError" in str(error)
+    assert type(raised).__name__ in str(error)
     assert after == [["a"]]
 
 

@@ -1,5 +1,7 @@
 import asyncio
 import collections
+import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -258,6 +260,62 @@ def test_validate_runs_async_handlers():
             return model_input
 
     assert Async().validate(HttpMessage(data=[1])).data == [1]
+
+
+class RunsALoop(Doubler):
+    def run_inference(self, model_input):
+        with contextlib.closing(asyncio.sleep(0, model_input)) as coroutine:
+            return asyncio.run(coroutine)
+
+
+class NeedsALoop(Doubler):
+    def run_inference(self, model_input):
+        assert asyncio.get_running_loop().is_running()
+        self.thread = threading.current_thread()
+        return model_input
+
+
+class Awaits(NeedsALoop):
+    async def run_inference(self, model_input):
+        await asyncio.sleep(0)
+        return NeedsALoop.run_inference(self, model_input)
+
+
+async def within_a_loop(handler, items):
+    return handler.validate(HttpMessage(data=items), strict=True)
+
+
+def test_validate_refuses_what_the_server_would_a_loop_within_the_loop():
+    with pytest.raises(HandlerError, match="run_inference raised RuntimeError"):
+        RunsALoop().validate(HttpMessage(data=[1]), strict=True)
+    with pytest.raises(HandlerError, match="run_inference raised RuntimeError"):
+        asyncio.run(within_a_loop(RunsALoop(), [1]))
+
+
+@pytest.mark.parametrize("kind", [NeedsALoop, Awaits])
+def test_validate_runs_within_a_loop_on_the_calling_thread(kind):
+    handler = kind()
+    assert handler.validate(HttpMessage(data=[1]), strict=True).data == [1]
+    assert handler.thread is threading.current_thread()
+
+
+@pytest.mark.parametrize("kind", [NeedsALoop, Awaits])
+def test_validate_works_where_a_loop_runs(kind):
+    handler = kind()
+    assert asyncio.run(within_a_loop(handler, [1])).data == [1]
+    if kind is NeedsALoop:
+        assert handler.thread is threading.current_thread()
+
+
+def test_validate_leaves_the_threads_event_loop_as_it_is():
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        assert Doubler().validate(HttpMessage(data=[1])).data == [2]
+        assert asyncio.get_event_loop_policy().get_event_loop() is loop
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 @pytest.mark.parametrize(

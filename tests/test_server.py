@@ -1,5 +1,10 @@
 import asyncio
+import contextlib
+import decimal
+import itertools
 import os
+import sqlite3
+import sys
 import threading
 from http import HTTPMethod
 
@@ -10,7 +15,7 @@ from asks import ask_asgi, ask_direct, run
 
 import virtex.exchange
 import virtex.message
-from virtex import Limits, Observer, RequestHandler, http_server
+from virtex import HttpMessage, Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.company import Peer
 from virtex.errors import HandlerError, ItemError, moved
@@ -338,7 +343,9 @@ def test_authorize_is_asked_again_for_a_head_that_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "authorize", [lambda head: 1 / 0, lambda head: 200, lambda head: True], ids=["raises", "200", "True"]
+    "authorize",
+    [lambda head: 1 / 0, lambda head: 200, lambda head: True, lambda head: sys.exit(3)],
+    ids=["raises", "200", "True", "exits"],
 )
 def test_an_authorize_that_fails_lets_nobody_in(authorize, ask, caplog):
     app = http_server("guarded", Echo(), authorize=authorize)
@@ -375,7 +382,7 @@ class Life(Echo):
 def test_it_is_live_but_not_ready_until_setup_is_done_which_runs_off_the_loop(ask):
     handler = Life()
     handler.go.clear()
-    app = http_server("life", handler)
+    app = http_server("life", handler, executor="thread")
 
     async def main():
         starting = asyncio.ensure_future(app.startup(Worker(1, 2)))
@@ -393,8 +400,7 @@ def test_it_is_live_but_not_ready_until_setup_is_done_which_runs_off_the_loop(as
     assert (live.status, unready.status, refused.status) == (200, 503, 503)
     assert refused.headers[b"retry-after"] == b"1" and refused.error == "the service is starting"
     assert (ready.status, answered.status) == (200, 200)
-    assert handler.threads["setup"] is not threading.main_thread()
-    assert handler.threads["process"] is threading.main_thread()
+    assert handler.threads["setup"] is handler.threads["process"] is not threading.main_thread()
     assert repr(handler.worker) == "Worker(index=1, count=2)"
 
 
@@ -411,12 +417,115 @@ def test_who_waited_for_the_start_with_nothing_for_the_model_is_answered_too(ask
     assert (empty.json["data"], wrong.status) == ([], 400)
 
 
-def test_under_thread_every_method_runs_on_one_thread(ask):
-    handler = Life()
-    app = http_server("life", handler, executor="thread")
+class AsyncLife(Life):
+    async def setup(self, worker):
+        await asyncio.sleep(0)
+        Life.setup(self, worker)
+
+    async def teardown(self):
+        await asyncio.sleep(0)
+        Life.teardown(self)
+
+
+@pytest.mark.parametrize("kind", [Life, AsyncLife])
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_every_method_runs_on_one_thread(kind, executor, ask):
+    handler = kind()
+    app = http_server("life", handler, executor=executor)
     run(app, ask(app, BODY))
-    assert len(set(handler.threads.values())) == 1
-    assert threading.main_thread() not in handler.threads.values()
+    assert len(handler.threads) == 3 and len(set(handler.threads.values())) == 1
+    assert (threading.main_thread() in handler.threads.values()) == (executor == "inline")
+
+
+class OfOneThread(Echo):
+    """Sets and opens what belongs to a thread or a context, and says what it finds of it."""
+
+    def setup(self, worker):
+        self.local = threading.local()
+        self.local.model = "loaded"
+        self.database = sqlite3.connect(":memory:")
+        self.database.execute("create table answers (text)")
+        decimal.setcontext(decimal.Context(prec=3))
+        self.floats = np.seterr(divide="raise")
+        self.torch = torch = pytest.importorskip("torch", reason="torch is not installed")
+        torch.set_grad_enabled(False)
+        torch.set_default_device("meta")
+
+    def found(self):
+        self.database.execute("insert into answers values ('a')")
+        return {
+            "local": self.local.model,
+            "prec": decimal.getcontext().prec,
+            "errstate": np.geterr()["divide"],
+            "grad": self.torch.is_grad_enabled(),
+            "device": str(self.torch.zeros(1).device),
+        }
+
+    def run_inference(self, model_input):
+        return [self.found() for _ in model_input]
+
+    def teardown(self):
+        self.last = self.found()
+        self.database.close()
+        self.torch.set_grad_enabled(True)
+        self.torch.set_default_device("cpu")
+        np.seterr(**self.floats)
+
+
+class AsyncOfOneThread(OfOneThread):
+    async def run_inference(self, model_input):
+        await asyncio.sleep(0)
+        return OfOneThread.run_inference(self, model_input)
+
+    async def setup(self, worker):
+        await asyncio.sleep(0)
+        OfOneThread.setup(self, worker)
+
+    async def teardown(self):
+        await asyncio.sleep(0)
+        OfOneThread.teardown(self)
+
+
+@pytest.mark.parametrize(
+    ("kind", "executor"), [(OfOneThread, "inline"), (OfOneThread, "thread"), (AsyncOfOneThread, "inline")]
+)
+def test_what_setup_sets_for_its_thread_holds_in_the_methods_and_in_teardown(kind, executor, ask):
+    handler = kind()
+    app = http_server("one", handler, executor=executor)
+    (answer,) = run(app, ask(app, BODY))
+    expected = {"local": "loaded", "prec": 3, "errstate": "raise", "grad": False, "device": "meta"}
+    assert answer.json["data"] == [expected]
+    assert handler.last == expected
+    assert decimal.getcontext().prec == 28, "it is the service's own"
+
+
+@pytest.mark.parametrize("kind", [OfOneThread, AsyncOfOneThread])
+def test_validate_finds_what_setup_set_on_the_calling_thread(kind):
+    handler = kind()
+    OfOneThread.setup(handler, Worker())
+    try:
+        found = handler.validate(HttpMessage(data=[1]), strict=True).data[0]
+        assert (found["local"], found["grad"], found["prec"]) == ("loaded", False, 3)
+    finally:
+        OfOneThread.teardown(handler)
+        decimal.setcontext(decimal.Context(prec=28))
+
+
+@pytest.mark.parametrize("method", ["setup", "teardown"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_an_exit_in_setup_or_teardown_is_an_error_and_not_obeyed(method, is_async, executor, caplog):
+    def leave(self, *worker):
+        raise SystemExit(3)
+
+    async def leave_async(self, *worker):
+        raise SystemExit(3)
+
+    handler = type("Leaves", (Echo,), {method: leave_async if is_async else leave})()
+    app = http_server("leaves", handler, executor=executor)
+    with pytest.raises(RuntimeError, match="SystemExit: 3") if method == "setup" else contextlib.nullcontext():
+        run(app)
+    assert "SystemExit: 3" in caplog.text
 
 
 def test_a_class_or_factory_is_called_once_where_setup_runs(ask):
@@ -426,11 +535,11 @@ def test_a_class_or_factory_is_called_once_where_setup_runs(ask):
         def __init__(self):
             made.append(threading.current_thread())
 
-    for source in (Made, lambda: Made()):
-        app = http_server("made", source)
+    for source, executor in itertools.product((Made, lambda: Made()), ("inline", "thread")):
+        app = http_server("made", source, executor=executor)
         assert made == []
         run(app, ask(app, BODY), ask(app, BODY))
-        assert len(made) == 1 and made[0] is not threading.main_thread()
+        assert len(made) == 1 and (made[0] is threading.main_thread()) == (executor == "inline")
         made.clear()
 
 
@@ -726,7 +835,7 @@ def test_a_request_that_started_the_service_is_told_when_that_takes_too_long():
     async def main():
         handler = Life()
         handler.go.clear()
-        app = http_server("life", handler, limits=Limits(answer_seconds=0.05))
+        app = http_server("life", handler, executor="thread", limits=Limits(answer_seconds=0.05))
         late = await asyncio.wait_for(ask_direct(app, BODY), 5)
         handler.go.set()
         await app.shutdown()

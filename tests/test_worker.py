@@ -521,6 +521,35 @@ def test_setting_that_can_not_be_honoured_is_refused_by_name(options):
         assert options[0][2:].replace("-", "_") in server.log
 
 
+EXITS = """
+import sys
+from virtex import RequestHandler, http_server
+
+class Exits(RequestHandler):
+    def process_request(self, data):
+        return data
+    def run_inference(self, model_input):
+        return model_input
+    {method} def process_response(self, item):
+        return sys.exit(item) if item in (3, 4) else item
+
+app = http_server(name="exits", handler=Exits())
+"""
+
+
+@pytest.mark.parametrize("method", ["", "async"], ids=["inline", "async"])
+def test_an_exit_in_a_handler_ends_neither_the_service_nor_the_worker(method):
+    source = EXITS.replace("{method} def", f"{method} def".strip())
+    with serving("gunicorn", source) as server:
+        assert post(server)[0] == 200
+        workers = server.workers()
+        for code in (3, 4):  # to gunicorn's master they mean that no worker can start
+            assert post(server, b'{"data":[%d]}' % code)[0] == 500
+            assert post(server) == (200, b'{"data":["a"],"error":null}')
+        assert server.workers() == workers
+        assert server.log.count("SystemExit") >= 2
+
+
 def test_access_log_is_written_when_asked_for():
     with serving("gunicorn", ECHO, "--access-logfile", "-") as server:
         server.wait_log("is ready; workers=1")

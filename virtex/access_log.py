@@ -20,18 +20,23 @@ class AccessLog:
         if request is None:
             return
         client = connection.ends.client
-        # The target as it came, not decoded: llhttp let no control character pass, so no line can be forged.
-        path, _, query = request.target.decode("latin-1").partition("?")
+        # As it came, not decoded, and escaped from 0x80 on: llhttp let no control character of ASCII pass.
+        target = _shown(request.target)
+        path, _, query = target.partition("?")
         environ = {
             "REQUEST_METHOD": request.method,
-            "RAW_URI": request.target.decode("latin-1"),
+            "RAW_URI": target,
             "SERVER_PROTOCOL": f"HTTP/1.{request.minor}",
             "REMOTE_ADDR": client[0] if client else "-",
             "PATH_INFO": path,
             "QUERY_STRING": query,
         }
         for name, value in request.headers:
-            environ["HTTP_" + name.decode().upper().replace("-", "_")] = value.decode("latin-1")
+            environ["HTTP_" + name.decode().upper().replace("-", "_")] = _shown(value)
         reply = SimpleNamespace(status=str(status), headers=(), sent=length)
-        sent = [(name.decode().title(), value.decode("latin-1")) for name, value in request.headers]
+        sent = [(name.decode().title(), _shown(value)) for name, value in request.headers]
         self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
+
+
+def _shown(sent: bytes) -> str:
+    return sent.decode("ascii", "backslashreplace")

@@ -24,6 +24,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -83,18 +84,23 @@ class Batch:
         self.seconds: dict[str, float] = {}
 
     def run(self) -> None:
-        """Compute the outcomes here and now; for handlers without async methods."""
+        """Compute the outcomes here and now; for handlers without async methods. Raises KeyboardInterrupt only."""
         try:
             self.outcomes = drive(self.steps.run(self.load.work))
             self.seconds = self.steps.seconds
-        except BaseException as error:
+        except KeyboardInterrupt as error:
             self.fail(error)
             raise
+        except BaseException as error:  # SystemExit too: the event loop is not the handler's to end
+            self.fail(error)
 
     async def run_async(self) -> None:
         """Compute the outcomes as a coroutine."""
-        self.outcomes = await self.steps.run(self.load.work)
-        self.seconds = self.steps.seconds
+        try:
+            self.outcomes = await self.steps.run(self.load.work)
+            self.seconds = self.steps.seconds
+        except SystemExit as error:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Give every request of the batch the same failure."""
@@ -121,24 +127,31 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads."""
+    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads.
+
+    context: what setup() ran in: decimal's precision and numpy's errstate are set there.
+    """
 
     depth = 1
 
+    def __init__(self, context: Context | None = None) -> None:
+        self._run = (context or copy_context()).run
+
     def start(self, batch: Batch, done: Done) -> None:
         try:
-            batch.run()
+            self._run(batch.run)
         finally:
             done(batch)
 
 
 class AsyncExecutor:
-    """Runs a batch of an async handler as a task on the loop, one at a time."""
+    """Runs a batch of an async handler as a task on the loop, one at a time. context: as of InlineExecutor."""
 
     depth = 1
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
         self._loop = loop
+        self._context = context
         self._task: asyncio.Task[None] | None = None
 
     def start(self, batch: Batch, done: Done) -> None:
@@ -149,7 +162,9 @@ class AsyncExecutor:
                 batch.fail(error)
             done(batch)
 
-        self._task = self._loop.create_task(batch.run_async())  # a loop holds its tasks weakly: keep it
+        self._task = self._loop.create_task(
+            batch.run_async(), context=self._context
+        )  # a loop holds its tasks weakly: keep it
         self._task.add_done_callback(finished)
 
 
@@ -327,7 +342,7 @@ class Batcher:
         """Tell the observer; what it raises must not reach the requests."""
         try:
             f(*args)
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("the observer raised")
 
     def _cut(self, due: bool = False) -> None:

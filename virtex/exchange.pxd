@@ -41,7 +41,7 @@ cdef class Exchange(Ticket):
 
 
 cdef class Admission:
-    cdef public object loop, limits, read
+    cdef public object loop, limits, read, tracebacks
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company

@@ -22,6 +22,7 @@ from .company import Peer
 from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from .head import JSON, NPY, Head, Response, Wants, negotiate, refusal
 from .limits import Limits
+from .logs import Tracebacks
 from .message import Account, decode_items, encode_data
 from .ring import Ticket
 from .tensor import Rows
@@ -299,12 +300,14 @@ class Exchange(Ticket):
         return self._failure(error)
 
     def _failure(self, error: Exception) -> Response:
-        """A 500 names the step and an id; the log has the cause under that id, its traceback once per batch."""
+        """A 500 names the step and an id; the log has the cause under that id, its traceback now and then."""
         request = next((v for k, v in self._head.headers if k == b"x-request-id"), b"")
         sound = re.fullmatch(rb"[\w.:/+=@-]{1,128}", request)
         name = request.decode() if sound else secrets.token_hex(8)
-        cause, error.__cause__ = error.__cause__, None
-        log.error("request %s: %s", name, error, exc_info=cause)
+        cause, error.__cause__ = error.__cause__, None  # once per batch, whose requests may share the error
+        left_out = None if cause is None else self.admission.tracebacks.left_out(cause)
+        more = f" (of {left_out} more the traceback was left out)" if left_out else ""
+        log.error("request %s: %s%s", name, error, more, exc_info=None if left_out is None else cause)
         return refusal(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:
@@ -342,6 +345,7 @@ class Admission:
         self.batcher = batcher
         self.company = batcher.company
         self.bodies = bodies
+        self.tracebacks = Tracebacks(clock)
         self.read: Callable[[bytes | bytearray | memoryview, bool, Account], Any] = decode_items
         self.is_open = False
         self.is_starting = True  # the handler is not there yet

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -53,7 +55,11 @@ class RequestHandler(ABC):
         """
 
     def setup(self, worker: Worker) -> None:  # noqa: B027 (optional, not abstract)
-        """Load the model; called once in each worker process, off the event loop, before the first request."""
+        """Load the model; called once in each worker process, before the first request.
+
+        It, the three methods and teardown() run on one thread and in one context: on the event loop's, which a plain
+        setup() holds meanwhile, or with executor="thread" on the handler's own.
+        """
 
     def teardown(self) -> None:  # noqa: B027
         """Let go of what setup() took; called once, after the last answer."""
@@ -63,8 +69,9 @@ class RequestHandler(ABC):
         return []
 
     def validate(self, message: HttpMessage, strict: bool = False) -> HttpMessage | None:
-        """Run the three methods over the message's items as the server would.
+        """Run the three methods over the message's items as the server would: on this thread, within an event loop.
 
+        Where a loop runs here already, it is that one, as it stands; async methods have a thread of their own then.
         Returns the reply, or None with a line in the log when a step failed. strict: raise HandlerError naming the
         step, with the cause attached, or ItemError, instead.
         """
@@ -77,8 +84,6 @@ class RequestHandler(ABC):
             return None
 
     def _validated(self, message: HttpMessage) -> HttpMessage:
-        from .steps import drive
-
         items = message.data
         if not isinstance(items, list):
             raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
@@ -86,8 +91,7 @@ class RequestHandler(ABC):
         if not items:
             return HttpMessage(data=[])
         steps, work = self._planned(items)
-        run = steps.run(work)
-        (outcome,) = asyncio.run(run) if steps.is_async else drive(run)
+        (outcome,) = _in_a_loop(steps.run(work), steps.is_async)
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, Rows):
@@ -99,6 +103,26 @@ class RequestHandler(ABC):
         from .steps import Steps
 
         return Steps(self), [items]
+
+
+def _in_a_loop(run: Coroutine[Any, Any, list[Any]], is_async: bool) -> list[Any]:
+    """The outcomes of a batch that runs as the server runs it: what asyncio refuses there, it refuses here too."""
+    from .steps import drive
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _in_a_new_loop(run)
+    if not is_async:
+        found: list[Any] = drive(run)
+        return found
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, _in_a_new_loop, run).result()
+
+
+def _in_a_new_loop(run: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # given, or it would become the thread's own
+        return runner.run(run)
 
 
 class TensorHandler(RequestHandler):

@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -97,6 +98,7 @@ class Server:
         self._why_failed = ""
         self._handler: RequestHandler | None = None
         self._thread: ThreadExecutor | None = None
+        self._context = copy_context()
         self._startup: asyncio.Task[None] | None = None
         self._ending: asyncio.Future[None] | None = None
         self.batcher = Batcher(
@@ -118,8 +120,9 @@ class Server:
     # ---- life ----
 
     async def startup(self, worker: Worker | None = None) -> None:
-        """Make the handler and run its setup() off the loop; returns when requests can be answered.
+        """Make the handler and run its setup(); returns when requests can be answered.
 
+        With executor="thread" they run on the thread of the handler; else here, and a plain setup() holds the loop.
         worker: what setup() gets. Raises what the handler's constructor or setup() raised. Calling it again waits for
         the first call.
         """
@@ -133,7 +136,7 @@ class Server:
         if self._state is NEW:
             self._state = STARTING
             self._lazy = lazy
-            self._startup = self.loop.create_task(self._start(worker))
+            self._startup = self.loop.create_task(self._start(worker), context=self._context)
             self._startup.add_done_callback(retrieve)
 
     def _is_bound(self) -> bool:
@@ -149,20 +152,18 @@ class Server:
         return self._pid == os.getpid() and not self.loop.is_closed()
 
     async def _start(self, worker: Worker) -> None:
-        thread = ThreadExecutor(self.loop, f"virtex {self.name}")
+        thread = ThreadExecutor(self.loop, f"virtex {self.name}") if self._executor_name == "thread" else None
         try:
-            handler = await thread.call(self._make)
-            setup = partial(handler.setup, worker)
-            await (setup() if inspect.iscoroutinefunction(handler.setup) else thread.call(setup))
+            handler = await _call(thread, self._make)
+            await _call(thread, handler.setup, worker)
             run = self._plan(handler, thread)
         except BaseException as error:
             self._fail(error)
-            thread.stop()
+            if thread is not None:
+                thread.stop()
             raise
         self._handler = handler
-        self._thread = thread if self._executor_name == "thread" else None
-        if self._thread is None:
-            thread.stop()
+        self._thread = thread
         if self._state is STARTING:
             self._state = READY
             self.admission.is_open = self._authorize is None
@@ -170,7 +171,7 @@ class Server:
         run()
         self.admission.start()
 
-    def _plan(self, handler: RequestHandler, thread: ThreadExecutor) -> Callable[[], None]:
+    def _plan(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Callable[[], None]:
         """How batches of this handler run; raises for what can't be."""
         executor = self._choose(handler, thread)
         if not isinstance(handler, TensorHandler):
@@ -213,19 +214,19 @@ class Server:
             raise TypeError(f"handler: expected a RequestHandler, the factory made a {type(handler).__name__}")
         return handler
 
-    def _choose(self, handler: RequestHandler, thread: ThreadExecutor) -> Executor:
+    def _choose(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Executor:
         awaits = ", ".join(async_methods(handler))
-        if self._executor_name == "thread":
+        if thread is not None:
             if awaits:
                 raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
             return thread
         if awaits:
-            return AsyncExecutor(self.loop)
+            return AsyncExecutor(self.loop, self._context)
         if self._watchdog is not None:
             raise ValueError(
                 'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
             )
-        return InlineExecutor()
+        return InlineExecutor(self._context)
 
     def _fail(self, error: BaseException) -> None:
         self._state = FAILED
@@ -274,16 +275,13 @@ class Server:
             await self._tear_down(self._handler)
 
     async def _tear_down(self, handler: RequestHandler) -> None:
-        thread = self._thread or ThreadExecutor(self.loop, f"virtex {self.name}")
         try:
-            if inspect.iscoroutinefunction(handler.teardown):
-                await handler.teardown()
-            else:
-                await thread.call(handler.teardown)
+            await self.loop.create_task(_call(self._thread, handler.teardown), context=self._context)
         except Exception:
             log.exception("teardown of %r raised", self.name)
         finally:
-            thread.stop()
+            if self._thread is not None:
+                self._thread.stop()
 
     # ---- the seam ----
 
@@ -313,7 +311,7 @@ class Server:
         try:
             # What it does to its copy does not come back with the next request that has the same head.
             status = authorize(Head(head.method, head.path, head.headers[:], head.length, head.peer))
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("authorize raised")
             raise RequestError(500, "authorize raised") from None
         if status is None:
@@ -445,6 +443,17 @@ class Server:
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+async def _call(thread: ThreadExecutor | None, method: Callable[..., Any], *args: Any) -> Any:
+    """Run setup() or its like where the handler's three methods run: some of what it sets is of one thread only."""
+    is_async = inspect.iscoroutinefunction(method)
+    if thread is not None:
+        return await (thread.call(asyncio.run, method(*args)) if is_async else thread.call(method, *args))
+    try:
+        return await method(*args) if is_async else method(*args)
+    except SystemExit as error:  # 3 or 4 would end all of gunicorn
+        raise RuntimeError(f"raised SystemExit: {error}") from error
 
 
 def http_server(
