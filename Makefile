@@ -11,7 +11,7 @@ TYPED := $(wildcard virtex/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench examples setup.py
 
-.PHONY: help venv demo serve build test check bench bench-gpu soak fuzz sanitize arm report clean
+.PHONY: help venv demo serve build test check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,6 +57,12 @@ soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800)
 
 fuzz: $(VENV)/.dev  ## fuzz the codec's C core and the whole decode, SECONDS (1800) each; needs clang, and atheris for the latter
 	@PYTHON=$(BIN)/python tests/fuzz/run $(SECONDS)
+
+fuzz-wire: $(VENV)/.dev  ## random requests and what befalls connections, SECONDS (1800) long: is what is charged what is held?
+	@$(BIN)/python tests/test_fuzz.py $(SECONDS)
+
+hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long: its rate and its waits, memory beside the budget
+	@$(BIN)/python -m bench.hostile --seconds $(SECONDS)
 
 sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
 	@tests/csrc/run sanitize

@@ -176,9 +176,7 @@ class Client:
 
     def step(self):
         protocol, transport, chance = self.wire.transport.protocol, self.wire.transport, self.rng.random()
-        if self.lost or transport.closed:
-            self.lose()
-        elif chance < 0.05:
+        if self.lost or transport.closed or chance < 0.05:
             self.lose()
         elif chance < 0.1:
             if protocol.eof_received() is False:

@@ -655,12 +655,12 @@ def test_requests_that_are_held_back_are_answered_while_draining(wire, server):
 
 
 def test_a_flood_of_chunks_is_taken_a_few_at_a_time_though_its_client_ended(wire, server):
-    body = b"".join(b"1\r\n%c\r\n" % (i % 250) for i in range(12_000))
+    body = b"".join(b"1\r\n%c\r\n" % (i % 250) for i in range(1000))
     wire.protocol.data_received(chunked(body + b"0\r\n\r\n") + OK)
     assert server.bodies == []
     assert wire.protocol.eof_received() is True
     wire.settle().settle()
-    assert server.bodies == [bytes(i % 250 for i in range(12_000)), b"ok"]
+    assert server.bodies == [bytes(i % 250 for i in range(1000)), b"ok"]
     assert wire.statuses == [200, 200] and wire.transport.closed
 
 

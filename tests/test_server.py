@@ -342,6 +342,50 @@ def test_authorize_is_asked_again_for_a_head_that_is_the_same():
     assert asyncio.run(main()) == 403
 
 
+def test_what_authorize_does_to_a_head_does_not_come_back_with_the_next_request():
+    seen = []
+
+    def authorize(head):
+        seen.append((head.method, head.path, head.headers[:]))
+        head.method, head.path = "GET", "/health/live"
+        head.headers.append((b"x-user", b"one"))
+
+    app = http_server("guarded", Echo(), authorize=authorize)
+    head = Head("POST", "/a", [(b"host", b"b")], None, None)
+
+    async def main():
+        await app.startup()
+        for _ in range(2):
+            app.open(head, 0).cancel("enough")
+        await app.shutdown()
+
+    asyncio.run(main())
+    assert seen == [("POST", "/a", [(b"host", b"b")])] * 2
+
+
+LONG = "\xe4" * 60_000
+
+
+@pytest.mark.parametrize(
+    ("status", "options"),
+    [
+        (404, {"method": "GET", "path": f"/metrics/{LONG}"}),
+        (405, {"method": "GET", "path": f"/{LONG}"}),
+        (405, {"method": LONG}),
+        (405, {"method": LONG, "path": "/health/live"}),
+        (406, {"headers": [(b"accept", LONG.encode("latin-1"))]}),
+        (415, {"headers": [(b"content-type", LONG.encode("latin-1"))]}),
+        (415, {"headers": [(b"content-encoding", LONG.encode("latin-1"))]}),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_an_error_repeats_only_the_beginning_of_what_a_client_sent(status, options, ask):
+    app = http_server("short", Echo())
+    (answer,) = run(app, ask(app, BODY, **options))
+    assert answer.status == status and len(answer.body) < 1000
+    assert "\xe4" * 50 in answer.error
+
+
 @pytest.mark.parametrize(
     "authorize",
     [lambda head: 1 / 0, lambda head: 200, lambda head: True, lambda head: sys.exit(3)],

@@ -261,7 +261,9 @@ class AsgiExchange:
         connection = self._connection
         self.started = True
         if data:
-            connection.transport.write(data)
+            connection._write([data])
+            if connection._stalled:
+                connection._account()
         if end:
             self._drop_body()
             if connection._full:

@@ -18,7 +18,7 @@ from .limits import Limits
 
 _SIZE = re.compile(rb"[0-9A-Fa-f]*")
 LINE_KEPT = 32  # bytes of a line; how it goes on says nothing that llhttp does not check
-LINES_AT_ONCE = 256  # then other connections have their turn
+LINES_AT_ONCE = 4  # then other connections have their turn
 
 
 class ChunkedBody:

@@ -30,6 +30,7 @@ cdef class Exchange(Ticket):
     cpdef complete(self)
     cdef _admit(self)
     cdef Response _reply(self, rows)
+
     @cython.locals(length=Py_ssize_t, buffer=bytes, bodies=Bodies)
     cdef Response _measured(self, Response response)
     cdef Response _finish(self, Response response)

@@ -17,6 +17,7 @@ cdef class Reader(Writer):
     cdef Head _head
     cdef Py_ssize_t _left
     cdef _read(self, bytes data, Py_ssize_t at)
+
     @cython.locals(steps=cython.int)
     cdef _take_all(self, bytes data, Py_ssize_t at)
     cdef Py_ssize_t _take(self, bytes data, Py_ssize_t at) except -2

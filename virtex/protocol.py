@@ -53,6 +53,7 @@ LARGE = 64 << 10  # bytes; a body with more to come than this is read by the ker
 READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, and other connections wait meanwhile
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
 FIELD_BYTES = 200  # that the objects of one header field take, about
+UNTOLD = 64 << 10  # bytes unsent of which TLS does not tell pause_writing(); told of fewer, uvloop's never goes on
 STEPS = 16  # requests of one connection that are read at a time; then others have their turn
 
 
@@ -77,7 +78,7 @@ class Reader(Writer):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self._transport_write, self._when_answered = transport.write, self._on_answer  # made once, not for each answer
-        transport.set_write_buffer_limits(0)  # whatever the kernel does not take at once, pause_writing() tells of
+        transport.set_write_buffer_limits(UNTOLD if transport.get_extra_info("sslcontext") else 0)
         self._since = self._clock()
         if not self.connections.add(self):
             most = self._limits.connections
@@ -290,14 +291,13 @@ class Reader(Writer):
             ) from None
 
     def _wait_for_head(self, raw: bytes) -> None:
-        """Raises RequestError where there is no room for it."""
         if self._wait != REST_OF_HEAD and raw not in (b"", b"\r"):
             self._wait = REST_OF_HEAD
             self._since = self._clock()
             self._watch(self._limits.header_seconds)
         self._partial = raw
         self._account()
-        self.connections.bodies.charge(0)
+        self.connections.bodies.charge(0)  # raises where there is no room
 
     def _step_over_body(self, request: Request, data: bytes, at: int) -> None:
         """Bring llhttp to the next head: over a short body that is here already, or by a new parser."""

@@ -39,6 +39,9 @@ cdef class Writer:
     @cython.locals(held=Py_ssize_t, turn=Turn)
     cdef _account(self)
 
+    @cython.locals(size=Py_ssize_t)
+    cdef _write(self, list out)
+
     @cython.locals(length=Py_ssize_t, now=cython.longlong, turn=Turn, response=Response, own=Exchange)
     cdef bint _answer_alone(self, answered) except -1
     cpdef finish(self, bint last, int status, Py_ssize_t length, long long now)

@@ -112,7 +112,7 @@ class Writer:
         # What it holds, beside bodies and answers, which their exchanges account for: bytes
         self._partial = b""  # of the head that is being read
         self._head_cost = 0  # of the head that is known
-        self._buffered = 0  # of answers that the kernel has not taken
+        self._buffered = 0  # of answers that the transport keeps
         self._held = 0  # all that is charged
 
     # --- what the reading half does ---------------------------------------------------------------------------
@@ -312,10 +312,13 @@ class Writer:
         size = 0
         for piece in out:
             size += len(piece)
-        if size <= JOINED:
+        self._buffered += size  # the transport keeps all of it until the kernel has taken all of it
+        if size <= JOINED or len(out) == 1:
             self.transport.write(b"".join(out))
         else:
             self.transport.writelines(out)
+        if not self._stalled:
+            self._buffered = 0
 
     # --- ending -----------------------------------------------------------------------------------------------
 
@@ -479,7 +482,8 @@ class Writer:
 
     def pause_writing(self) -> None:
         self._stalled = self._clock()
-        self._unsent = self._buffered = self.transport.get_write_buffer_size()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._buffered = max(self._buffered, self._unsent)
         self._account()
         self._watch(self._limits.write_stall_seconds)
         self._update_reading()
