@@ -1,7 +1,7 @@
 """nginx and haproxy in front of a server of ours, on loopback, as their users set them up.
 
-    with nginx(server.port) as proxy:
-        proxy.post("buffered", "/", body)
+with nginx(server.port) as proxy:
+    proxy.post("buffered", "/", body)
 """
 
 from __future__ import annotations
@@ -41,6 +41,17 @@ http {{
     }}
 }}
 """
+TWO = """
+daemon off; master_process off; worker_processes 1;
+pid {folder}/pid; error_log {folder}/log;
+events {{ worker_connections 512; }}
+http {{
+    access_log off; client_max_body_size 0; client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    upstream both {{ server 127.0.0.1:{port}; server 127.0.0.1:{other}; }}
+    server {{ listen 127.0.0.1:{two}; location / {{ proxy_pass http://both; }} }}
+}}
+"""
 NGINX_WAYS = ("default", "keep_alive", "unbuffered")
 
 HAPROXY = """
@@ -66,7 +77,8 @@ class Proxy:
 
     @property
     def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        """The end of it."""
+        return (self.folder / "log").read_text(errors="replace")[-1000:]
 
     def post(self, way: str, path: str, body: bytes, *fields: bytes) -> tuple[int, bytes]:
         """The status and body of the answer to one POST."""
@@ -110,7 +122,9 @@ def _end(answer: bytes) -> int | None:
 
 @contextlib.contextmanager
 def nginx(port: int, config: str = NGINX, ways: tuple[str, ...] = NGINX_WAYS, **more: object) -> Iterator[Proxy]:
-    with _running("nginx", ["-p", "{folder}", "-e", "{folder}/log", "-c", "{folder}/config"], config, ways, port, more) as proxy:
+    with _running(
+        "nginx", ["-p", "{folder}", "-e", "{folder}/log", "-c", "{folder}/config"], config, ways, port, more
+    ) as proxy:
         yield proxy
 
 

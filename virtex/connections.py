@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .head import Response
 from .http1 import Header, has_body, render_head
@@ -219,3 +220,17 @@ class Connections:
         self._heads.clear()
         self._usual = self._usual_headers = None
         self._heads_until = now + int((1 - wall % 1) * SECOND)
+
+
+_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], Connections]] = WeakKeyDictionary()
+
+
+def shared_by(
+    app: Any, limits: Limits | None, clock: Callable[[], int], loop: asyncio.AbstractEventLoop | None
+) -> Connections:
+    """The one object of an app on a loop; it keeps the app alive, so the id stays the app's."""
+    of_loop = _SHARED.setdefault(loop or asyncio.get_running_loop(), {})
+    key = id(app), id(limits)
+    if key not in of_loop:
+        of_loop[key] = Connections(app, limits=limits, clock=clock, loop=loop)
+    return of_loop[key]

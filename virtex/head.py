@@ -54,6 +54,11 @@ def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
     return Response(status, JSON + headers, [body])
 
 
+def plain(status: int, reason: str, headers: Headers = ()) -> Response:
+    """An error as one reads it whose application is not a service of ours."""
+    return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
+
+
 class Wants:
     """What the headers say about the bodies: is the request's .npy, and is the reply's to be."""
 

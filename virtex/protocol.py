@@ -19,7 +19,6 @@ import re
 import time
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import httptools
 
@@ -39,10 +38,12 @@ from .connections import (
     TRAILING,
     UNWANTED,
     Connections,
+    shared_by,
 )
 from .errors import RequestError
 from .exchange import Admission, Exchange
-from .head import Head, Response, refusal
+from .filler import Filler
+from .head import Head, Response, plain, refusal
 from .http1 import CONTINUE, Request, find_fault, parse_request
 from .limits import Limits
 from .server import Server
@@ -51,7 +52,6 @@ from .writer import SKIPPED, Turn, Writer
 log = logging.getLogger("virtex")
 
 LARGE = 64 << 10  # bytes; a body with more to come than this is read by the kernel into its final place
-READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, and other connections wait meanwhile
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
 
 
@@ -113,8 +113,7 @@ class Reader(Writer):
     def eof_received(self) -> bool:
         """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close.
 
-        Most that do so have left, though. So what would have to wait for a batch to end is given up, and the rest is
-        answered.
+        Most have left, though: what waits behind a batch is given up.
         """
         self._ended = True
         turns, unfinished = self._turns, self._current
@@ -327,7 +326,7 @@ class Reader(Writer):
         self._left = len(view) - len(data)
         self.received = len(data)
         turn.exchange.charge(len(data))  # type: ignore[union-attr]
-        self.transport.set_protocol(_Filler(self, turn, view))
+        self.transport.set_protocol(Filler(self, turn, view))
 
     def charge(self, turn: Turn, nbytes: int) -> bool:
         """Bytes of a large body came; when there is no room for them, refuse it and say False."""
@@ -371,10 +370,10 @@ class Reader(Writer):
         self._body = None
         if self._wait == END:
             self._end_our_side()
-            return
-        self._wait = NEXT_HEAD
-        self._takes_for = HEAD if self._last is None else TRAILING
-        self._since = self._clock()
+        else:
+            self._wait = NEXT_HEAD
+            self._takes_for = HEAD if self._last is None else TRAILING
+            self._since = self._clock()
 
     def _complete(self, turn: Turn) -> None:
         """The request is all there: hand it over, and wait for the next."""
@@ -419,7 +418,7 @@ class Reader(Writer):
         else:
             if not request.keep_alive or length is None or left > SKIPPED:
                 self._last = turn
-            self._body = ChunkedBody(self._limits, _drop) if length is None else None
+            self._body = ChunkedBody(self._limits, len) if length is None else None
             self._left = min(length or 0, NEVER)
             self._skip()
         return data
@@ -455,16 +454,12 @@ class Reader(Writer):
             self._unread = True
 
     def _time_out(self, what: str) -> None:
-        if self._takes_for == UNWANTED:  # its request has its answer already
-            if self._turns:
-                self._stop_at(self._turns[-1])
-                self._flush()
-            else:
-                self.transport.close()
-            return
-        self.transport.set_protocol(self)
-        self._takes_for = TRAILING  # the rest of a body that did not come is not waited for
-        self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
+        if self._takes_for == UNWANTED:  # its request has its answer, and that may wait for others'
+            self._stop_at(self._turns[-1]) if self._turns else self.transport.close()
+        else:
+            self.transport.set_protocol(self)
+            self._takes_for = TRAILING  # the rest of a body that did not come is not waited for
+            self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
         self._flush()
 
     def _fail(self) -> None:
@@ -537,46 +532,7 @@ class HttpProtocol(Reader, asyncio.Protocol):
         loop: asyncio.AbstractEventLoop | None = None,
         connections: Connections | None = None,
     ) -> None:
-        super().__init__(connections or _shared(app, limits, clock, loop))
-
-
-class _Filler(asyncio.BufferedProtocol):
-    """Stands in for a connection while the rest of a large body is read."""
-
-    def __init__(self, connection: Reader, turn: Turn, view: memoryview) -> None:
-        self._connection = connection
-        self._turn = turn
-        self._view = view
-        self._at = connection.received
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view[self._at : self._at + READ_AT_ONCE]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._at += nbytes
-        self._connection.received = self._at
-        if self._connection.charge(self._turn, nbytes) and self._at == len(self._view):
-            self._connection.filled(self._turn)
-
-    def eof_received(self) -> bool:
-        return self._connection.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
-
-def _drop(data: bytes) -> None:
-    """What is read, and wanted by nobody."""
-
-
-def plain(status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
-    return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
+        super().__init__(connections or shared_by(app, limits, clock, loop))
 
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # all at once: one by one, 256 KB of them took 0.15 s
@@ -588,17 +544,3 @@ def _skip_empty_lines(raw: bytes) -> bytes:
     if raw[:1] == b"\n" or (raw[:1] == b"\r" and raw != b"\r"):
         raise RequestError(400, "expected a request line")
     return raw
-
-
-_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], Connections]] = WeakKeyDictionary()
-
-
-def _shared(
-    app: Any, limits: Limits | None, clock: Callable[[], int], loop: asyncio.AbstractEventLoop | None
-) -> Connections:
-    """The one object of an app on a loop; it keeps the app alive, so the id stays the app's."""
-    of_loop = _SHARED.setdefault(loop or asyncio.get_running_loop(), {})
-    key = id(app), id(limits)
-    if key not in of_loop:
-        of_loop[key] = Connections(app, limits=limits, clock=clock, loop=loop)
-    return of_loop[key]
