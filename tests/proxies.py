@@ -41,6 +41,17 @@ http {{
     }}
 }}
 """
+TWO = """
+daemon off; master_process off; worker_processes 1;
+pid {folder}/pid; error_log {folder}/log;
+events {{ worker_connections 512; }}
+http {{
+    access_log off; client_max_body_size 0; client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    upstream both {{ server 127.0.0.1:{port}; server 127.0.0.1:{other}; }}
+    server {{ listen 127.0.0.1:{two}; location / {{ proxy_pass http://both; }} }}
+}}
+"""
 NGINX_WAYS = ("default", "keep_alive", "unbuffered")
 
 HAPROXY = """
@@ -66,7 +77,8 @@ class Proxy:
 
     @property
     def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        """The end of it."""
+        return (self.folder / "log").read_text(errors="replace")[-1000:]
 
     def post(self, way: str, path: str, body: bytes, *fields: bytes) -> tuple[int, bytes]:
         """The status and body of the answer to one POST."""

@@ -424,3 +424,40 @@ def test_a_body_that_waits_for_the_start_is_charged_when_it_is_parsed():
         return response.status, app.admission.bodies.held
 
     assert asyncio.run(main()) == (503, 0)
+
+
+class Held(Echo):
+    """Runs a batch until it is let go."""
+
+    def __init__(self):
+        self.go = threading.Event()
+
+    def run_inference(self, model_input):
+        self.go.wait(10)
+        return model_input
+
+
+def test_who_sends_no_more_has_left_while_its_items_wait_behind_a_batch_and_not_else():
+    handler = Held()
+
+    async def put(app):
+        def ask(body):
+            exchange = opened(app)
+            exchange.write(body)
+            return exchange, exchange.complete()
+
+        first, answer = ask(b'{"data":[1]}')
+        idle = first.leaves()
+        while not app.batcher.running_since:
+            await asyncio.sleep(0)
+        second, _ = ask(b'{"data":[2]}')
+        half = opened(app)
+        said = idle, first.leaves(), second.leaves(), half.leaves()
+        second.cancel("the client left")
+        half.cancel("the client left")
+        waiting = app.batcher.waiting
+        handler.go.set()
+        await answer
+        return said, second.leaves(), first.leaves(), waiting
+
+    assert on_loop(put, handler, executor="thread") == ((False, False, True, False), False, False, 0)

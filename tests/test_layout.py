@@ -19,6 +19,7 @@ PARTS = {
     "head": "exchange",
     "chunked": "protocol",
     "connections": "protocol",
+    "filler": "protocol",
     "http1": "protocol",
     "writer": "protocol",
     "settings": "worker",

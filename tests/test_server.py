@@ -6,6 +6,7 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from http import HTTPMethod
 
 import numpy as np
@@ -815,6 +816,37 @@ def test_a_client_that_leaves_before_the_cut_costs_no_inference_and_after_it_onl
     assert answer.json["data"] == ["stays"]
     assert watching.drops == [("the client left", 1)] * 2
     assert watching.requests == [(200, 1)]
+
+
+def test_a_client_that_left_while_a_batch_held_the_loop_costs_no_inference():
+    """An ASGI server says who left only to who asks, and nobody has waited long enough to be asked for."""
+
+    class Holds(Echo):
+        calls = []
+
+        def run_inference(self, model_input):
+            self.calls.append(model_input)
+            time.sleep(0.2 * (model_input == ["holds"]))
+            return model_input
+
+    async def main():
+        app = http_server("holds", Holds())
+        await app.startup()
+        messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b'{"data":["left"]}'}]
+
+        async def receive():
+            return messages.pop()
+
+        async def send(message):
+            raise AssertionError("nobody is there")
+
+        await ask_asgi(app, b'{"data":["holds"]}')
+        await app({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+        await ask_asgi(app, b'{"data":["stays"]}')
+        await app.shutdown()
+
+    asyncio.run(main())
+    assert Holds.calls == [["holds"], ["stays"]]
 
 
 def test_a_client_that_leaves_mid_body_is_forgotten():

@@ -41,6 +41,7 @@ from .connections import (
 )
 from .errors import RequestError
 from .exchange import Admission, Exchange
+from .filler import Filler
 from .head import Head, Response, plain, refusal
 from .http1 import Request, find_fault, has_method, parse_request, skip_empty_lines
 from .limits import Limits
@@ -50,7 +51,6 @@ from .writer import SKIPPED, Turn, Writer
 log = logging.getLogger("virtex")
 
 LARGE = 64 << 10  # bytes; a body with more to come than this is read by the kernel into its final place
-READ_AT_ONCE = 256 << 10  # bytes of a large body; libuv repeats a full read, and other connections wait meanwhile
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
 FIELD_BYTES = 200  # that the objects of one header field take, about
 UNTOLD = 64 << 10  # bytes unsent of which TLS does not tell pause_writing(); told of fewer, uvloop's never goes on
@@ -124,8 +124,7 @@ class Reader(Writer):
     def eof_received(self) -> bool:
         """A client may end its side and still read (RFC 9112 section 9.6): answer what it asked for, then close.
 
-        Most that do so have left, though. So what would have to wait for a batch to end is given up, and the rest is
-        answered.
+        Most have left, though: what waits behind a batch is given up.
         """
         self._ended = True
         self._take_leave()
@@ -359,7 +358,7 @@ class Reader(Writer):
         self._left = len(view) - len(data)
         self.received = len(data)
         turn.exchange.charge(len(data))  # type: ignore[union-attr]
-        self.transport.set_protocol(_Filler(self, turn, view))
+        self.transport.set_protocol(Filler(self, turn, view))
 
     def charge(self, turn: Turn, nbytes: int) -> bool:
         """Bytes of a large body came; when there is no room for them, refuse it and say False."""
@@ -403,10 +402,10 @@ class Reader(Writer):
         self._body = None
         if self._wait == END:
             self._end_our_side()
-            return
-        self._wait = NEXT_HEAD
-        self._takes_for = HEAD if self._last is None else TRAILING
-        self._since = self._clock()
+        else:
+            self._wait = NEXT_HEAD
+            self._takes_for = HEAD if self._last is None else TRAILING
+            self._since = self._clock()
 
     def _complete(self, turn: Turn) -> None:
         """The request is all there: hand it over, and wait for the next."""
@@ -451,7 +450,7 @@ class Reader(Writer):
         else:
             if not request.keep_alive or length is None or left > SKIPPED:
                 self._last = turn
-            self._body = ChunkedBody(self._limits, _drop) if length is None else None
+            self._body = ChunkedBody(self._limits, len) if length is None else None
             self._left = min(length or 0, NEVER)
             self._skip()
 
@@ -486,16 +485,12 @@ class Reader(Writer):
             self._unread = True
 
     def _time_out(self, what: str) -> None:
-        if self._takes_for == UNWANTED:  # its request has its answer already
-            if self._turns:
-                self._stop_at(self._turns[-1])
-                self._flush()
-            else:
-                self.transport.close()
-            return
-        self.transport.set_protocol(self)
-        self._takes_for = TRAILING  # the rest of a body that did not come is not waited for
-        self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
+        if self._takes_for == UNWANTED:  # its request has its answer, and that may wait for others'
+            self._stop_at(self._turns[-1]) if self._turns else self.transport.close()
+        else:
+            self.transport.set_protocol(self)
+            self._takes_for = TRAILING  # the rest of a body that did not come is not waited for
+            self._refuse(RequestError(408, f"expected the rest of the {what} sooner"))
         self._flush()
 
     def _fail(self) -> None:
@@ -568,38 +563,3 @@ class HttpProtocol(Reader, asyncio.Protocol):
         connections: Connections | None = None,
     ) -> None:
         super().__init__(connections or shared_by(app, limits, clock, loop))
-
-
-class _Filler(asyncio.BufferedProtocol):
-    """Stands in for a connection while the rest of a large body is read."""
-
-    def __init__(self, connection: Reader, turn: Turn, view: memoryview) -> None:
-        self._connection = connection
-        self._turn = turn
-        self._view = view
-        self._at = connection.received
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view[self._at : self._at + READ_AT_ONCE]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._at += nbytes
-        self._connection.received = self._at
-        if self._connection.charge(self._turn, nbytes) and self._at == len(self._view):
-            self._connection.filled(self._turn)
-
-    def eof_received(self) -> bool:
-        return self._connection.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
-
-def _drop(data: bytes) -> None:
-    """What is read, and wanted by nobody."""

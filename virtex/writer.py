@@ -366,9 +366,9 @@ class Writer:
         self._watch(DRAIN_SECONDS)
 
     def abort(self) -> None:
-        """Break off. What is on its way is not whole then, and to a client that reads up to the end only a reset says so.
+        """Break off. To a client that reads up to the end, only a reset says that what came was not whole.
 
-        What was sent before is left to arrive where it is whole.
+        An answer that is all sent is left to arrive.
         """
         if self._turns or self._stalled or self.transport.get_write_buffer_size():
             self.reset()
