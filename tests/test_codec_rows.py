@@ -592,6 +592,8 @@ def test_numbers_go_into_rows(value, dtype, shape):
         ([[1, 2], [2, 3, 4]], "f4", (2, 2), "got a list of 3 in place of a list of 2"),
         (5, "f4", (1,), "got 5 in place of a list of 1"),
         ([{}], "f4", (1,), "other"),
+        ([2**64], "u8", (1,), "from 0 to 18446744073709551615.*got 18446744073709551616"),
+        ([-(2**63) - 1], "f8", (1,), "-9223372036854775809"),
         ([1], "M8[s]", (1,), "datetime64"),
         ([1], "U3", (1,), "<U3"),
         ({}, "f4", (), "dict"),
