@@ -497,13 +497,15 @@ def test_documents_are_admitted_before_they_are_decoded():
     assert told == [5, 256, 512, 768, 256, 512, 768, 256, 301]
 
 
-def test_values_that_hide_behind_a_quote_within_a_text_are_not_parsed():
+def test_values_that_hide_behind_a_quote_within_a_text_are_not_parsed(monkeypatch):
     text = _codec.encode_numpy(np.zeros(100_000, "f4"))
     hidden = f'{text[:300]}"],"x":[{"[],[[]],{}," * 12_000}0],"data":["'
     body = f'{{"data":["{text}","{hidden.ljust(len(text), "A")}"]}}'.encode()
     assert "x" in orjson.loads(body)
+    items = _codec.scan(body)
+    monkeypatch.setattr(orjson, "loads", None)
     with pytest.raises(ItemError, match="a quote within a text") as error:
-        _codec.scan(body).into(np.zeros((2, 100_000), "f4"))
+        items.into(np.zeros((2, 100_000), "f4"))
     assert error.value.index == 1
 
 
@@ -590,6 +592,8 @@ def test_numbers_go_into_rows(value, dtype, shape):
         ([[1, 2], [2, 3, 4]], "f4", (2, 2), "got a list of 3 in place of a list of 2"),
         (5, "f4", (1,), "got 5 in place of a list of 1"),
         ([{}], "f4", (1,), "other"),
+        ([2**64], "u8", (1,), "from 0 to 18446744073709551615.*got 18446744073709551616"),
+        ([-(2**63) - 1], "f8", (1,), "-9223372036854775809"),
         ([1], "M8[s]", (1,), "datetime64"),
         ([1], "U3", (1,), "<U3"),
         ({}, "f4", (), "dict"),

@@ -415,15 +415,17 @@ def test_documents_are_counted_and_charged_before_they_are_decoded():
 def test_a_body_that_waits_for_the_start_is_charged_when_it_is_parsed():
     async def main():
         app = http_server("echo", Echo(), max_queue_size=100_000)
-        early = opened(app)  # the first request starts it
+        early = app.open(Head("POST", "/", [], None, None), time.perf_counter_ns())  # the first request starts it
         early.write(NESTED)
         future = early.complete()
         app.admission.bodies.budget = 2 * len(NESTED)
         response = await asyncio.wait_for(future, 10)
         await app.shutdown()
-        return response.status, app.admission.bodies.held
+        return response.status, response.buffers[0][:60], app.admission.bodies.held
 
-    assert asyncio.run(main()) == (503, 0)
+    status, error, held = asyncio.run(main())
+    assert (status, held) == (503, 0)
+    assert b"no room" in error
 
 
 class Held(Echo):

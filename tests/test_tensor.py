@@ -739,6 +739,9 @@ def test_a_document_of_fields_in_fortran_order_is_refused_before_it_is_copied():
 def test_rows_that_do_not_travel_are_an_error_that_says_which(rows, says):
     with pytest.raises(HandlerError, match=says):
         Rows.of(rows, 1, None).json()
+    if "can't be sent" in says:
+        with pytest.raises(HandlerError, match=says):
+            Rows.of(rows, 1, None).npy()
 
 
 def test_parts_of_rows_join_without_aliasing():

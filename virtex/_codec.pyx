@@ -876,7 +876,10 @@ cdef class _Numbers:
                 return self.put_int(number, value)
             if overflow == 0 and number < 0 and self.kind == b"u" or overflow < 0:
                 raise self.unfit(value)
-            more = PyLong_AsUnsignedLongLong(value) if overflow else <unsigned long long>number
+            try:
+                more = PyLong_AsUnsignedLongLong(value) if overflow else <unsigned long long>number
+            except OverflowError:  # no JSON reader's
+                raise self.unfit(value) from None
             if self.kind == b"u":
                 return self.put_unsigned(more, value)
             if self.kind == b"i":

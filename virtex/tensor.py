@@ -461,8 +461,8 @@ class Rows:
         """The body of the reply. Raises HandlerError for a float that is not finite."""
         try:
             return self._json()
-        except TypeError as error:  # of a dtype that does not travel
-            raise HandlerError(f"run_inference gave rows that can't be sent: {error}") from None
+        except TypeError as error:
+            raise _does_not_travel(error) from None
 
     def _json(self) -> bytes:
         single = self._arrays.get("")
@@ -475,8 +475,15 @@ class Rows:
         return b'{"data":%b,"error":null}' % encode_data(rows, "run_inference")
 
     def npy(self) -> bytes | None:
-        """The rows as one .npy document; None when they have names."""
-        return encode_npy(self._arrays[""]) if "" in self._arrays else None
+        """The rows as one .npy document; None when they have names. Raises HandlerError for what does not travel."""
+        try:
+            return encode_npy(self._arrays[""]) if "" in self._arrays else None
+        except TypeError as error:
+            raise _does_not_travel(error) from None
+
+
+def _does_not_travel(error: TypeError) -> HandlerError:
+    return HandlerError(f"run_inference gave rows that can't be sent: {error}")
 
 
 def check_no_tuple(outputs: Any, where: str) -> None:
