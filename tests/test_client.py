@@ -11,6 +11,8 @@ import ssl
 import subprocess
 import sys
 import threading
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,7 +147,12 @@ def test_an_argument_that_cannot_be_meant_is_refused_by_name(options: dict[str, 
         (reply([1, 2]), "expected a message, got status 200 with 5 bytes: '[1,2]'", 200),
         (reply(b""), "expected a message, got status 200 with 0 bytes", 200),
         (reply(b"", "308 Permanent Redirect", "location: https://there/\r\n"), "a redirect to https://there/", 308),
-        (reply(b"no gzip", headers="content-encoding: gzip\r\n"), "while decompressing data", 0),
+        (reply(b"no gzip", headers="content-encoding: gzip\r\n"), "broken or cut: Not a gzipped file", 0),
+        (reply(b"no zlib", headers="content-encoding: deflate\r\n"), "while decompressing data", 0),
+        (reply(b"{}", headers="content-encoding: br\r\n"), "'br': expected gzip, deflate or identity", 0),
+        (reply({"data": [1], "error": ""}), "an error without words, status 200", 200),
+        (reply({"data": [1], "error": False}), "false", 200),
+        (reply({"data": [1], "error": {}}, "500 Internal Server Error"), "{}", 500),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "illegal status line", 0),
         (b"", "disconnected without sending a response", 0),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", "without sending complete message body", 0),
@@ -176,8 +183,35 @@ def test_a_refused_connection_becomes_an_error_with_its_url(face: Face) -> None:
         assert answer.error in (f"{url}: {refused}", f"{url}: All connection attempts failed")
 
 
-def test_a_compressed_answer_is_read(face: Face) -> None:
-    answer = reply(gzip.compress(b'{"data": [7]}'), headers="content-encoding: gzip\r\n")
+def raw_deflate(content: bytes) -> bytes:
+    return zlib.compress(content, wbits=-15)
+
+
+CODED = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress, "Deflate": raw_deflate}
+
+
+@pytest.mark.parametrize(("coding", "compress"), CODED.items(), ids=CODED)
+def test_a_compressed_answer_is_read_and_one_that_is_cut_anywhere_is_an_error(
+    face: Face, coding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    whole = compress(b'{"data": [7]}')
+    header = f"content-encoding: {coding}\r\n"
+    answers = iter([reply(whole[:length], headers=header) for length in range(len(whole) + 1)])
+
+    def next_answer(wire: Wire) -> None:
+        while wire.read() is not None:
+            wire.send(next(answers))
+
+    with serving(next_answer) as peer, HttpClient(peer.url()) as client:
+        got = [face(client, "post", message(1)) for _ in range(len(whole) + 1)]
+    assert got[-1].data == [7] and got[-1].error is None
+    assert all(answer.data == [] and answer.error for answer in got[:-1])
+    assert "broken or cut" in got[-2].error
+
+
+def test_an_answer_of_several_codings_and_members_is_read(face: Face) -> None:
+    members = gzip.compress(b'{"data":') + gzip.compress(b" [7]}")
+    answer = reply(zlib.compress(members), headers="content-encoding: gzip, identity\r\ncontent-encoding: deflate\r\n")
     with serving(always(answer)) as peer, HttpClient(peer.url()) as client:
         assert face(client, "post", message(1)).data == [7]
 

@@ -10,8 +10,10 @@ anyone, one in use by nobody, and no exchange pays for a pool's look at all the 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import weakref
+import zlib
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, suppress
@@ -167,13 +169,13 @@ class HttpClient:
             lane = httpx2.HTTPTransport(self._context, limits=LIMITS)
         try:
             with closing(lane.handle_request(request)) as response:
-                response.read()
+                content = _decoded(response, b"".join(response.iter_raw()))
         except httpx2.RequestError as error:
             return 0, _refusal(request, error)
         finally:
             self._lanes.append(lane)
             _close_beyond(0 if self._closed else self.max_connections, self._lanes)
-        return response.status_code, _message(request, response)
+        return response.status_code, _message(request, response, content)
 
     async def _exchange_async(self, url: str | None, message: HttpMessage) -> Answer:
         request = self._request(url, message)
@@ -182,13 +184,13 @@ class HttpClient:
         transport = await anext(lane)
         try:
             async with aclosing(await transport.handle_async_request(request)) as response:
-                await response.aread()
+                content = _decoded(response, b"".join([piece async for piece in response.aiter_raw()]))
         except httpx2.RequestError as error:
             return 0, _refusal(request, error)
         finally:
             if len(lanes) < self.max_connections:
                 lanes.append(lane)
-        return response.status_code, _message(request, response)
+        return response.status_code, _message(request, response, content)
 
     def _lanes_of_this_loop(self) -> list[AsyncLane]:
         loop = asyncio.get_running_loop()
@@ -290,18 +292,43 @@ def _parse(url: object) -> httpx2.URL:
 # Answers
 
 
-def _message(request: httpx2.Request, response: httpx2.Response) -> HttpMessage:
+def _decoded(response: httpx2.Response, content: bytes) -> bytes:
+    """What a reply's bytes mean. Raises DecodingError where they are broken or cut, which httpx2 lets pass."""
+    for coding in reversed(response.headers.get_list("content-encoding", split_commas=True)):
+        try:
+            content = _CODINGS[coding.strip().lower()](content)
+        except KeyError:
+            raise httpx2.DecodingError(f"content-encoding {coding!r}: expected gzip, deflate or identity") from None
+        except (EOFError, OSError, zlib.error) as error:
+            raise httpx2.DecodingError(f"a {coding} answer that is broken or cut: {error}") from None
+    return content
+
+
+def _inflate(content: bytes) -> bytes:
+    try:
+        return zlib.decompress(content)
+    except zlib.error:  # RFC 9110 section 8.4.1.2: some send it without the zlib format around it
+        return zlib.decompress(content, -zlib.MAX_WBITS)
+
+
+_CODINGS = {"gzip": gzip.decompress, "x-gzip": gzip.decompress, "deflate": _inflate, "identity": bytes, "": bytes}
+
+
+def _message(request: httpx2.Request, response: httpx2.Response, body: bytes) -> HttpMessage:
     """The message that a reply carries, or one whose error says what came instead."""
     try:
-        content = orjson.loads(response.content)
+        content = orjson.loads(body)
     except orjson.JSONDecodeError:
         content = None
     match content:
-        case {"error": error} if error:
-            return HttpMessage(data=[], error=error if isinstance(error, str) else orjson.dumps(error).decode())
+        case {"error": error} if error is not None:
+            words = error if isinstance(error, str) else orjson.dumps(error).decode()
+            return HttpMessage(
+                data=[], error=words or f"{request.url}: an error without words, status {response.status_code}"
+            )
         case {"data": list(data)} if response.is_success:
             return HttpMessage(data=data)
-    came = f" with {len(response.content)} bytes: {response.content[:200].decode('utf-8', 'replace')!r}"
+    came = f" with {len(body)} bytes: {body[:200].decode('utf-8', 'replace')!r}"
     if response.has_redirect_location:
         came = f", a redirect to {response.headers['location']}, which is not followed"
     error = f"{request.url}: expected a message, got status {response.status_code}{came}"

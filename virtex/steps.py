@@ -178,6 +178,7 @@ class Steps:
                 outcome = ItemError(error.reason, len(done), error.offset)
             except HandlerError as error:
                 outcome = HandlerError(error.reason, len(done))
+                outcome.__cause__ = error.__cause__
             except Exception as error:
                 outcome = _failure("process_response", error, len(done))
             outcomes.append(outcome)
