@@ -55,7 +55,7 @@ bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800) long: no wrong answer, no hang, flat memory
 	@$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
-fuzz: $(VENV)/.dev  ## fuzz the codec's C core and the whole decode, SECONDS (1800) each; needs clang, and atheris for the latter
+fuzz: $(VENV)/.dev  ## fuzz the codec's C core, the whole decode, and what handlers do with arrays, SECONDS (1800) each; needs clang, and atheris for the decode
 	@PYTHON=$(BIN)/python tests/fuzz/run $(SECONDS)
 
 fuzz-wire: $(VENV)/.dev  ## random requests and what befalls connections, SECONDS (1800) long: is what is charged what is held?

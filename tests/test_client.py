@@ -495,7 +495,6 @@ def test_a_connection_in_use_when_the_client_is_closed_answers_and_ends(face: Fa
 
 FORK = """
 import os, signal, sys
-from virtex import http_server, serve
 from virtex.client import HttpClient
 from virtex.message import HttpMessage
 client = HttpClient(sys.argv[1])

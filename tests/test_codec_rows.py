@@ -480,9 +480,9 @@ def test_a_document_in_fortran_order_that_does_not_fit_is_not_copied():
 def test_documents_are_admitted_before_they_are_decoded():
     told = []
 
-    def admit(count):
-        told.append(count)
-        if count > 700:
+    def admit(before, count):
+        told.append((before, count))
+        if before > 400:
             raise OverflowError
 
     doc, other = _codec.encode_npy([np.float32(1)]), _codec.encode_npy([np.float64(1)])
@@ -494,7 +494,8 @@ def test_documents_are_admitted_before_they_are_decoded():
     with pytest.raises(ItemError) as error:
         _codec.decode_npy(doc * 300 + b"x" + doc, admit)
     assert error.value.index == 300
-    assert told == [5, 256, 512, 768, 256, 512, 768, 256, 301]
+    whole = [(0, 256), (256, 256), (512, 256)]
+    assert told == [(0, 5), *whole, *whole, (0, 256), (256, 45)]
 
 
 def test_values_that_hide_behind_a_quote_within_a_text_are_not_parsed(monkeypatch):

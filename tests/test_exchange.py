@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from virtex import Limits, Server, Tensor, TensorHandler, head, http_server, serve
 from virtex._codec import encode_npy, encode_numpy
 from virtex.errors import RequestError
+from virtex.exchange import ARRAY_BYTES
 from virtex.head import Head, negotiate
 
 
@@ -410,6 +411,27 @@ def test_documents_are_counted_and_charged_before_they_are_decoded():
         return many.status, dear.status, app.admission.bodies.held
 
     assert on_loop(put, max_queue_size=40, max_batch_size=8) == (413, 503, 0)
+
+
+def test_each_of_many_documents_is_charged_once():
+    doc = encode_npy([np.float32(1)])
+    headers = [(b"content-type", b"application/x-npy")]
+
+    async def put(app):
+        statuses = []
+        for count in (2000, 2100):
+            app.admission.bodies.budget = 2000 * (len(doc) + ARRAY_BYTES)
+            statuses.append((await ask_direct(app, doc * count, headers=headers)).status)
+        return statuses, app.admission.bodies.held
+
+    assert on_loop(put, Counts(), max_queue_size=10_000) == ([200, 503], 0)
+
+
+class Counts(Echo):
+    """Answers with little, so that the arrays alone count."""
+
+    def process_response(self, item):
+        return 0
 
 
 def test_a_body_that_waits_for_the_start_is_charged_when_it_is_parsed():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from asks import Echo, ask_asgi, ask_direct, run
 
-from virtex import http_server
+from virtex import Observer, http_server
 from virtex.logs import LONGEST, TRACEBACK_SECONDS, Tracebacks, printable
 from virtex.worker import AccessLog
 
@@ -127,6 +127,20 @@ def test_each_500_has_its_line_and_each_kind_of_error_one_traceback_in_a_while(c
     assert caplog.text.count("(of 19 more the traceback was left out)") == 2
     (shown,) = {record.exc_info is None for record in caplog.records[1:20]}
     assert shown, "the first one has it"
+
+
+@pytest.mark.parametrize("what", ["authorize", "the observer"])
+def test_what_else_of_the_service_raises_with_every_request_has_one_traceback_in_a_while_too(what, caplog, ask):
+    def fail(*_):
+        raise ValueError("each time")
+
+    observer = Observer()
+    observer.request_done = fail
+    given = {"authorize": fail} if what == "authorize" else {"observer": observer}
+    app = http_server("fails", Echo(), **given)
+    run(app, *(ask(app, body(b"a")) for _ in range(5)))
+    assert caplog.text.count(f"{what} raised") == 5
+    assert caplog.text.count("Traceback") == 1
 
 
 def test_kinds_are_a_type_and_a_line_and_are_not_remembered_without_end():

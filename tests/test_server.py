@@ -517,11 +517,7 @@ class OfOneThread(Echo):
         np.seterr(**self.floats)
 
 
-class AsyncOfOneThread(OfOneThread):
-    async def run_inference(self, model_input):
-        await asyncio.sleep(0)
-        return OfOneThread.run_inference(self, model_input)
-
+class SetsUpAsync(OfOneThread):
     async def setup(self, worker):
         await asyncio.sleep(0)
         OfOneThread.setup(self, worker)
@@ -531,8 +527,21 @@ class AsyncOfOneThread(OfOneThread):
         OfOneThread.teardown(self)
 
 
+class AsyncOfOneThread(SetsUpAsync):
+    async def run_inference(self, model_input):
+        await asyncio.sleep(0)
+        return OfOneThread.run_inference(self, model_input)
+
+
 @pytest.mark.parametrize(
-    ("kind", "executor"), [(OfOneThread, "inline"), (OfOneThread, "thread"), (AsyncOfOneThread, "inline")]
+    ("kind", "executor"),
+    [
+        (OfOneThread, "inline"),
+        (OfOneThread, "thread"),
+        (SetsUpAsync, "inline"),
+        (SetsUpAsync, "thread"),
+        (AsyncOfOneThread, "inline"),
+    ],
 )
 def test_what_setup_sets_for_its_thread_holds_in_the_methods_and_in_teardown(kind, executor, ask):
     handler = kind()

@@ -31,10 +31,10 @@ def _remembered() -> list[tuple[np.dtype[Any], tuple[int, ...]]]: ...
 def encode_numpy(value: ArrayLike) -> str:
     """The base64 of an array's .npy document.
 
-    value: an array or what np.asarray makes one of; any layout, up to 32 dimensions, not more than 128 rows of nothing
-    or 8 nested rows for each element. Dtypes: bool, integers, floats, complex numbers, fixed-length strings (S,
-    U), datetimes and timedeltas of one unit, and the bfloat16, float8 and narrower ones of ml_dtypes (written by name).
-    Byte order is kept. A contiguous array is not copied before it is encoded.
+    value: an array or what np.asarray makes one of; any layout, up to 32 dimensions, at most 128 nested rows and 8
+    more for each element, so that few bytes do not become many lists. Dtypes: bool, integers, floats, complex numbers,
+    fixed-length strings (S, U), datetimes and timedeltas of one unit, and the bfloat16, float8 and narrower ones of
+    ml_dtypes (written by name). Byte order is kept. A contiguous array is not copied before it is encoded.
     Returns: 256 characters of header (or a multiple, for many dimensions), then the data; RFC 4648 section 4, padded.
     Raises: TypeError, with the remedy, for another dtype (object, structured, void, StringDType, datetimes of several
     units), another shape, and for a masked array.
@@ -56,10 +56,10 @@ def encode_npy(values: Sequence[ArrayLike] | NDArray[Any]) -> bytes:
     Raises: ValueError naming the first row that differs from row 0, or that there is none; TypeError as encode_numpy.
     """
 
-def decode_npy(body: _Buffer, admit: Callable[[int], object] | None = None) -> list[NDArray[Any]]:
+def decode_npy(body: _Buffer, admit: Callable[[int, int], object] | None = None) -> list[NDArray[Any]]:
     """The arrays of .npy documents that lie one after another, at least one; arrays as decode_numpy returns them.
 
-    admit: called with how many documents there are, or the first of very many, before any of them is decoded.
+    admit(before, count): called ahead of decoding each few hundred documents: how many were, how many are.
     Raises: ItemError (422) with the index of the document that is wrong, and the offset in bytes within it; and what
     admit() raises.
     """
@@ -99,7 +99,7 @@ def items_of(values: Sequence[Any], names: Sequence[str] | None = None) -> Items
     object of exactly these members, each of them such a value.
     """
 
-def scan_npy(body: _Buffer, ndim: int | None = None, admit: Callable[[int], object] | None = None) -> Items:
+def scan_npy(body: _Buffer, ndim: int | None = None, admit: Callable[[int, int], object] | None = None) -> Items:
     """The items of .npy documents that lie one after another: each is one.
 
     ndim: dimensions of an item. Then a body of one document that has one more holds as many items as its first says.

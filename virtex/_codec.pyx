@@ -479,7 +479,7 @@ cdef size_t _decode_some(_Input source, size_t at, list arrays, object admit) ex
         broken = error
         broken.index = len(arrays) + len(signatures)
     if admit is not None:
-        admit(len(arrays) + len(signatures) + (broken is not None))
+        admit(len(arrays), len(signatures) + (broken is not None))
     for signature in signatures:
         try:
             arrays.append(_decode_npy(source.data + at, signature))
@@ -992,7 +992,7 @@ cdef class _Values(Items):
         if not isinstance(value, dict):
             raise ItemError(f"expected an object of the members {list(self.names)}, got {type(value).__name__}", i)
         if len(value) != len(self.names) or self.names[column] not in value:
-            raise ItemError(f"expected an object of the members {list(self.names)}, got {list(value)[:20]}", i)
+            raise ItemError(f"expected an object of the members {list(self.names)}, got {short(list(value)[:20])}", i)
         return value[self.names[column]]
 
 

@@ -149,11 +149,11 @@ class AsgiExchange:
         connection = self._connection
         try:
             await connection.app(self._scope(), self.receive, self.send)
-        except (Exception, asyncio.CancelledError) as error:  # of a task that it awaited, say: this one nobody cancels
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # cancelled: a task that it awaited, say
             if self._gone or self._told:
                 log.debug("the application gave up, for its client left: %r", error)
             else:
-                log.exception("the application raised")
+                connection.connections.tracebacks.log(error, "the application raised")
         else:
             if not self._response_done and not self._gone and not self._told:
                 log.error("the application returned before its answer was complete")

@@ -22,6 +22,7 @@ cdef class Batcher:
     cdef bint _scheduled, _draining
     cdef public Py_ssize_t max_batch_size
     cdef public Company company
+    cdef readonly object tracebacks
     cdef public long long now
 
     @cython.locals(ticket=Ticket, span=tuple)

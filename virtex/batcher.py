@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .company import Company
 from .errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
+from .logs import Tracebacks
 from .ring import Load, Ring, Span, Ticket
 from .steps import Outcome, Steps, drive, failure_of
 
@@ -252,6 +253,7 @@ class Batcher:
         self._loop = loop
         self._clock = clock
         self._observer = observer
+        self.tracebacks = Tracebacks(clock)
         self.max_batch_size = max_batch_size
         self._window = round(max_time_on_queue * 1e9)
         self._ring = Ring(max_queue_size)
@@ -342,8 +344,8 @@ class Batcher:
         """Tell the observer; what it raises must not reach the requests."""
         try:
             f(*args)
-        except (Exception, SystemExit):
-            log.exception("the observer raised")
+        except (Exception, SystemExit) as error:
+            self.tracebacks.log(error, "the observer raised")
 
     def _cut(self, due: bool = False) -> None:
         self._scheduled = False

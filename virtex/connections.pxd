@@ -3,7 +3,7 @@ from .head cimport Response
 
 
 cdef class Connections:
-    cdef public object app, limits, clock, loop, open, access, secure, changed
+    cdef public object app, limits, clock, loop, open, access, secure, changed, tracebacks
     cdef public Bodies bodies
     cdef public dict state
     cdef public str root_path

@@ -20,6 +20,7 @@ from .bodies import Bodies
 from .head import Response
 from .http1 import Header, has_body, render_head
 from .limits import Limits
+from .logs import Tracebacks
 from .server import Server
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Connections:
         self.limits: Limits = limits or (app.limits if self.direct else Limits())
         self.clock = clock
         self.loop = loop
+        self.tracebacks = Tracebacks(clock)
         self.bodies: Bodies = app.budget if self.direct else Bodies(self.limits.max_bytes)  # the budget of all
         # while serving
         self.open: set[Writer] = set()

@@ -42,7 +42,7 @@ cdef class Exchange(Ticket):
 
 
 cdef class Admission:
-    cdef public object loop, limits, read, tracebacks
+    cdef public object loop, limits, read
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company

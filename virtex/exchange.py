@@ -22,7 +22,6 @@ from .company import Peer
 from .errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from .head import JSON, NPY, Head, Response, Wants, negotiate, refusal
 from .limits import Limits
-from .logs import Tracebacks
 from .message import Account, decode_items, encode_data
 from .ring import Ticket
 from .tensor import Rows
@@ -143,9 +142,9 @@ class Exchange(Ticket):
         """Charge strings that were made of a body without a parser. Raises RequestError as admit_values()."""
         self._charge_values(count, 0)
 
-    def admit_documents(self, count: int) -> None:
-        """Charge arrays that are about to be made. Raises RequestError: 413 or 503 where they find no room."""
-        self.admission.batcher.room_for(count)
+    def admit_documents(self, before: int, count: int) -> None:
+        """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
+        self.admission.batcher.room_for(before + count)
         self._charge_also(count * ARRAY_BYTES)
 
     def _charge_values(self, values: int, wider: int) -> None:
@@ -262,7 +261,9 @@ class Exchange(Ticket):
             length += len(buffer)
         bodies = self.admission.bodies
         if length > LARGE and bodies.held - self._charged + length > bodies.budget:
-            error = RequestError(503, f"no room for an answer of {length} bytes: {bodies.full}", RETRY_SOON)
+            held = bodies.held - self._charged
+            reason = f"no room for an answer of {length} bytes beside {held} of {bodies.budget} (limits.max_bytes)"
+            error = RequestError(503, reason, RETRY_SOON)
             return self._measured(self._error(error))
         self.length = length
         return response
@@ -305,9 +306,10 @@ class Exchange(Ticket):
         sound = re.fullmatch(rb"[\w.:/+=@-]{1,128}", request)
         name = request.decode() if sound else secrets.token_hex(8)
         cause, error.__cause__ = error.__cause__, None  # once per batch, whose requests may share the error
-        left_out = None if cause is None else self.admission.tracebacks.left_out(cause)
-        more = f" (of {left_out} more the traceback was left out)" if left_out else ""
-        log.error("request %s: %s%s", name, error, more, exc_info=None if left_out is None else cause)
+        if cause is None:
+            log.error("request %s: %s", name, error)
+        else:
+            self.admission.batcher.tracebacks.log(cause, "request %s: %s", name, error)
         return refusal(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:
@@ -345,7 +347,6 @@ class Admission:
         self.batcher = batcher
         self.company = batcher.company
         self.bodies = bodies
-        self.tracebacks = Tracebacks(clock)
         self.read: Callable[[bytes | bytearray | memoryview, bool, Account], Any] = decode_items
         self.is_open = False
         self.is_starting = True  # the handler is not there yet

@@ -30,7 +30,7 @@ class Limits:
     write_stall_seconds: float = 30.0  # a client that reads nothing of its answer for so long is cut
     connections: int = 10_000  # per worker; one more is answered 503 and closed
     pipelined: int = 16  # requests of one connection waiting for their turn; then reading pauses
-    max_bytes: int = 4 << 30  # of all bodies as they arrive, and of their values (503); of rows of declared inputs
+    max_bytes: int = 4 << 30  # whatever clients make a worker hold, until it is written (503); rows of declared inputs
     answer_seconds: float = 60.0  # from the end of a request's headers to its answer; then 504
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 
+log = logging.getLogger("virtex")
+
 TRACEBACK_SECONDS = 10
 MOST_KINDS = 256  # of errors that are remembered
 LONGEST = 8192  # characters of one text: an exception may quote a whole body
@@ -70,6 +72,12 @@ class Tracebacks:
         self._clock = clock
         self._kinds: dict[tuple[type, str, int], tuple[int, int]] = {}  # when the next one is due, how many were not
 
+    def log(self, error: BaseException, text: str, *args: object) -> None:
+        """Log that something went wrong, as text % args, with the traceback of what was raised if it is due."""
+        left_out = self.left_out(error)
+        more = f" (of {left_out} more the traceback was left out)" if left_out else ""
+        log.error(text + "%s", *args, more, exc_info=None if left_out is None else error)
+
     def left_out(self, error: BaseException) -> int | None:
         """How many of its kind were left out since the last one; None: leave it out, too."""
         kind = _kind(error)
@@ -93,4 +101,4 @@ def _kind(error: BaseException) -> tuple[type, str, int]:
     return type(error), at.tb_frame.f_code.co_filename, at.tb_lineno
 
 
-logging.getLogger("virtex").addFilter(OneLine())
+log.addFilter(OneLine())

@@ -132,8 +132,8 @@ class Account(Protocol):
     def admit_strings(self, count: int) -> None:
         """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""
 
-    def admit_documents(self, count: int) -> None:
-        """So many arrays are about to be made. Raises RequestError: 413, 503."""
+    def admit_documents(self, before: int, count: int) -> None:
+        """Behind `before` others, so many arrays are about to be made. Raises RequestError: 413, 503."""
 
 
 def decode_items(body: bytes | bytearray | memoryview, is_npy: bool, account: Account) -> list[Any]:

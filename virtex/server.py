@@ -311,8 +311,8 @@ class Server:
         try:
             # What it does to its copy does not come back with the next request that has the same head.
             status = authorize(Head(head.method, head.path, head.headers[:], head.length, head.peer))
-        except (Exception, SystemExit):
-            log.exception("authorize raised")
+        except (Exception, SystemExit) as error:
+            self.batcher.tracebacks.log(error, "authorize raised")
             raise RequestError(500, "authorize raised") from None
         if status is None:
             return
@@ -449,11 +449,21 @@ async def _call(thread: ThreadExecutor | None, method: Callable[..., Any], *args
     """Run setup() or its like where the handler's three methods run: some of what it sets is of one thread only."""
     is_async = inspect.iscoroutinefunction(method)
     if thread is not None:
-        return await (thread.call(asyncio.run, method(*args)) if is_async else thread.call(method, *args))
+        return await (thread.call(_run_here, method, *args) if is_async else thread.call(method, *args))
     try:
         return await method(*args) if is_async else method(*args)
     except SystemExit as error:  # 3 or 4 would end all of gunicorn
         raise RuntimeError(f"raised SystemExit: {error}") from error
+
+
+def _run_here(method: Callable[..., Any], *args: Any) -> Any:
+    """Run a coroutine function on this thread; what it sets in its context holds on the thread after it."""
+    context = copy_context()
+    with asyncio.Runner() as runner:
+        result = runner.run(method(*args), context=context)
+    for variable, value in context.items():
+        variable.set(value)
+    return result
 
 
 def http_server(

@@ -163,7 +163,7 @@ static inline int vx_shape(vx_cursor *c, vx_npy *npy)
     if (vx_lists_are_few(npy->shape, npy->ndim, npy->count))
         return 1;
     c->at = open;
-    return vx_refuse(c, "a shape of at most 128 rows of nothing, or 8 nested rows for each element");
+    return vx_refuse(c, "a shape of at most 128 nested rows, and 8 more for each element");
 }
 
 /* [s], [us] and so on, the units of NumPy's datetimes: one of a unit, and not none. */

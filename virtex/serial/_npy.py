@@ -59,7 +59,7 @@ def short(value: object) -> str:
 def named_dtype(name: str) -> np.dtype[Any]:
     """The dtype of ml_dtypes that a .npy document names. Raises ValueError for another name, ImportError without it."""
     if name not in _NAMED:
-        raise ValueError("neither NumPy nor ml_dtypes has it")
+        raise ValueError("ml_dtypes has no dtype of that name")
     import ml_dtypes
 
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
@@ -112,8 +112,7 @@ def _check_shape(shape: Shape) -> None:
     levels = list(accumulate(shape, mul, initial=1))
     if sum(levels[:-1]) > LISTS + LISTS_EACH * levels[-1]:
         raise TypeError(
-            f"expected at most {LISTS} rows of nothing, or {LISTS_EACH} nested rows for each element, in a shape; "
-            f"got {shape}"
+            f"expected a shape of at most {LISTS} nested rows, and {LISTS_EACH} more for each element; got {shape}"
         )
 
 
