@@ -37,6 +37,12 @@ def noted():
     return error
 
 
+def noted_like_python():
+    error = ValueError("bad")
+    error.add_note("got:\n  a\n2026-01-01 [INFO] all is well\nTraceback (most recent call last):\n2026 forged")
+    return error
+
+
 def chained():
     try:
         try:
@@ -58,7 +64,7 @@ def syntax():
         return error
 
 
-@pytest.mark.parametrize("make", [lambda: ValueError(EVIL), noted, chained, grouped, syntax])
+@pytest.mark.parametrize("make", [lambda: ValueError(EVIL), noted, noted_like_python, chained, grouped, syntax])
 def test_no_line_and_no_terminal_control_of_an_exception_reaches_the_log(make, caplog):
     log.error("it failed: %s", EVIL, exc_info=raised(make()))
     lines = written(caplog)

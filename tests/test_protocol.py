@@ -1092,3 +1092,40 @@ def test_drain_answers_a_request_that_was_on_its_way(wire):
     wire.connections.drain()
     wire.send(OK)
     assert wire.statuses == [200, 200] and wire.transport.ended
+
+
+def refuses_all(server):
+    server.refuses = lambda head: Response(415, TEXT, [b"no"])
+
+
+TINY = b"1\r\na\r\n"
+
+
+def test_rest_of_an_unwanted_body_is_not_read_while_more_than_enough_of_it_is_held(wire, server):
+    refuses_all(server)
+    wire.send(chunked(TINY * 10)).settle()
+    assert wire.statuses == [415]
+    wire.send(TINY * 60_000)
+    assert not wire.transport.reading
+    while not wire.transport.reading:
+        wire.settle()
+    wire.send(b"0\r\n\r\n").settle()
+    assert wire.ended and wire.connections.bodies.held < 1000
+
+
+def test_unwanted_body_that_finds_no_room_brings_no_second_answer(wire, server):
+    refuses_all(server)
+    server.budget.budget = 1000
+    wire.send(chunked(TINY * 5000 + b"0\r\n\r\n"))
+    for _ in range(100):
+        wire.settle()
+    assert wire.statuses == [415]
+
+
+def test_end_of_a_client_whose_requests_were_given_up_ends_the_connection(wire):
+    expecting = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    wire.send(OK * 16 + expecting)
+    wire.protocol.eof_received()
+    wire.settle()
+    assert wire.ended
+    assert wire.statuses == [200] * 16

@@ -171,9 +171,3 @@ def test_the_figures_are_those_that_were_measured() -> None:
 def test_every_public_name_is_shown_and_the_load_tester_is_not_promised() -> None:
     assert [name for name in virtex.__all__ if not re.search(rf"\b{name}\b", README)] == []
     assert "HttpLoadTest" not in README
-
-
-def test_every_module_stands_in_the_table_of_the_data_path() -> None:
-    table = set(re.findall(r"^\| `(\w+\.py)` \|", README.read_text(), re.MULTILINE))
-    modules = {path.name for path in (ROOT / "virtex").glob("*.py")} - {"__init__.py"}
-    assert modules <= table

@@ -934,7 +934,7 @@ def test_those_who_left_before_the_start_are_no_reason_to_refuse_others():
     async def main():
         handler = Life()
         handler.go.clear()
-        app = http_server("life", handler, max_queue_size=2, max_batch_size=1)
+        app = http_server("life", handler, max_queue_size=2, max_batch_size=1, executor="thread")
         for _ in range(3):
             exchange = app.open(Head("POST", "/", [], len(BODY), None), app._clock())
             exchange.write(BODY)
@@ -1073,7 +1073,7 @@ def test_a_lifespan_that_is_cut_short_leaves_the_start_running():
     async def main():
         handler = Life()
         handler.go.clear()
-        app = http_server("life", handler)
+        app = http_server("life", handler, executor="thread")
         starting = asyncio.ensure_future(app.startup())
         await asyncio.sleep(0)
         starting.cancel()

@@ -62,7 +62,7 @@ def test_what_was_refused_while_it_loaded_does_not_count_towards_max_requests():
         go(server, 0)
         server.wait_log("is ready; workers=1")
         assert [status(server) for _ in range(3)] == [200] * 3
-        server.wait_log("3 requests served, max_requests reached")
+        server.wait_log("max_requests reached: 3 requests served")
         server.wait_log("is ready; workers=1", 2)
         assert status(server) == 200
 

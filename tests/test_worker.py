@@ -110,7 +110,7 @@ def test_worker_answers_errors_behind_earlier_answers_and_closes(echo):
     with echo.connect() as sock:
         sock.sendall(REQUEST + b"GARBAGE\r\n\r\n" + REQUEST)
         assert read_response(sock)[0] == 200
-        assert b" 501 " in read_all(sock)
+        assert b" 400 " in read_all(sock)
 
 
 def test_half_closed_client_gets_its_answer(echo):
@@ -872,3 +872,15 @@ class Loading(Slow):
 
 app = http_server(name="loading", handler=Loading, executor="thread")
 """
+
+
+def test_a_successor_takes_the_slot_that_waits_for_it_before_a_lower_one_that_is_free():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    board = Board()
+    for age in (1, 2):
+        board.own(board.take(age), age)
+    board._write(1, board.entry(1)._replace(pid=gone.pid, state=RESTARTING))
+    board.release(0)
+    assert board.take(3) == 1
+    assert board.take(4) == 0

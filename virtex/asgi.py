@@ -363,7 +363,7 @@ class Lifespan:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": SPEC_VERSION}, "state": self._state}
         try:
             await self._app(scope, self._inbox.get, self._answers.put)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The specification lets an application that has no lifespan raise here; it is served without.
             self._raised = error
             log.debug("the application has no lifespan: %r", error)

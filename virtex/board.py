@@ -45,15 +45,23 @@ class Board:
         self._words = memoryview(mmap.mmap(-1, 4 * words)).cast("I")  # zeros: every slot is FREE
 
     def take(self, age: int, generation: int = 1) -> int:
-        """Claim the lowest free slot for a worker that is about to be forked. Called in the master."""
-        for index in range(SLOTS):
-            entry = self.entry(index)
-            if entry.state == FREE or (entry.pid and not _is_alive(entry.pid)):
-                self._write(index, Entry(LOADING, age, 0, 0, 0, generation))
-                self._words[_USED] = max(self._words[_USED], index + 1)
-                self._words[_NEWEST] = generation
-                return index
-        raise RuntimeError(f"expected at most {SLOTS} workers")
+        """Claim a slot for a worker that is about to be forked: one that waits for a successor, else the lowest free.
+
+        Called in the master. Raises RuntimeError when all are taken.
+        """
+        free = [index for index in range(self._words[_USED]) if self._is_free(self.entry(index))]
+        left = [index for index in free if self.entry(index).state == RESTARTING]
+        index = (left or free or [self._words[_USED]])[0]
+        if index == SLOTS:
+            raise RuntimeError(f"expected at most {SLOTS} workers")
+        self._write(index, Entry(LOADING, age, 0, 0, 0, generation))
+        self._words[_USED] = max(self._words[_USED], index + 1)
+        self._words[_NEWEST] = generation
+        return index
+
+    @staticmethod
+    def _is_free(entry: Entry) -> bool:
+        return entry.state == FREE or (entry.pid != 0 and not _is_alive(entry.pid))
 
     def own(self, index: int, age: int) -> None:
         """Called in the process that was forked for the slot."""

@@ -15,8 +15,11 @@ TRACEBACK_SECONDS = 10
 MOST_KINDS = 256  # of errors that are remembered
 LONGEST = 8192  # characters of one text: an exception may quote a whole body
 
-# How the lines begin that Python itself writes into a traceback; its frames are of several lines.
-_PYTHONS = ("  ", "Traceback (", "\nThe above exception", "\nDuring handling")
+# What Python itself writes between the tracebacks of exceptions; of several lines, as no line of a note is.
+_CHAINS = (
+    "\nThe above exception was the direct cause of the following exception:\n\n",
+    "\nDuring handling of the above exception, another exception occurred:\n\n",
+)
 
 
 class OneLine(logging.Filter):
@@ -54,7 +57,7 @@ def _lines(pieces: list[str]) -> Iterator[str]:
     """The pieces of a traceback, so that only what Python wrote begins a line."""
     named = False
     for piece in pieces:
-        if piece.startswith(_PYTHONS):
+        if piece in _CHAINS or (not named and piece.startswith(("  ", "Traceback ("))):
             named = False
             yield "\n".join(map(printable, piece.split("\n")))
         else:  # the exception's name and text, then its notes

@@ -106,7 +106,7 @@ class Reader(Writer):
             self._take_leave()
         if self._flushable:
             self._write_answers()
-        elif self._ended and not self._turns and not self._rest and self._wait != END:
+        if self._ended and not self._turns and not self._rest and self._wait != END:
             self._end()
         if self._rest:
             self._go_on_soon()

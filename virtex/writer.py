@@ -444,7 +444,7 @@ class Writer:
     def _update_reading(self) -> None:
         """Read, unless the client does not read, or we hold as much of what it sent as we want to."""
         rest = len(self._rest) - self._rest_at
-        reading = self._wait == END or not (self._stalled or self._full or rest > REST_KEPT)
+        reading = rest <= REST_KEPT and (self._wait == END or not (self._stalled or self._full))
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
             now = self._clock()
@@ -458,11 +458,12 @@ class Writer:
                 self.transport.pause_reading()
 
     def _hold_rest(self, data: bytes, at: int) -> None:
-        """Keep what came for later. Raises RequestError where there is no room for it."""
+        """Keep what came for later. Raises RequestError without room for it, unless its request has its answer."""
         self._rest, self._rest_at = data, at
         self._update_reading()
         self._account()
-        self.connections.bodies.charge(0)
+        if self._takes_for != UNWANTED:
+            self.connections.bodies.charge(0)
 
     def _drop_rest(self) -> None:
         self._rest, self._rest_at = b"", 0
