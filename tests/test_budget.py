@@ -397,7 +397,9 @@ class Large(RequestHandler):
     def process_response(self, item):
         return "x" * item
 
-app = http_server(name="large", handler=Large(), limits=Limits(max_bytes=32 << 20))
+LIMITS = Limits(max_bytes=32 << 20)
+# What the handler makes of one batch is its own to bound.
+app = http_server(name="large", handler=Large(), max_batch_size=8, max_queue_size=1000, limits=LIMITS)
 """
 
 
