@@ -290,7 +290,7 @@ async def serve(
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
     Where executor="thread" or an async setup() leaves the loop free, it listens while the app starts too: /health/live
-    answers 200, everything else 503.
+    answers 200, messages and /health/ready 503.
     app: what http_server() made, or any ASGI 3 application. Where: every address of `host`, and port (0: any free one),
     or `sock`, a bound socket, or `uds`, the path of a unix socket. Its file is replaced if nobody listens on it, is
     removed at the end, and has mode 0666, so that a proxy's user may connect if the folder lets it. ssl: serve https
