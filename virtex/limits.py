@@ -19,7 +19,7 @@ class Limits:
     header_fields: int = 128  # browsers behind proxies send about 40; more is 431
     header_bytes: int = 65536  # all fields together, cookies and tokens included; more is 431
     body: int = 64 << 20  # 80 images of 224x224x3 float32 in base64; more is 413
-    values: int = 1 << 20  # lists, objects and elements in one JSON body: orjson takes 0.1 s for so many; more is 413
+    values: int = 1 << 19  # lists, objects and elements in one JSON body: orjson takes 0.1 s for so many; more is 413
     framing: int = 65536  # chunk sizes, extensions, trailers: bytes of a body that carry nothing (CVE-2023-39326)
     header_seconds: float = 10.0  # from a request's first byte to its last header, however they come: then 408
     idle_seconds: float = 15.0  # a new connection that sends nothing is closed
