@@ -328,7 +328,7 @@ class Lifespan:
         self._state = state
         self._mode = mode  # "auto", "on": an application without lifespan is an error, "off": it is not asked
         self._task: asyncio.Task[None] | None = None
-        self._raised: Exception | None = None
+        self._raised: BaseException | None = None
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
 
