@@ -145,7 +145,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         started = False
         loop = uvloop.new_event_loop()
         try:
-            signal.signal(signal.SIGTERM, self._cancel_setup)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(number, self._cancel_setup)
             asyncio.set_event_loop(loop)
             started = loop.run_until_complete(self._serve())
             loop.run_until_complete(_cancel_what_is_left())
@@ -157,13 +158,17 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             asyncio.set_event_loop(None)
             loop.close()
             signal.signal(signal.SIGTERM, self.handle_exit)
+            signal.signal(signal.SIGINT, self.handle_quit)
+            signal.signal(signal.SIGQUIT, self.handle_quit)
         if not started and self.alive:
             self._leave_after_failure()
 
     def _cancel_setup(self, sig: int, frame: Any) -> None:
-        """SIGTERM while a setup() holds the event loop, which could not react: no request was taken yet."""
+        """A signal to go while a setup() holds the event loop, which could not react: no request was taken yet."""
         self.alive = False
-        raise asyncio.CancelledError("SIGTERM")
+        if sig != signal.SIGTERM:
+            self.cfg.worker_int(self)
+        raise asyncio.CancelledError(signal.Signals(sig).name)
 
     def _leave_after_failure(self) -> None:
         """End the service if it never worked; else this process only, after a pause, for it is respawned at once."""
