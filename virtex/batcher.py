@@ -163,9 +163,8 @@ class AsyncExecutor:
                 batch.fail(error)
             done(batch)
 
-        self._task = self._loop.create_task(
-            batch.run_async(), context=self._context
-        )  # a loop holds its tasks weakly: keep it
+        # A loop holds its tasks weakly: keep it.
+        self._task = self._loop.create_task(batch.run_async(), context=self._context)
         self._task.add_done_callback(finished)
 
 
