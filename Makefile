@@ -7,7 +7,7 @@ PORT ?= 8081
 SECONDS ?= 1800
 
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
-TYPED := $(wildcard virtex/*.pxd)
+TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench examples setup.py
 
@@ -75,7 +75,7 @@ report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and sho
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f virtex/*.c virtex/*.so
+	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per set of packages. A stamp is older than what it was made from only when that changed.

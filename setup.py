@@ -27,7 +27,7 @@ typed = [
         [path.removesuffix("pxd") + "py"],
         extra_compile_args=["-O2", "-g0", "-Werror=incompatible-pointer-types"],
     )
-    for path in sorted(glob("virtex/[!_]*.pxd"))
+    for path in sorted([*glob("virtex/[!_]*.pxd"), *glob("virtex/*/[!_]*.pxd")])
 ]
 
 setup(

@@ -23,11 +23,11 @@ from typing import Any
 
 import uvloop
 
-from virtex.batcher import Batch, Batcher, InlineExecutor
-from virtex.company import Peer
+from virtex.batch.batcher import Batch, Batcher, InlineExecutor
+from virtex.batch.company import Peer
+from virtex.batch.ring import Ring, Ticket
+from virtex.batch.steps import Steps, TensorSteps
 from virtex.handler import RequestHandler, TensorHandler
-from virtex.ring import Ring, Ticket
-from virtex.steps import Steps, TensorSteps
 from virtex.tensor import RowRing, Tensor
 
 from .host import conclude, machine, table

@@ -12,7 +12,7 @@ from typing import cast
 
 import uvloop
 
-READ_AT_ONCE = 256 << 10  # bytes; as protocol.py reads
+READ_AT_ONCE = 256 << 10  # bytes; as connection.py reads
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from virtex.batcher import Batch, Batcher
-from virtex.company import Peer
-from virtex.ring import Ticket
-from virtex.steps import Steps
+from virtex.batch.batcher import Batch, Batcher
+from virtex.batch.company import Peer
+from virtex.batch.ring import Ticket
+from virtex.batch.steps import Steps
 
 from .accelerator import QUEUE, Accelerator, busy_ns
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from virtex.batcher import Batch
+from virtex.batch.batcher import Batch
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
 
 def pytest_sessionstart() -> None:
     """Nobody is to test what was compiled before the last change."""
-    for pxd in PACKAGE.glob("*.pxd"):
-        built = Path(importlib.import_module(f"virtex.{pxd.stem}").__file__ or "")
-        sources = [path for path in PACKAGE.glob(f"{pxd.stem}.p[xy]*") if path.suffix != ".pyi"]
+    for pxd in PACKAGE.rglob("*.pxd"):
+        name = ".".join(pxd.relative_to(PACKAGE.parent).with_suffix("").parts)
+        built = Path(importlib.import_module(name).__file__ or "")
+        sources = [path for path in pxd.parent.glob(f"{pxd.stem}.p[xy]*") if path.suffix != ".pyi"]
         if built.suffix == ".so" and max(path.stat().st_mtime for path in sources) > built.stat().st_mtime:
             pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
 

@@ -6,7 +6,7 @@ import collections
 import numpy as np
 import orjson
 import pytest
-from asks import ask_asgi, ask_direct, run
+from kit.asks import ask_asgi, ask_direct, run
 
 from virtex import RequestHandler, Tensor, TensorHandler, http_server
 

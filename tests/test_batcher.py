@@ -2,17 +2,17 @@ import asyncio
 import threading
 
 import pytest
-from asks import Echo
 from conftest import FakeLoop, ScriptedExecutor
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from kit.asks import Echo
 from test_ring import Recorder
 
-from virtex.batcher import AsyncExecutor, Batcher, InlineExecutor, Observer, ThreadExecutor
-from virtex.company import Peer
+from virtex.batch.batcher import AsyncExecutor, Batcher, InlineExecutor, Observer, ThreadExecutor
+from virtex.batch.company import Peer
+from virtex.batch.steps import Steps
 from virtex.errors import HandlerError, ItemError, RequestError
-from virtex.steps import Steps
 
 WINDOW = 0.005
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from virtex.bodies import KEPT, Bodies
 from virtex.errors import RequestError
+from virtex.service.bodies import KEPT, Bodies
 
 
 def test_bytes_are_charged_as_they_come_and_refused_beyond_the_budget():

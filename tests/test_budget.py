@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from asks import Echo, run
-from cases import chunked, head, post
-from servers import serving
-from wire import StubServer, Wire
+from kit.asks import Echo, run
+from kit.cases import chunked, head, post
+from kit.servers import serving
+from kit.wire import StubServer, Wire
 
 from virtex import Limits, RequestHandler, http_server, serve
-from virtex.connections import Connections
-from virtex.protocol import FIELD_BYTES, HEAD_KEPT, STEPS
+from virtex.wire.connection import FIELD_BYTES, HEAD_KEPT, STEPS
+from virtex.wire.connections import Connections
 
 LONG = head(b"A: " + b"x" * 20_000)
 

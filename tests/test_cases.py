@@ -6,8 +6,8 @@ import re
 import socket
 
 import pytest
-from cases import CASES, GET
-from servers import ROOT, read_all, read_response, serving
+from kit.cases import CASES, GET
+from kit.servers import ROOT, read_all, read_response, serving
 
 ASGI = """
 async def app(scope, receive, send):
@@ -26,7 +26,7 @@ async def app(scope, receive, send):
 DIRECT = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from wire import StubServer
+from kit.wire import StubServer
 
 class Live(StubServer):
     async def startup(self, worker=None):

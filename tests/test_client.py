@@ -21,8 +21,8 @@ import httpx2
 import orjson
 import pytest
 import uvloop
-from asks import Echo
-from peer import DEADLINE, FACES, Face, Wire, always, echo, message, once, reply, serving
+from kit.asks import Echo
+from kit.peer import DEADLINE, FACES, Face, Wire, always, echo, message, once, reply, serving
 
 from virtex import Limits, http_server, serve
 from virtex.client import LIMITS, HttpClient

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import BAD_ITEM, NOT_JSON, b64, check_strings, check_text, check_walk, fast, npy, read, slow
+from kit.oracle import BAD_ITEM, NOT_JSON, b64, check_strings, check_text, check_walk, fast, npy, read, slow
 
 from virtex import ItemError, _codec, codec_info
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex.company import WARY, Company, Peer
+from virtex.batch.company import WARY, Company, Peer
 
 WINDOW = 5
 

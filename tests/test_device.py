@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 import orjson
 import pytest
-from asks import ask_direct
+from kit.asks import ask_direct
 
 from virtex import HttpMessage, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy
-from virtex.device import Device
+from virtex.batch.device import Device
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from servers import ROOT, free_port, listens, until
+from kit.servers import ROOT, free_port, listens, until
 
 COMMAND = [sys.executable, str(ROOT / "examples" / "embed.py")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 import pytest
-from servers import ROOT, free_port, listens
+from kit.servers import ROOT, free_port, listens
 
 from virtex import HttpMessage, ItemError
 from virtex.handler import Worker

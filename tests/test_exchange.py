@@ -7,15 +7,16 @@ import numpy as np
 import orjson
 import pytest
 import uvloop
-from asks import Echo, ask_direct
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.asks import Echo, ask_direct
 
-from virtex import Limits, Server, Tensor, TensorHandler, head, http_server, serve
+from virtex import Limits, Server, Tensor, TensorHandler, http_server, serve
 from virtex._codec import encode_npy, encode_numpy
 from virtex.errors import RequestError
-from virtex.exchange import ARRAY_BYTES
-from virtex.head import Head, negotiate
+from virtex.service import seam
+from virtex.service.exchange import ARRAY_BYTES
+from virtex.service.seam import Head, negotiate
 
 
 def on_loop(f, handler=None, **options):
@@ -118,11 +119,11 @@ def test_an_answer_that_is_not_acceptable_is_a_406(accept):
 @pytest.mark.parametrize("piece", [b",", b"a,", b"a;q=1,", b";", b" ", b"*/* ", b"*/*; ", b"application/x-npy;q=0,"])
 def test_a_long_accept_costs_little_time_and_no_memory(piece):
     accept = b"*/*," + piece * (60_000 // len(piece))
-    before = head._kept.cache_info().currsize
+    before = seam._kept.cache_info().currsize
     started = time.process_time()
     assert not negotiate(b"", b"", accept).takes_npy
     assert time.process_time() - started < 0.1
-    assert head._kept.cache_info().currsize == before
+    assert seam._kept.cache_info().currsize == before
 
 
 def test_a_body_is_charged_until_it_is_answered_refused_or_given_up():

@@ -6,7 +6,7 @@ import json
 import signal
 
 import pytest
-from servers import ECHO, serving
+from kit.servers import ECHO, serving
 
 SERVERS = {
     "uvicorn": [],

@@ -13,12 +13,12 @@ import sys
 import time
 
 import h11
-from asks import Echo
-from cases import CASES, chunked, post
-from wire import StubServer, Wire
+from kit.asks import Echo
+from kit.cases import CASES, chunked, post
+from kit.wire import StubServer, Wire
 
 from virtex import Limits, http_server
-from virtex.connections import Connections
+from virtex.wire.connections import Connections
 
 RAW = [case.raw for case in CASES if case.raw and "100" not in case.outcome]
 GOOD = [case.raw for case in CASES if set(case.outcome.split()) <= {"200"}]

@@ -5,7 +5,7 @@ import gc
 from contextlib import AsyncExitStack, contextmanager
 
 import pytest
-from asks import Echo, ask_asgi
+from kit.asks import Echo, ask_asgi
 
 from virtex import http_server, serve
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import orjson
 import pytest
-from asks import ask_direct
+from kit.asks import ask_direct
 
 from virtex import Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy

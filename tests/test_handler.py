@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from virtex import HttpMessage, ItemError, RequestHandler
+from virtex.batch.steps import Steps, async_methods, drive, rows_of
 from virtex.errors import HandlerError
 from virtex.handler import Worker
-from virtex.steps import Steps, async_methods, drive, rows_of
 
 
 class Doubler(RequestHandler):

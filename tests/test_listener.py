@@ -13,11 +13,11 @@ import threading
 
 import pytest
 import uvloop
-from servers import listens, make_certificate
+from kit.servers import listens, make_certificate
 
 from virtex import HttpProtocol, Limits, RequestHandler, http_server, serve
-from virtex.board import PATIENCE, READY, Board, Share
-from virtex.listener import Listener
+from virtex.wire.listener import Listener
+from virtex.workers.scoreboard import PATIENCE, READY, Board, Share
 
 
 class Echo(RequestHandler):

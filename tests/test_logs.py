@@ -3,7 +3,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from asks import Echo, ask_asgi, ask_direct, run
+from kit.asks import Echo, ask_asgi, ask_direct, run
 
 from virtex import Observer, http_server
 from virtex.logs import LONGEST, TRACEBACK_SECONDS, Tracebacks, printable

@@ -52,7 +52,8 @@ def test_the_client_loads_neither_gunicorn_nor_the_server() -> None:
 
 
 def test_what_is_tested_here_is_what_was_compiled() -> None:
-    modules = sorted(f"virtex.{path.stem}" for path in (ROOT / "virtex").glob("*.pxd"))
+    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "virtex").rglob("*.pxd"))
+    modules = sorted(".".join(path.parts) for path in paths)
     built = [importlib.import_module(name).__file__ or "" for name in modules]
     assert modules and [name for name, file in zip(modules, built, strict=True) if not file.endswith(".so")] == []
 
@@ -121,9 +122,9 @@ def build(what: str, where: Path, out: Path) -> Path:
 def test_the_sdist_builds_a_wheel_with_what_runs_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "xzf", build("sdist", checkout, tmp_path)], cwd=tmp_path, check=True)
     unpacked = tmp_path / f"virtex-{virtex.__version__}"
-    assert not list(unpacked.glob("virtex/*.c"))
-    for translated in checkout.glob("virtex/*.c"):  # again would take half a minute
-        shutil.copy2(translated, unpacked / "virtex")
+    assert not list(unpacked.rglob("*.c"))
+    for translated in checkout.glob("virtex/**/*.c"):  # again would take half a minute
+        shutil.copy2(translated, unpacked / translated.relative_to(checkout))
     wheel = zipfile.ZipFile(build("wheel", unpacked, tmp_path))
     with wheel:
         names = wheel.namelist()
@@ -141,7 +142,7 @@ def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) ->
     (checkout / "virtex" / "csrc" / "broken.h").write_text("#error no\n")
     pyx = checkout / "virtex" / "_codec.pyx"
     pyx.write_text(pyx.read_text() + '\ncdef extern from "broken.h":\n    pass\n')
-    for pxd in (checkout / "virtex").glob("[!_]*.pxd"):
+    for pxd in (checkout / "virtex").rglob("[!_]*.pxd"):
         pxd.unlink()  # the modules that are compiled besides would take a minute
     ended = subprocess.run([sys.executable, "setup.py", "build_ext"], capture_output=True, text=True, cwd=checkout)
     assert ended.returncode != 0

@@ -10,8 +10,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from proxies import TWO, haproxy, nginx
-from servers import ECHO, serving
+from kit.proxies import TWO, haproxy, nginx
+from kit.servers import ECHO, serving
 
 from virtex import HttpClient, HttpMessage
 

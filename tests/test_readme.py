@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from servers import ROOT, Running, free_port, until
+from kit.servers import ROOT, Running, free_port, until
 
 import virtex
 from bench.report import place, render

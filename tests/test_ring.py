@@ -4,7 +4,7 @@ import pytest
 
 from virtex import Tensor
 from virtex._codec import items_of
-from virtex.ring import Ring, Ticket
+from virtex.batch.ring import Ring, Ticket
 from virtex.tensor import RowRing
 
 

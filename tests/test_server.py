@@ -12,16 +12,16 @@ from http import HTTPMethod
 import numpy as np
 import orjson
 import pytest
-from asks import ask_asgi, ask_direct, run
+from kit.asks import ask_asgi, ask_direct, run
 
-import virtex.exchange
 import virtex.message
+import virtex.service.exchange
 from virtex import HttpMessage, Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
-from virtex.company import Peer
+from virtex.batch.company import Peer
 from virtex.errors import HandlerError, ItemError, moved
 from virtex.handler import Worker
-from virtex.head import Head
+from virtex.service.seam import Head
 
 
 class Echo(RequestHandler):
@@ -990,14 +990,14 @@ def test_a_model_that_never_comes_back_does_not_keep_the_service_from_ending(cap
 
 
 def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_nothing(monkeypatch, caplog):
-    real = virtex.exchange.encode_data
+    real = virtex.service.exchange.encode_data
 
     def encode(rows):
         if rows == ["nasty"]:
             raise RecursionError
         return real(rows)
 
-    monkeypatch.setattr(virtex.exchange, "encode_data", encode)
+    monkeypatch.setattr(virtex.service.exchange, "encode_data", encode)
 
     async def main():
         app = http_server("echo", Echo())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from gunicorn.config import KNOWN_SETTINGS, Config
 
-from virtex import settings
+from virtex.workers import settings
 
 DOCS = (Path(__file__).parent.parent / "docs" / "gunicorn.md").read_text()
 HONOURED, REFUSED = (

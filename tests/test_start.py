@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from servers import ECHO, read_all, serving, until
+from kit.servers import ECHO, read_all, serving, until
 
 LOADING = (
     ECHO

@@ -10,20 +10,20 @@ import ml_dtypes
 import numpy as np
 import orjson
 import pytest
-from asks import ask_asgi, ask_direct, run
 from conftest import FakeLoop, ScriptedExecutor
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from kit.asks import ask_asgi, ask_direct, run
 from test_ring import Recorder
 
 from virtex import HttpMessage, ItemError, Limits, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
-from virtex.batcher import Batcher
-from virtex.bodies import SMALLEST
+from virtex.batch.batcher import Batcher
+from virtex.batch.steps import TensorSteps, drive
 from virtex.errors import HandlerError, RequestError
-from virtex.head import Head
-from virtex.steps import TensorSteps, drive
+from virtex.service.bodies import SMALLEST
+from virtex.service.seam import Head
 from virtex.tensor import RowRing, Rows, allocate, reader
 
 VECTOR = Tensor("float32", (3,))

@@ -19,11 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from servers import ECHO, free_port, listens, make_certificate, read_all, read_response, serving, until
+from kit.servers import ECHO, free_port, listens, make_certificate, read_all, read_response, serving, until
 
 from virtex import Limits
-from virtex.board import DRAINING, FREE, LOADING, READY, RESTARTING, Board
-from virtex.settings import merge_limits, trust
+from virtex.workers.scoreboard import DRAINING, FREE, LOADING, READY, RESTARTING, Board
+from virtex.workers.settings import merge_limits, trust
 
 SLOW_LOAD = (
     ECHO

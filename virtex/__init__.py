@@ -17,10 +17,10 @@ __version__ = "0.3.0"
 _HOME = {
     "HttpClient": "client",
     "HttpMessage": "message",
-    "HttpProtocol": "protocol",
+    "HttpProtocol": "wire.connection",
     "ItemError": "errors",
     "Limits": "limits",
-    "Observer": "batcher",
+    "Observer": "batch.batcher",
     "RequestHandler": "handler",
     "Server": "server",
     "Tensor": "tensor",
@@ -28,7 +28,7 @@ _HOME = {
     "VirtexWorker": "worker",
     "codec_info": "_codec",
     "http_server": "server",
-    "serve": "listener",
+    "serve": "wire.listener",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of the README)
@@ -50,16 +50,16 @@ __all__ = [  # noqa: RUF022 (in the order of the README)
 
 if TYPE_CHECKING:
     from ._codec import codec_info
-    from .batcher import Observer
+    from .batch.batcher import Observer
     from .client import HttpClient
     from .errors import ItemError
     from .handler import RequestHandler, TensorHandler
     from .limits import Limits
-    from .listener import serve
     from .message import HttpMessage
-    from .protocol import HttpProtocol
     from .server import Server, http_server
     from .tensor import Tensor
+    from .wire.connection import HttpProtocol
+    from .wire.listener import serve
     from .worker import VirtexWorker
 
 

@@ -18,7 +18,7 @@ from .message import HttpMessage, encode_data
 from .tensor import Inputs, Rows, Tensor, allocate
 
 if TYPE_CHECKING:
-    from .steps import Steps
+    from .batch.steps import Steps
 
 log = logging.getLogger("virtex")
 
@@ -100,14 +100,14 @@ class RequestHandler(ABC):
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
-        from .steps import Steps
+        from .batch.steps import Steps
 
         return Steps(self), [items]
 
 
 def _in_a_loop(run: Coroutine[Any, Any, list[Any]], is_async: bool) -> list[Any]:
     """The outcomes of a batch that runs as the server runs it: what asyncio refuses there, it refuses here too."""
-    from .steps import drive
+    from .batch.steps import drive
 
     try:
         asyncio.get_running_loop()
@@ -170,8 +170,8 @@ class TensorHandler(RequestHandler):
         return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
-        from .device import Device
-        from .steps import TensorSteps
+        from .batch.device import Device
+        from .batch.steps import TensorSteps
 
         device = None if self.device is None else Device(self.device)
         return TensorSteps(self, device=device), (self.process_request(items), [len(items)])

@@ -7,8 +7,8 @@
     Exchange.cancel(reason)                          nobody waits for the answer any more
     Server.leave(peer)                               the connection is gone
 
-The other shell is protocol.py, which uses these calls directly. Server is not compiled on purpose: a coroutine function
-of Cython is taken for ASGI 2.
+The other shell is connection.py, which uses these calls directly. Server is not compiled on purpose: a coroutine
+function of Cython is taken for ASGI 2.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from functools import partial
 from typing import Any
 
 from . import __version__
-from .batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, ThreadExecutor
-from .bodies import Bodies
-from .company import Peer
-from .device import Device
+from .batch.batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, ThreadExecutor
+from .batch.company import Peer
+from .batch.device import Device
+from .batch.steps import Steps, TensorSteps, async_methods
 from .errors import RETRY_SOON, Headers, RequestError, quoted
-from .exchange import Admission, Exchange
 from .handler import RequestHandler, TensorHandler, Worker
-from .head import ACCEPTS, JSON, Head, Response, refusal
 from .limits import Limits
-from .shell import GONE, Shell, body_of, refuse_websocket, retrieve, start_of
-from .steps import Steps, TensorSteps, async_methods
+from .service.asgi_app import GONE, Shell, body_of, refuse_websocket, retrieve, start_of
+from .service.bodies import Bodies
+from .service.exchange import Admission, Exchange
+from .service.seam import ACCEPTS, JSON, Head, Response, refusal
 from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")

@@ -24,9 +24,9 @@ import numpy.typing as npt
 from orjson import JSONDecodeError
 
 from ._codec import encode_npy, encode_numpy, encode_rows, items_of, scan, scan_npy
+from .batch.ring import Load, Ring, Span, Ticket
 from .errors import HandlerError, RequestError
 from .message import Account, decode_message, encode_data, not_json
-from .ring import Load, Ring, Span, Ticket
 from .serial._npy import descr_of, named_dtype
 
 Array = npt.NDArray[Any]

@@ -38,13 +38,13 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
-from . import settings
-from .access_log import AccessLog
-from .board import DRAINING, READY, RESTARTING, Board, Share
-from .connections import Connections
 from .limits import Limits
-from .listener import Listener
 from .server import Server
+from .wire.connections import Connections
+from .wire.listener import Listener
+from .workers import settings
+from .workers.access_log import AccessLog
+from .workers.scoreboard import DRAINING, READY, RESTARTING, Board, Share
 
 HEARTBEAT_SECONDS = 1.0
 SUCCESSOR_SECONDS = 0.1  # between looks for one

@@ -20,12 +20,12 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import oracle
+from kit import oracle
 
 from virtex import ItemError, _codec
 from virtex.errors import HandlerError
-from virtex.exchange import VALUE_BYTES
 from virtex.message import HttpMessage, encode_data
+from virtex.service.exchange import VALUE_BYTES
 
 NOTE = Path(__file__).parents[2] / "build/fuzz/arrays-round"
 UNITS = ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "x", ""]

@@ -13,9 +13,9 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-with atheris.instrument_imports(include=["virtex", "oracle"]):
-    import oracle
+with atheris.instrument_imports(include=["virtex", "kit.oracle"]):
     import seeds
+    from kit import oracle
 
     from virtex import ItemError, _codec
 

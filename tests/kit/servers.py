@@ -1,0 +1,228 @@
+"""Starts real servers on loopback for tests, waits for them with a deadline, and leaves none behind.
+
+    with serving("gunicorn", SOURCE, "--workers", "2") as server:
+        server.get("/")
+
+SOURCE is a module with an `app`. Every server is a process group of its own, ended by its own pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30.0  # two busy cores start several interpreters at once
+
+ECHO = """
+from virtex import RequestHandler, http_server
+
+class Echo(RequestHandler):
+    def process_request(self, data):
+        return data
+    def run_inference(self, model_input):
+        return model_input
+    def process_response(self, item):
+        return item
+
+app = http_server(name="echo", handler=Echo())
+"""
+
+_EMBEDDED = """
+import asyncio, signal, sys
+import uvloop
+from service import app
+
+async def main():
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    {start}
+    await stop.wait()
+    {stop}
+
+uvloop.run(main())
+"""
+_SERVE = _EMBEDDED.format(
+    start="from virtex import serve\n    listener = await serve(app, port={port})", stop="await listener.drain(10)"
+)
+_PROTOCOL = _EMBEDDED.format(
+    start="""from virtex import HttpProtocol
+    server = await loop.create_server(lambda: HttpProtocol(app), '127.0.0.1', {port})""",
+    stop="server.close()",
+)
+
+
+def _commands(kind: str, port: int, arguments: tuple[str, ...]) -> list[str]:
+    python = [sys.executable]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    commands = {
+        "gunicorn": [
+            # The script: on SIGUSR2 `python -m gunicorn` comes back with gunicorn's folder ahead of stdlib's http.
+            *(
+                str(Path(sys.executable).with_name("gunicorn")),
+                "service:app",
+                "-k",
+                "virtex.VirtexWorker",
+                "--no-control-socket",
+            ),
+            *(() if "--bind" in arguments else ("--bind", f"127.0.0.1:{port}")),
+        ],
+        "gunicorn-asgi": [
+            *("-m", "gunicorn", "service:app", "-k", "asgi", "--no-control-socket", "--bind", f"127.0.0.1:{port}")
+        ],
+        "uvicorn": ["-m", "uvicorn", "service:app", *where],
+        "uvicorn-h11": ["-m", "uvicorn", "service:app", "--http", "h11", *where],
+        "granian": ["-m", "granian", "--interface", "asgi", "service:app", *where],
+        "hypercorn": ["-m", "hypercorn", "service:app", "--bind", f"127.0.0.1:{port}"],
+        "serve": ["embedded.py"],
+        "protocol": ["embedded.py"],
+    }
+    return [*python, *commands[kind], *arguments]
+
+
+class Running:
+    """A server process: where it listens, what it logged, and how it is stopped."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+        self.process = process
+        self.port = port
+        self.folder = folder
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def connect(self, timeout: float = 10.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def wait_log(self, text: str, count: int = 1, seconds: float = START_SECONDS) -> None:
+        until(lambda: self.log.count(text) >= count, f"{text!r} {count} times in the log", self, seconds)
+
+    def wait_exit(self, seconds: float = START_SECONDS) -> int:
+        return self.process.wait(seconds)
+
+    def signal(self, number: int, pid: int | None = None) -> None:
+        os.kill(pid or self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the group is this server's alone: workers it left, if any
+        self.process.wait(10)
+
+
+@contextlib.contextmanager
+def serving(kind: str, source: str, *arguments: str, wait: bool = True, **popen: Any) -> Iterator[Running]:
+    """A server of this kind running `source`; it is waited for, and stopped at the end however that comes."""
+    with TemporaryDirectory(prefix="virtex-") as name:
+        folder = Path(name)
+        port = free_port()
+        (folder / "service.py").write_text(source)
+        embedded = {"serve": _SERVE, "protocol": _PROTOCOL}.get(kind, "")
+        (folder / "embedded.py").write_text(embedded.replace("{port}", str(port)))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), name]), "PYTHONUNBUFFERED": "1"}
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                _commands(kind, port, arguments),
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **popen,
+            )
+        server = Running(process, port, folder)
+        try:
+            if wait:
+                until(lambda: listens(port) or process.poll() is not None, f"a listener on port {port}", server)
+                assert process.poll() is None, f"{kind} ended with {process.returncode}:\n{server.log}"
+            yield server
+        finally:
+            server.stop()
+
+
+def make_certificate(folder: Path) -> tuple[str, str]:
+    """A key and a certificate for localhost, as paths."""
+    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return key, certificate
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(holds: Callable[[], bool], what: str, server: Running | None = None, seconds: float = START_SECONDS) -> None:
+    """Wait until `holds()`, at most `seconds`; then fail, saying what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        ended = server is not None and server.process.poll() is not None
+        if time.monotonic() > deadline or (ended and not holds()):
+            why = "the server ended" if ended else f"{seconds} s were not enough"
+            raise AssertionError(f"waited for {what}: {why}" + (f"; log:\n{server.log}" if server else ""))
+        time.sleep(0.01)
+
+
+def read_response(sock: socket.socket, head_only: bool = False) -> tuple[int, dict[str, str], bytes]:
+    """One response from a socket that stays open, read to exactly its end."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = sock.recv(1)
+        if not piece:
+            raise AssertionError(f"the connection ended within a head: {data!r}")
+        data += piece
+    lines = data[:-4].split(b"\r\n")
+    headers = {
+        name.decode().lower(): value.strip().decode() for name, _, value in (x.partition(b":") for x in lines[1:])
+    }
+    length = 0 if head_only else int(headers.get("content-length", 0))
+    body = b""
+    while len(body) < length:
+        piece = sock.recv(length - len(body))
+        if not piece:
+            raise AssertionError(f"the connection ended after {len(body)} of {length} bytes of a body")
+        body += piece
+    return int(lines[0].split()[1]), headers, body
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything until the server ends the connection."""
+    pieces = []
+    while piece := sock.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)

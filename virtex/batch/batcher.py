@@ -1,0 +1,442 @@
+"""When a batch is cut, who runs it, who gets which row.
+
+Rules: it decides by a clock when a batch is cut; exchange.py, when a request is too late; steps.py only measures. The
+loop's thread alone admits, cancels and cuts. Nothing polls: a cut is considered when a request is admitted, when
+company leaves, when a batch comes back, and at one timer's end.
+
+A batch is cut when the executor is free and
+    it is full;
+    or nobody is expected who could join it (company.py);
+    or its oldest item has waited max_time_on_queue;
+    or the service drains.
+While the executor is busy the ring goes on filling, so the next batch is as large as it can be; only a full one is
+handed to a thread early, one deep, so that the thread need not wait for the loop between two batches.
+
+After a batch that may have held the loop for long, what came meanwhile is read before the next cut: the requests, and
+the ends of the connections whose clients have left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
+from ..logs import Tracebacks
+from .company import Company
+from .ring import Load, Ring, Span, Ticket
+from .steps import Outcome, Steps, drive, failure_of
+
+log = logging.getLogger("virtex")
+
+GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
+LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut
+SETTLING = 10  # the part of those ns that settling may take at most: a tenth
+QUIET_TURNS = 4  # of the loop without a new request, until it has settled: an ASGI server takes some to say who left
+
+
+class BatchReport(NamedTuple):
+    """One batch that came back, as the Observer gets it.
+
+    size: items. cut: why it was cut, "full", "no company", "time" or "drain". waits: seconds that each item waited
+    from its admission to the cut. seconds: how long each of the handler's steps took, by its name. ok: whether every
+    request in it was answered with rows.
+    """
+
+    size: int
+    cut: str
+    waits: list[float]
+    seconds: dict[str, float]
+    ok: bool
+
+
+class Observer:
+    """What happens in a service, told at fixed points, on the event loop; override what you want to know.
+
+    It must return at once: the loop waits. What it raises is logged and goes no further.
+    """
+
+    def request_done(self, status: int, items: int, seconds: float) -> None:
+        """A request was answered: its HTTP status, how many items it held, seconds since its headers were read."""
+
+    def batch_done(self, batch: BatchReport) -> None:
+        """A batch came back from the handler."""
+
+    def dropped(self, reason: str, items: int) -> None:
+        """Items left without an answer: "the client left", "deadline passed", "the server gave the request up"."""
+
+
+class Batch:
+    """A load of requests on its way through the handler."""
+
+    def __init__(self, load: Load, steps: Steps, cut: str, cut_at: int) -> None:
+        self.load = load
+        self.steps = steps
+        self.cut = cut
+        self.cut_at = cut_at
+        self.outcomes: list[Outcome] = []
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Compute the outcomes here and now; for handlers without async methods. Raises KeyboardInterrupt only."""
+        try:
+            self.outcomes = drive(self.steps.run(self.load.work))
+            self.seconds = self.steps.seconds
+        except KeyboardInterrupt as error:
+            self.fail(error)
+            raise
+        except BaseException as error:  # SystemExit too: the event loop is not the handler's to end
+            self.fail(error)
+
+    async def run_async(self) -> None:
+        """Compute the outcomes as a coroutine."""
+        try:
+            self.outcomes = await self.steps.run(self.load.work)
+            self.seconds = self.steps.seconds
+        except SystemExit as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Give every request of the batch the same failure."""
+        self.outcomes = [failure_of(error)] * len(self.load.spans)
+
+    def answers(self) -> list[tuple[Span, Outcome]]:
+        """Each span with its outcome, those of one ticket in the order of its slots."""
+        answers = list(zip(self.load.spans, self.outcomes, strict=True))
+        if self.load.shuffled:
+            answers.sort(key=lambda answer: answer[0][1])
+        self.outcomes = []
+        return answers
+
+
+Done = Callable[[Batch], None]
+
+
+class Executor(Protocol):
+    """Who runs batches. depth: how many it takes at a time; start() runs one and calls done, on the loop's thread."""
+
+    depth: int
+
+    def start(self, batch: Batch, done: Done) -> None: ...
+
+
+class InlineExecutor:
+    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads.
+
+    context: what setup() ran in: decimal's precision and numpy's errstate are set there.
+    """
+
+    depth = 1
+
+    def __init__(self, context: Context | None = None) -> None:
+        self._run = (context or copy_context()).run
+
+    def start(self, batch: Batch, done: Done) -> None:
+        try:
+            self._run(batch.run)
+        finally:
+            done(batch)
+
+
+class AsyncExecutor:
+    """Runs a batch of an async handler as a task on the loop, one at a time. context: as of InlineExecutor."""
+
+    depth = 1
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
+        self._loop = loop
+        self._context = context
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, batch: Batch, done: Done) -> None:
+        def finished(task: asyncio.Task[None]) -> None:
+            self._task = None
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                batch.fail(error)
+            done(batch)
+
+        # A loop holds its tasks weakly: keep it.
+        self._task = self._loop.create_task(batch.run_async(), context=self._context)
+        self._task.add_done_callback(finished)
+
+
+class ThreadExecutor:
+    """Runs batches, and whatever else is called, on one thread of its own, in order.
+
+    The thread is a daemon: a model that hangs must not keep the process from ending.
+    """
+
+    depth = 2
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def start(self, batch: Batch, done: Done) -> None:
+        def job() -> None:
+            try:
+                batch.run()
+            except BaseException:
+                log.exception("a batch broke off")
+            self._tell(done, batch)
+
+        self._jobs.put(job)
+
+    def call(self, f: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run f(*args) on the thread; the future has its result or what it raised."""
+        future = self._loop.create_future()
+
+        def job() -> None:
+            try:
+                result = f(*args)
+            except BaseException as error:
+                self._tell(_settle, future, None, error)
+            else:
+                self._tell(_settle, future, result, None)
+
+        self._jobs.put(job)
+        return future
+
+    def stop(self) -> None:
+        """End the thread once its jobs are done; does not wait for it."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _tell(self, f: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(f, *args)
+        except RuntimeError:
+            log.warning("the event loop was closed while the handler ran")
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+        future.set_exception(error)
+    else:
+        future.set_exception(RuntimeError(f"raised {type(error).__name__}: {error}"))
+
+
+class Batcher:
+    """The ring of waiting requests, and the rule by which batches are cut from it.
+
+    max_time_on_queue: seconds. Until run_with() nothing is cut and requests wait. loop: whose call_soon and call_later
+    are used. clock: nanoseconds. RequestError from admit(): 413 for more items than the queue can ever hold, 503 with
+    Retry-After when it has no room now.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        max_batch_size: int,
+        max_time_on_queue: float,
+        max_queue_size: int,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        observer: Observer | None = None,
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._observer = observer
+        self.tracebacks = Tracebacks(clock)
+        self.max_batch_size = max_batch_size
+        self._window = round(max_time_on_queue * 1e9)
+        self._ring = Ring(max_queue_size)
+        self.company = Company(self._window)
+        self._executor: Executor | None = None
+        self._steps: Steps
+        self._running: list[Batch] = []
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._settles_until = 0  # 0: nothing has to settle
+        self._newest: Ticket | None = None  # in the ring, at the last look while settling
+        self._quiet = 0  # turns of the loop since that one came
+        self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
+
+    def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
+        """Start cutting. steps: what a batch goes through. ring: takes the place of the one that is there, empty."""
+        self._ring = ring or self._ring
+        self._executor = executor
+        self._steps = steps
+        self.wake()
+
+    @property
+    def waiting(self) -> int:
+        """Items in the ring."""
+        return self._ring.size
+
+    @property
+    def running_since(self) -> int:
+        """When the oldest batch that has not come back was cut, in ns; 0 when none is out."""
+        return self._running[0].cut_at if self._running else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether what waits does so behind a batch: one is out, or what came while one ran is still being read."""
+        return bool(self._running) or self.is_settling
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether what came while a long batch ran is still being read."""
+        return self._settles_until > 0 and self._clock() < self._settles_until
+
+    def room_for(self, count: int) -> None:
+        """Raise RequestError as admit() would, without admitting anything."""
+        most = self._ring.capacity
+        if count > most:
+            raise RequestError(413, f"{count} items in one request; the queue holds {most} at most (max_queue_size)")
+        if self._ring.size + count > most:
+            waiting = f"{self._ring.size} of {most} wait (max_queue_size)"
+            raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON)
+
+    def admit(self, ticket: Ticket, now: int) -> None:
+        """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""
+        ticket.count = len(ticket.items)
+        ticket.born = now
+        if not self._ring.put(ticket):
+            self.room_for(ticket.count)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._cut)
+
+    def cancel(self, ticket: Ticket, reason: str) -> None:
+        """Take a request out that nobody wants answered any more; what no batch has taken yet costs no inference."""
+        self._ring.cancel(ticket)
+        if self._observer is not None:
+            self.tell(self._observer.dropped, reason, ticket.count - ticket.answered)
+        self.wake()
+
+    def unanswered(self) -> Iterator[Ticket]:
+        """The requests in batches that run, then those that wait; a request that spans both comes twice."""
+        for batch in self._running:
+            for ticket, _, _ in batch.load.spans:
+                yield ticket
+        yield from self._ring
+
+    def drain(self) -> None:
+        """From now on wait for nobody."""
+        self._draining = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Consider a cut soon: something changed that may have been waited for."""
+        if self._ring.size and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._cut)
+
+    def tell(self, f: Callable[..., None], *args: Any) -> None:
+        """Tell the observer; what it raises must not reach the requests."""
+        try:
+            f(*args)
+        except (Exception, SystemExit) as error:
+            self.tracebacks.log(error, "the observer raised")
+
+    def _cut(self, due: bool = False) -> None:
+        self._scheduled = False
+        executor = self._executor
+        if executor is None or not self._ring.size:
+            return
+        now = self._clock()
+        if not self._running:
+            if self._settles_until and not self._has_settled(now):
+                self._scheduled = True
+                self._loop.call_soon(self._cut)
+                return
+            why = self._why(now, due)
+            if why is None:
+                return
+        elif len(self._running) < executor.depth and self._ring.size >= self.max_batch_size:
+            why = "full"
+        else:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch = Batch(self._ring.take(self.max_batch_size), self._steps, why, now)
+        self._running.append(batch)
+        executor.start(batch, self._done)
+        self.wake()
+
+    def _has_settled(self, now: int) -> bool:
+        newest = self._ring.newest
+        self._quiet = self._quiet + 1 if newest is self._newest else 0
+        self._newest = newest
+        if self._quiet < QUIET_TURNS and now < self._settles_until:
+            return False
+        self._settles_until = 0
+        self._newest = None
+        return True
+
+    def _why(self, now: int, due: bool) -> str | None:
+        """Why a batch is to be cut now; None: it is not, and the timer runs."""
+        if self._ring.size >= self.max_batch_size:
+            return "full"
+        if self._draining:
+            return "drain"
+        expected = self.company.until(now)
+        if not expected:
+            return "no company"
+        at = min(self._ring.oldest.born + self._window, expected)
+        # A timer may come up to one grain early: what is due within it is due, or it would spin on the remainder.
+        if at - now <= (GRAIN if due else 0):
+            return "time"
+        if self._timer is None:
+            self._timer = self._loop.call_later(math.ceil((at - now) / GRAIN) / 1000, self._on_timer)
+        return None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._cut(due=True)
+
+    def _done(self, batch: Batch) -> None:
+        """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
+        self._running.remove(batch)
+        self.now = self._clock()
+        took = self.now - batch.cut_at
+        self._settles_until = self.now + took // SETTLING if took >= LONG else 0
+        try:
+            ok = self._answer(batch)
+        finally:
+            self.now = 0
+        if self._observer is not None:
+            self.tell(self._observer.batch_done, self._report(batch, ok))
+        batch.load.release()
+        self.wake()
+
+    def _answer(self, batch: Batch) -> bool:
+        """Returns whether every request got rows."""
+        ok = True
+        for span, outcome in batch.answers():
+            ticket = span[0]
+            if type(outcome) is list or not isinstance(outcome, (HandlerError, ItemError)):
+                try:
+                    ticket.fill(outcome)
+                    continue
+                except Exception as error:  # its rows of several batches do not go together
+                    outcome = error if isinstance(error, HandlerError) else failure_of(error)
+            ok = False
+            if not ticket.resolved:
+                self._ring.cancel(ticket)
+                ticket.resolve([], moved(outcome, span[1]))  # from within the span to within the request
+        return ok
+
+    def _report(self, batch: Batch, ok: bool) -> BatchReport:
+        waits = [
+            (batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.load.spans for _ in range(start, stop)
+        ]
+        return BatchReport(batch.load.size, batch.cut, waits, batch.seconds, ok)

@@ -1,5 +1,0 @@
-"""Server and http_server, where the first Virtex's documentation imports them from."""
-
-from .server import Server, http_server
-
-__all__ = ["Server", "http_server"]

@@ -1,0 +1,19 @@
+from ..batch.batcher cimport Batcher
+from ..batch.company cimport Peer
+from .exchange cimport Exchange
+from .seam cimport Head, Response
+
+
+cdef class Wait:
+    cdef public Exchange exchange
+    cdef public object receive, over, watcher
+
+
+cdef class Shell:
+    cdef object _loop, _clock, _timer
+    cdef Batcher _batcher
+    cdef bint _remembers
+    cdef Py_ssize_t _peers_kept
+    cdef public dict peers
+    cdef set _waits
+    cpdef Peer peer(self, client)

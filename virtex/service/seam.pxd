@@ -1,0 +1,19 @@
+from ..batch.company cimport Peer
+
+
+cdef class Wants:
+    cdef readonly bint sends_npy, takes_npy
+
+
+cdef class Head:
+    cdef public str method, path
+    cdef public list headers
+    cdef public object length
+    cdef public Wants wants
+    cdef public Peer peer
+
+
+cdef class Response:
+    cdef public int status
+    cdef public tuple headers
+    cdef public list buffers

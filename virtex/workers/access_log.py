@@ -1,0 +1,42 @@
+"""gunicorn's access log, one line for each answer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from ..wire.answers import Turn, Writer
+
+
+class AccessLog:
+    """Writes gunicorn's access log; made only if one is wanted, for it costs more than many an answer."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+
+    def __call__(self, connection: Writer, turn: Turn, status: int, length: int, ns: int) -> None:
+        request = turn.request
+        if request is None:
+            return
+        client = connection.ends.client
+        # As it came, not decoded, and escaped from 0x80 on: llhttp let no control character of ASCII pass.
+        target = _shown(request.target)
+        path, _, query = target.partition("?")
+        environ = {
+            "REQUEST_METHOD": request.method,
+            "RAW_URI": target,
+            "SERVER_PROTOCOL": f"HTTP/1.{request.minor}",
+            "REMOTE_ADDR": client[0] if client else "-",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+        }
+        for name, value in request.headers:
+            environ["HTTP_" + name.decode().upper().replace("-", "_")] = _shown(value)
+        reply = SimpleNamespace(status=str(status), headers=(), sent=length)
+        sent = [(name.decode().title(), _shown(value)) for name, value in request.headers]
+        self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
+
+
+def _shown(sent: bytes) -> str:
+    return sent.decode("ascii", "backslashreplace")
