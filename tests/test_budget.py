@@ -106,9 +106,9 @@ def test_requests_that_are_taken_a_few_at_a_time_count_until_they_are(wire, serv
 def test_the_lines_of_a_chunked_body_are_not_kept(wire):
     begun = chunked(b"1;" + b"x" * 60_000)
     wire.send(begun[:200])
-    before = wire.connections.bodies.held
+    before = wire.connections.budget.held
     wire.send(begun[200:])
-    assert wire.connections.bodies.held == before
+    assert wire.connections.budget.held == before
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -311,15 +311,15 @@ def test_a_body_that_waits_for_an_asgi_application_counts(event_loop):
     wire = Wire(app, loop=event_loop)
     raw = post(b"x" * 30_000)
     wire.send(raw[:10_000]).settle()
-    before = wire.connections.bodies.held
+    before = wire.connections.budget.held
     assert before >= 9000
     wire.send(raw[10_000:])
-    assert wire.connections.bodies.held == before + len(raw) - 10_000
+    assert wire.connections.budget.held == before + len(raw) - 10_000
     gate.set()
     wire.settle()
-    assert wire.statuses == [200] and wire.connections.bodies.held < 2000
+    assert wire.statuses == [200] and wire.connections.budget.held < 2000
     wire.protocol.connection_lost(None)
-    assert wire.connections.bodies.held == 0
+    assert wire.connections.budget.held == 0
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["refused", "left"])
@@ -333,7 +333,7 @@ def test_a_body_that_an_asgi_application_does_not_take_counts_until_its_client_i
     assert wire.statuses == ([] if left else [503])
     wire.protocol.connection_lost(None)
     wire.settle()
-    assert wire.connections.bodies.held == 0
+    assert wire.connections.budget.held == 0
 
 
 def test_no_request_reaches_an_asgi_application_while_there_is_no_room(event_loop):

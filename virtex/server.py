@@ -37,7 +37,7 @@ from .limits import Limits
 from .service.asgi_app import GONE, Shell, body_of, refuse_websocket, retrieve, start_of
 from .service.bodies import Bodies
 from .service.exchange import Admission, Exchange
-from .service.seam import ACCEPTS, JSON, Head, Response, refusal
+from .service.seam import ACCEPTS, JSON, Head, Response, Service, refusal
 from .tensor import RowRing, Tensor, allocate, describe, reader
 
 log = logging.getLogger("virtex")
@@ -51,8 +51,10 @@ RESERVED = ("/health/", "/metrics/", "/v2/")
 NEW, STARTING, READY, DRAINING, CLOSED, FAILED = "new", "starting", "ready", "draining", "closed", "failed"
 
 
-class Server:
+class Server(Service):
     """A service: one handler behind a bare ASGI 3 callable. Made by http_server(), which documents the arguments."""
+
+    budget: Bodies
 
     def __init__(
         self,
@@ -69,9 +71,9 @@ class Server:
         authorize: Callable[[Head], int | None] | None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
+        super().__init__(limits, Bodies(limits.max_bytes))
         # Process: as configured
         self.name = name
-        self.limits = limits
         self.observer = observer
         self.max_batch_size = max_batch_size
         self.max_time_on_queue = max_time_on_queue
@@ -82,7 +84,6 @@ class Server:
         self._clock = clock
         self._watchdog = watchdog
         self._authorize = authorize
-        self.budget = Bodies(limits.max_bytes)
         self._info = self._describe()
         # Loop: bound by _bind(), with more, because gunicorn may fork after http_server() was called
         self.loop: asyncio.AbstractEventLoop
@@ -166,7 +167,7 @@ class Server:
         self._thread = thread
         if self._state is STARTING:
             self._state = READY
-            self.admission.is_open = self._authorize is None
+            self.admission.is_open = self._authorize is None and type(self).open is Server.open
         log.info("service %r is ready in process %d", self.name, self._pid)
         run()
         self.admission.start()
@@ -284,6 +285,10 @@ class Server:
                 self._thread.stop()
 
     # ---- the seam ----
+
+    def join(self, connection: Any) -> Peer:
+        """A new connection."""
+        return Peer()
 
     def open(self, head: Head, now: int) -> Response | Exchange:
         """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.

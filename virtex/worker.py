@@ -39,7 +39,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from .limits import Limits
-from .server import Server
+from .service.seam import Service
 from .wire.connections import Connections
 from .wire.listener import Listener
 from .workers import settings
@@ -278,7 +278,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         gc.freeze()
 
     def _limits(self) -> Limits:
-        of_app = self.wsgi.limits if isinstance(self.wsgi, Server) else Limits()
+        of_app = self.wsgi.limits if isinstance(self.wsgi, Service) else Limits()
         return settings.merge_limits(of_app, self.cfg, self.log)
 
     def _configure(self, connections: Connections) -> None:
@@ -424,7 +424,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 def _resolve(app: Any) -> Any:
     """The application itself, or what a function without parameters makes: both were taken by the first Virtex."""
-    if isinstance(app, Server) or not callable(app):
+    if isinstance(app, Service) or not callable(app):
         return app
     try:
         inspect.signature(app).bind()

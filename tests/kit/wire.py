@@ -7,9 +7,8 @@ import re
 import socket
 import struct
 
-from virtex import HttpProtocol, Limits, Server
-from virtex.service.bodies import Bodies
-from virtex.service.seam import Response
+from virtex import HttpProtocol, Limits
+from virtex.service.seam import BaseExchange, Budget, Response, Service
 from virtex.wire.connections import SECOND, Connections
 
 TEXT = ((b"content-type", b"text/plain"),)
@@ -87,10 +86,11 @@ class Clock:
         return self.now
 
 
-class StubExchange:
+class StubExchange(BaseExchange):
     """Collects a body; answers at once, or by a future that the test resolves."""
 
     def __init__(self, server, head):
+        super().__init__(Budget(1 << 40))
         self.server = server
         self.head = head
         self.body = b""
@@ -109,14 +109,20 @@ class StubExchange:
     def charge(self, n):
         assert self.view is not None and n > 0
 
-    def complete(self):
+    def complete(self, body=b"", callback=None):
+        if body:
+            self.write(body)
         if self.view is not None:
             self.body = bytes(self.view)
         self.server.bodies.append(self.body)
+        return self.answer(callback)
+
+    def answer(self, callback):
         if not self.server.later:
             return self.server.answer(self)
         self.future = self.server.loop.create_future()
-        return self.future
+        self.future.add_done_callback(lambda _: callback(self))
+        return self
 
     def leaves(self):
         return self.server.busy
@@ -125,28 +131,18 @@ class StubExchange:
         self.cancelled = reason
 
     def resolve(self):
-        self.future.set_result(self.server.answer(self))
+        self.response = self.server.answer(self)
+        self.future.set_result(None)
 
 
 class SelfAnswering(StubExchange):
-    """An exchange that is the future of its own answer, as the real one is: it calls back at once."""
+    """An exchange that calls back at once, as the real one does."""
 
-    callback = response = None
+    callback = None
 
-    def complete(self):
-        self.server.bodies.append(self.body)
-        return self
-
-    def add_done_callback(self, callback):
+    def answer(self, callback):
         self.callback = callback
-        if self.response is not None:
-            callback(self)
-
-    def done(self):
-        return self.response is not None
-
-    def result(self):
-        return self.response
+        return self
 
     def resolve(self):
         self.response = self.server.answer(self)
@@ -154,12 +150,12 @@ class SelfAnswering(StubExchange):
             self.callback(self)
 
 
-class StubServer(Server):
+class StubServer(Service):
     """The seam alone: every request is taken unless `refuses` says otherwise."""
 
     def __init__(self, loop=None):
-        self.limits = Limits(body=1 << 20)
-        self.budget = Bodies(self.limits.max_bytes)
+        limits = Limits(body=1 << 20)
+        super().__init__(limits, Budget(limits.max_bytes))
         self.loop = loop
         self.later = False  # answers come by a future
         self.busy = False  # requests wait behind a batch
@@ -170,6 +166,9 @@ class StubServer(Server):
         self.left = []
         self.status = 200
         self.headers = TEXT
+
+    def join(self, connection):
+        return object()
 
     def open(self, head, now):
         refusal = self.refuses(head)

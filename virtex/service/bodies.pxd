@@ -1,6 +1,6 @@
-cdef class Bodies:
-    cdef public Py_ssize_t budget, held
+from .seam cimport Budget
+
+
+cdef class Bodies(Budget):
     cdef readonly Py_ssize_t kept
     cdef dict _free
-    cpdef charge(self, Py_ssize_t n)
-    cpdef bint is_full(self) except -1

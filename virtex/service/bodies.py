@@ -1,10 +1,8 @@
-"""The budget of limits.max_bytes, and memory for large bodies that arrive.
+"""The budget of limits.max_bytes, with memory for large bodies that arrive.
 
-Whatever a client makes us hold counts, from the byte that arrives to the byte that the kernel has taken: heads, bodies
-and what they become, answers. Rules: knows bytes, not requests. A byte is charged when it has arrived, not when it was
-announced: announcing costs a client nothing, and memory that nobody has written to costs us nothing either. A large
-body gets memory of a pool, page-aligned, so that the kernel can write it into its final place and the codec can read it
-there.
+Rules: knows bytes, not requests. Memory that nobody has written to costs nothing, so a body is given it when it is
+announced, and charged as it arrives. A large body gets memory of a pool, page-aligned, so that the kernel can write it
+into its final place and the codec can read it there.
 """
 
 from __future__ import annotations
@@ -12,42 +10,19 @@ from __future__ import annotations
 import mmap
 import sys
 
-from ..errors import RETRY_SOON, RequestError
+from .seam import Budget
 
 KEPT = 64 << 20  # bytes of free memory that a worker keeps for the next large bodies
 SMALLEST = 64 << 10
 
 
-class Bodies:
-    """At most `budget` bytes at a time; `held` says how many there are, whoever they are of.
-
-    kept: bytes of free memory that wait for the next.
-    """
+class Bodies(Budget):
+    """The budget, and a pool. kept: bytes of free memory that wait for the next large body."""
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.held = 0
+        super().__init__(budget)
         self.kept = 0
         self._free: dict[int, list[mmap.mmap]] = {}
-
-    def charge(self, n: int) -> None:
-        """So many bytes have arrived. Raises RequestError (503) when that is over the budget; they count anyway."""
-        self.held += n
-        if self.held > self.budget:
-            raise self.refusal()
-
-    def is_full(self) -> bool:
-        """Whether more counts than there is room for."""
-        return self.held > self.budget
-
-    def refusal(self) -> RequestError:
-        """What to raise when there is no room."""
-        return RequestError(503, f"no room: {self.full}", RETRY_SOON)
-
-    @property
-    def full(self) -> str:
-        """Why there is no room."""
-        return f"requests and answers take more than {self.budget} bytes (limits.max_bytes)"
 
     def take(self, n: int) -> memoryview:
         """Memory for n bytes, of unknown content, on a page of its own."""

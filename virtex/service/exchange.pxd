@@ -1,52 +1,47 @@
 cimport cython
 
 from ..batch.batcher cimport Batcher
-from .bodies cimport Bodies
 from ..batch.company cimport Company, Peer
-from .seam cimport Head, Response, Wants
-from ..batch.ring cimport Ticket
+from .bodies cimport Bodies
+from .seam cimport BaseExchange, Budget, Head, Keeper, Response, Wants
 
 
-cdef class Exchange(Ticket):
-    cdef public long long begun, ended
+cdef class Exchange(BaseExchange):
+    cdef public long long begun
     cdef public Admission admission
     cdef Head _head
     cdef Wants _wants
     cdef object _body, _callback
-    cdef Response _response
     cdef bint _arriving
     cdef long long _awaited
-    cdef Py_ssize_t _charged
-    cdef readonly Py_ssize_t length
     cdef _begin(self, Admission admission, Head head, Wants wants, long long begun)
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef add_done_callback(self, callback)
     cpdef write(self, bytes data)
+    cpdef buffer(self, Py_ssize_t n)
     cpdef await_rest(self, long long now)
-    cpdef charge(self, Py_ssize_t n)
+    cpdef complete(self, bytes body=*, callback=*)
+    cpdef bint leaves(self) except -1
+    cpdef cancel(self, str reason)
     cpdef hold(self)
-    cpdef release(self)
-    cpdef complete(self)
     cdef _admit(self)
     cdef Response _reply(self, rows)
 
-    @cython.locals(length=Py_ssize_t, buffer=bytes, bodies=Bodies)
-    cdef Response _measured(self, Response response)
+    @cython.locals(length=Py_ssize_t, bodies=Budget)
+    cdef Response _affordable(self, Response response)
     cdef Response _finish(self, Response response)
     cdef _charge_values(self, Py_ssize_t values, Py_ssize_t wider)
-    cdef _charge_also(self, Py_ssize_t n)
     cdef _drop_body(self)
-    cdef _uncharge(self)
     cdef _call_back(self)
 
 
-cdef class Admission:
+cdef class Admission(Keeper):
     cdef public object loop, limits, read
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company
-    cdef public bint is_open, is_starting
+    cdef public bint is_starting
     cdef public Py_ssize_t most_bytes, most_values, unsettled
     cdef object _clock, _observer, _all_settled, _sweeper
     cdef Py_ssize_t _most_early

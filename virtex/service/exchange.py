@@ -18,13 +18,12 @@ import numpy as np
 from .._codec import count_values, encode_npy, weigh
 from ..batch.batcher import Batcher, Observer
 from ..batch.company import Peer
-from ..batch.ring import Ticket
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from ..limits import Limits
 from ..message import Account, decode_items, encode_data
 from ..tensor import Rows
 from .bodies import Bodies
-from .seam import JSON, NPY, Head, Response, Wants, negotiate, refusal
+from .seam import JSON, NPY, BaseExchange, Head, Keeper, Response, Wants, negotiate, refusal, too_large
 
 log = logging.getLogger("virtex")
 
@@ -35,7 +34,7 @@ VALUE_BYTES = 80  # that a small Python object and its place in a list take at m
 ARRAY_BYTES = 300  # that an array takes beside its data, about
 
 
-class Exchange(Ticket):
+class Exchange(BaseExchange):
     """One request whose headers were accepted, and the future of its answer. Made by Admission.
 
     It has the calls of a future that the shells need. Its callbacks run at once, not in the loop's next iteration:
@@ -44,43 +43,44 @@ class Exchange(Ticket):
 
     def _begin(self, admission: Admission, head: Head, wants: Wants, begun: int) -> None:
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
-        # What Ticket.__init__ sets, which is not called
+        # What the bases' __init__ set, which is not called
         self.items = self.rows = None
         self.count = self.taken = self.answered = self.born = self.place = 0
-        self.resolved = False
+        self.resolved = self.started = False
+        self.budget = admission.bodies
+        self.keeper = admission
+        self.response = None
+        self.ended = 0
+        self.charged = 0  # of the body, then of the answer
         # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
-        self.ended = 0  # when it was answered
         self.admission = admission
         self._head = head
         self._wants = wants
         self._arriving = True
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
-        self._charged = 0  # bytes that count against limits.max_bytes: of the body, then of the answer
-        self.length = 0  # of the answer's body, in bytes, once it is there
-        self._response: Response | None = None
-        self._callback: Callable[[Exchange], object] | None = None
+        self._callback: Callable[[Any], object] | None = None
 
     def done(self) -> bool:
         """Whether there is an answer."""
-        return self._response is not None
+        return self.response is not None
 
     def result(self) -> Response:
         """The answer. Raises asyncio.InvalidStateError while there is none."""
-        if self._response is None:
+        if self.response is None:
             raise asyncio.InvalidStateError("not answered yet")
-        return self._response
+        return self.response
 
     def add_done_callback(self, callback: Callable[[Exchange], object]) -> None:
         """Call callback(exchange) when the answer is there; there can be one."""
-        if self._response is None:
+        if self.response is None:
             self._callback = callback
         else:
             callback(self)
 
     def __await__(self) -> Generator[Any, None, Response]:
-        if self._response is None:
+        if self.response is None:
             waiter = asyncio.get_running_loop().create_future()
 
             def wake(_: Exchange) -> None:
@@ -99,6 +99,8 @@ class Exchange(Ticket):
         cancel() is still to be called.
         """
         self.charge(len(data))
+        if self.charged > self.admission.most_bytes:
+            raise too_large(self.charged, self.admission.most_bytes)
         body = self._body
         if not body:
             self._body = data
@@ -116,13 +118,6 @@ class Exchange(Ticket):
         """The body is not all there: for a while, others wait for it."""
         self._awaited = now or 1
         self.admission.company.awaits(self._head.peer, now)
-
-    def charge(self, n: int) -> None:
-        """So many bytes of the body have arrived. Raises RequestError as write() does."""
-        self._charged += n
-        self.admission.bodies.charge(n)
-        if self._charged > self.admission.most_bytes:
-            raise self.admission.too_large(self._charged)
 
     def admit_values(self, body: bytes | bytearray | memoryview) -> None:
         """Charge what a JSON body will become, before it is parsed: "[[],[],[]" takes forty times its length.
@@ -145,17 +140,13 @@ class Exchange(Ticket):
     def admit_documents(self, before: int, count: int) -> None:
         """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
         self.admission.batcher.room_for(before + count)
-        self._charge_also(count * ARRAY_BYTES)
+        self.charge(count * ARRAY_BYTES)
 
     def _charge_values(self, values: int, wider: int) -> None:
         most = self.admission.most_values
         if values > most:
             raise RequestError(413, f"more than {most} values in one body of JSON (limits.values)")
-        self._charge_also(values * VALUE_BYTES + wider)
-
-    def _charge_also(self, n: int) -> None:
-        self._charged += n
-        self.admission.bodies.charge(n)
+        self.charge(values * VALUE_BYTES + wider)
 
     def _drop_body(self) -> None:
         body, self._body = self._body, b""
@@ -163,24 +154,18 @@ class Exchange(Ticket):
             # Later: the transport that has just written its end looks at it until its call is over.
             self.admission.loop.call_soon(self.admission.bodies.give_back, body)
 
-    def _uncharge(self) -> None:
-        self.admission.bodies.held -= self._charged
-        self._charged = 0
-
     def hold(self) -> None:
         """The answer waits to be written: its bytes count, until release()."""
-        if not self._charged:
-            self._charged = self.length
-            self.admission.bodies.held += self.length
+        if not self.charged and self.response is not None:
+            self.charged = self.response.size()
+            self.budget.held += self.charged
 
-    def release(self) -> None:
-        """The answer was written, as far as it concerns the exchange."""
-        if self._charged:
-            self._uncharge()
-
-    def complete(self) -> Response | Exchange:
+    def complete(self, body: bytes = b"", callback: Callable[[Any], object] | None = None) -> Response | Exchange:
         """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
         admission = self.admission
+        if body:
+            self.write(body)
+        self._callback = callback
         self._arriving = False
         if self._awaited:
             admission.company.arrived(self._head.peer, admission._clock() - self._awaited)
@@ -202,7 +187,7 @@ class Exchange(Ticket):
             self.admission.admit(self)
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
-                self._uncharge()
+                self.release()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
             refused = self._error(error)
@@ -222,7 +207,7 @@ class Exchange(Ticket):
         admission = self.admission
         self._callback = None
         self._drop_body()
-        self._uncharge()
+        self.release()
         if self._arriving:
             self._arriving = False
             if self._awaited:
@@ -249,23 +234,19 @@ class Exchange(Ticket):
             response = self._reply(rows) if error is None else self._error(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self._error(unsendable)
-        self._finish(self._measured(response))
-        if self.length > LARGE:
+        response = self._finish(self._affordable(response))
+        if response.size() > LARGE:
             self.hold()
         self._call_back()
 
-    def _measured(self, response: Response) -> Response:
-        """The same response, its length known; a 503 where a large one has no room."""
-        length = 0
-        for buffer in response.buffers:
-            length += len(buffer)
-        bodies = self.admission.bodies
-        if length > LARGE and bodies.held - self._charged + length > bodies.budget:
-            held = bodies.held - self._charged
+    def _affordable(self, response: Response) -> Response:
+        """The same response; a 503 where a large one has no room."""
+        length = response.size()
+        bodies = self.budget
+        if length > LARGE and bodies.held - self.charged + length > bodies.budget:
+            held = bodies.held - self.charged
             reason = f"no room for an answer of {length} bytes beside {held} of {bodies.budget} (limits.max_bytes)"
-            error = RequestError(503, reason, RETRY_SOON)
-            return self._measured(self._error(error))
-        self.length = length
+            return self._error(RequestError(503, reason, RETRY_SOON))
         return response
 
     def _call_back(self) -> None:
@@ -313,16 +294,16 @@ class Exchange(Ticket):
         return refusal(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:
-        self._response = response
+        self.response = response
         self.resolved = True
         if self._body:
             self._drop_body()
-        self._uncharge()
+        self.release()
         self.admission.answered(self, response)
         return response
 
 
-class Admission:
+class Admission(Keeper):
     """Takes requests in or refuses them, and sees to it that each is answered in time; one in each life of a server.
 
     most_early: how many complete requests wait for the handler at most. is_open: whether requests are taken without
@@ -340,6 +321,7 @@ class Admission:
         most_early: int,
         bodies: Bodies,
     ) -> None:
+        super().__init__()
         self.loop = loop
         self.limits = limits
         self.most_bytes = limits.body
@@ -348,7 +330,6 @@ class Admission:
         self.company = batcher.company
         self.bodies = bodies
         self.read: Callable[[bytes | bytearray | memoryview, bool, Account], Any] = decode_items
-        self.is_open = False
         self.is_starting = True  # the handler is not there yet
         self.unsettled = 0
         self._clock = clock
@@ -398,7 +379,7 @@ class Admission:
             elif name == b"content-encoding":
                 content_encoding = value
         if head.length is not None and head.length > self.most_bytes:
-            raise self.too_large(head.length)
+            raise too_large(head.length, self.most_bytes)
         return negotiate(content_type, content_encoding, accept)
 
     def _check_early(self) -> None:
@@ -406,10 +387,6 @@ class Admission:
             self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
             if len(self._early) >= self._most_early:
                 raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
-
-    def too_large(self, length: int) -> RequestError:
-        """The refusal of a body of so many bytes or more."""
-        return RequestError(413, f"a body of {length} bytes; the limit is {self.most_bytes}")
 
     def wait_for_start(self, exchange: Exchange) -> None:
         """Keep a complete request until there is a handler."""

@@ -1,4 +1,4 @@
-from ..batch.company cimport Peer
+from ..batch.ring cimport Ticket
 
 
 cdef class Wants:
@@ -8,12 +8,44 @@ cdef class Wants:
 cdef class Head:
     cdef public str method, path
     cdef public list headers
-    cdef public object length
-    cdef public Wants wants
-    cdef public Peer peer
+    cdef public object length, peer, wants
+    cdef public bytes target, raw_path, query
+    cdef public int minor
+    cdef public bint keep_alive, expects
 
 
 cdef class Response:
     cdef public int status
     cdef public tuple headers
     cdef public list buffers
+    cdef Py_ssize_t _size
+    cpdef Py_ssize_t size(self) except -1
+
+
+cdef class Budget:
+    cdef public Py_ssize_t budget, held
+    cpdef charge(self, Py_ssize_t n)
+    cpdef bint is_full(self) except -1
+
+
+cdef class BaseExchange(Ticket):
+    cdef public Budget budget
+    cdef public Keeper keeper
+    cdef public Response response
+    cdef public long long ended
+    cdef public Py_ssize_t charged
+    cdef public bint started
+    cpdef write(self, bytes data)
+    cpdef buffer(self, Py_ssize_t n)
+    cpdef charge(self, Py_ssize_t n)
+    cpdef await_rest(self, long long now)
+    cpdef complete(self, bytes body=*, callback=*)
+    cpdef bint leaves(self) except -1
+    cpdef cancel(self, str reason)
+    cpdef hold(self)
+    cpdef release(self)
+
+
+cdef class Keeper:
+    cdef public bint is_open
+    cpdef open(self, Head head, long long now)

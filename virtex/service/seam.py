@@ -1,16 +1,31 @@
-"""What the shells and the server say to each other: a request's Head and what it wants, a Response.
+"""What wire may know of a service: a request's Head, its Exchange, a Response, the Budget, and the Service itself.
 
-Rules: pure values, and functions of them.
+Rules: values and bases; neither sockets nor a clock. It is the only file of this room that wire imports, and it imports
+none of this room. Of batch it knows the ring's Ticket, so that one object is a request in the ring and its exchange.
+
+    Service.join(connection) -> peer              a connection begins; each Head that it sends has this peer
+    Service.open(head, now) -> Response | Exchange    at the end of the headers: refuse, or take what follows
+    Exchange.complete(body, callback) -> Response | Exchange    the body is all there: answer, or call back later
+    Exchange.write(data)                          of a longer body, ahead of complete(): a piece,
+    Exchange.buffer(n), Exchange.charge(n)        or what was read into its place
+    Exchange.cancel(reason)                       nobody waits for the answer any more
+    Service.leave(peer)                           the connection is gone
+
+An exchange is completed or cancelled once, and answered once at most. What raises RequestError is still to be
+cancelled, and its error is the answer.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Coroutine
 from functools import lru_cache
+from typing import Any
 
-from ..batch.company import Peer
-from ..errors import Headers, RequestError, quoted
+from ..batch.ring import Ticket
+from ..errors import RETRY_SOON, Headers, RequestError, quoted
+from ..limits import Limits
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 NPY: Headers = ((b"content-type", b"application/x-npy"),)
@@ -22,18 +37,33 @@ class Head:
     """A request at the end of its headers.
 
     path: percent-decoded, without query and root path. headers: names in lower case. length: of the body as declared,
-    0 for none, None for chunked. peer: the connection, None where the shell can't tell.
+    0 for none, None for chunked. peer: what Service.join() gave for its connection, None where the shell can't tell.
+    wants: what the service made of it; a shell may put the same head again.
+
+    Of what came by a socket also target, as it came; raw_path and query, which are parts of it; minor, of HTTP/1.minor;
+    keep_alive, whether another request may follow; expects, whether the client waits for 100 Continue.
     """
 
     def __init__(
-        self, method: str, path: str, headers: list[tuple[bytes, bytes]], length: int | None, peer: Peer | None
+        self, method: str, path: str, headers: list[tuple[bytes, bytes]], length: int | None, peer: Any
     ) -> None:
         self.method = method
         self.path = path
         self.headers = headers
         self.length = length
         self.peer = peer
-        self.wants: Wants | None = None  # what the server made of it: a shell may put the same head again
+        self.wants: Any = None
+        self.target = self.raw_path = self.query = b""
+        self.minor = 1
+        self.keep_alive = True
+        self.expects = False
+
+
+def without_root(path: str, root: str) -> str:
+    """The path as the application knows it: what a proxy has put ahead of it is not its business."""
+    if root and (path == root or path.startswith(root + "/")):
+        return path[len(root) :] or "/"
+    return path
 
 
 class Response:
@@ -46,6 +76,16 @@ class Response:
         self.status = status
         self.headers = headers
         self.buffers = buffers
+        self._size = -1
+
+    def size(self) -> int:
+        """Bytes of the body; counted once."""
+        if self._size < 0:
+            size = 0
+            for buffer in self.buffers:
+                size += len(buffer)
+            self._size = size
+        return self._size
 
 
 def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
@@ -57,6 +97,159 @@ def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
 def plain(status: int, reason: str, headers: Headers = ()) -> Response:
     """An error as one reads it whose application is not a service of ours."""
     return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
+
+
+def too_large(length: int, most: int) -> RequestError:
+    """The refusal of a body of so many bytes or more."""
+    return RequestError(413, f"a body of {length} bytes; the limit is {most}")
+
+
+class Budget:
+    """At most `budget` bytes at a time; `held` says how many there are, whoever they are of.
+
+    Whatever a client makes us hold counts, from the byte that arrives to the byte that the kernel has taken: heads,
+    bodies and what they become, answers. A byte is charged when it has arrived, not when it was announced.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.held = 0
+
+    def charge(self, n: int) -> None:
+        """So many bytes have arrived. Raises RequestError (503) when that is over the budget; they count anyway."""
+        self.held += n
+        if self.held > self.budget:
+            raise self.refusal()
+
+    def is_full(self) -> bool:
+        """Whether more counts than there is room for."""
+        return self.held > self.budget
+
+    def refusal(self) -> RequestError:
+        """What to raise when there is no room."""
+        return RequestError(503, f"no room: {self.full}", RETRY_SOON)
+
+    @property
+    def full(self) -> str:
+        """Why there is no room."""
+        return f"requests and answers take more than {self.budget} bytes (limits.max_bytes)"
+
+
+class BaseExchange(Ticket):
+    """One request that was taken, and its answer. A base: what a connection calls.
+
+    keeper: who takes the next request with the same head. response: the answer, once it is there. ended: when that was,
+    in the clock's nanoseconds. started: part of an answer is out already, so no other can take its place. charged:
+    bytes that count against the budget for it.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__()
+        self.budget = budget
+        self.keeper: Keeper | None = None
+        self.response: Response | None = None
+        self.ended = 0
+        self.charged = 0
+        self.started = False
+
+    def write(self, data: bytes) -> None:
+        """Take a piece of the body that has memory of its own. Raises RequestError: 413, 503."""
+        raise NotImplementedError
+
+    def buffer(self, n: int) -> memoryview | None:
+        """Where a body of n bytes goes, in place of write(); charge() them as they come. None: it is to be written."""
+        return None
+
+    def charge(self, n: int) -> None:
+        """So many bytes of the body have arrived. Raises RequestError (503) when there is no room for them."""
+        self.charged += n
+        self.budget.held += n
+        if self.budget.held > self.budget.budget:
+            raise self.budget.refusal()
+
+    def await_rest(self, now: int) -> None:
+        """The body is not all there."""
+
+    def complete(
+        self, body: bytes = b"", callback: Callable[[BaseExchange], object] | None = None
+    ) -> Response | BaseExchange:
+        """The body is all there: answer at once, or call back with the exchange when `response` is.
+
+        body: all of it where it came with its head, b"" where there is none or it was written. Raises as write().
+        """
+        raise NotImplementedError
+
+    def leaves(self) -> bool:
+        """Its client sends no more: whether it has left, for all one can tell."""
+        return False
+
+    def cancel(self, reason: str) -> None:
+        """Nobody waits for the answer any more: the client left, or the body broke off."""
+        raise NotImplementedError
+
+    def hold(self) -> None:
+        """The answer waits to be written: its bytes count, until release()."""
+
+    def release(self) -> None:
+        """The answer was written, as far as it concerns the exchange."""
+        if self.charged:
+            self.budget.held -= self.charged
+            self.charged = 0
+
+
+class Keeper:
+    """Who takes requests at once, without asking its service first, while is_open: those whose Head it knows."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+
+    def open(self, head: Head, now: int) -> Response | BaseExchange:
+        """Take a request at the end of its headers, or refuse it; now: the clock, in nanoseconds."""
+        raise NotImplementedError
+
+
+class Service:
+    """What connections, listeners and the worker serve: a base. All its calls come on the event loop's thread.
+
+    streams: bodies go to it as it asks for them, and answers come in pieces; so of a connection it gets one request at
+    a time. answers_early: there is an answer to every request while it starts, be it a refusal.
+    """
+
+    streams = False
+    answers_early = True
+
+    def __init__(self, limits: Limits, budget: Budget) -> None:
+        self.limits = limits
+        self.budget = budget
+
+    def join(self, connection: Any) -> Any:
+        """A new connection: what the peer of its heads is. connection: its public side."""
+        return None
+
+    def leave(self, peer: Any) -> None:
+        """A connection is gone, and its exchanges are cancelled: nobody waits for it any more."""
+
+    def open(self, head: Head, now: int) -> Response | BaseExchange:
+        """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.
+
+        now: the clock, in nanoseconds.
+        """
+        raise NotImplementedError
+
+    def refuse(self, error: RequestError) -> Response:
+        """An error of the protocol as clients of this service read it."""
+        return refusal(error.status, error.reason, error.headers)
+
+    def startup(self, worker: Any = None) -> Coroutine[Any, Any, None]:
+        """Returns when requests can be answered. Raises what kept it from starting."""
+        raise NotImplementedError
+
+    def drain(self) -> None:
+        """Be unready from now on; requests are still answered."""
+
+    def shutdown(self) -> Coroutine[Any, Any, None]:
+        """Answer what was taken, and end."""
+        raise NotImplementedError
 
 
 class Wants:

@@ -1,9 +1,8 @@
 cimport cython
 
 from .connections cimport Connections
-from ..service.exchange cimport Exchange
-from ..service.seam cimport Response
-from .grammar cimport Request, end_of_head
+from ..service.seam cimport BaseExchange, Head, Response
+from .grammar cimport end_of_head, has_body
 
 cdef int BODY, END, FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD
 cdef int HEAD, TRAILING, UNWANTED
@@ -11,9 +10,10 @@ cdef int CLOSE, KEEP, KEEP_1_0
 
 
 cdef class Turn:
-    cdef public Request request
+    cdef public Head request
     cdef public long long begun
-    cdef public object exchange, answer
+    cdef public BaseExchange exchange
+    cdef public Response answer
     cdef public Py_ssize_t cost
 
 
@@ -42,7 +42,10 @@ cdef class Writer:
     @cython.locals(size=Py_ssize_t)
     cdef _write(self, list out)
 
-    @cython.locals(length=Py_ssize_t, now=cython.longlong, turn=Turn, response=Response, own=Exchange)
-    cdef bint _answer_alone(self, answered) except -1
+    @cython.locals(now=cython.longlong, turn=Turn, answer=Response, shared=Connections, last=cython.bint)
+    cdef _write_all(self)
+
+    @cython.locals(length=Py_ssize_t, request=Head)
+    cdef bint _render(self, Turn turn, Response response, bint last, long long now, list out) except -1
     cpdef finish(self, bint last, int status, Py_ssize_t length, long long now)
     cpdef bint must_close(self, Turn turn) except -1

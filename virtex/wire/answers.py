@@ -11,11 +11,9 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ..service.exchange import Exchange
-from ..service.seam import Response, refusal
+from ..service.seam import BaseExchange, Head, Response, refusal
 from .connections import (
     BODY,
     CLOSE,
@@ -33,10 +31,7 @@ from .connections import (
     Connections,
     nanoseconds,
 )
-from .grammar import CONTINUE, Request, end_of_head, has_body
-
-if TYPE_CHECKING:
-    from .asgi_host import AsgiExchange
+from .grammar import CONTINUE, end_of_head, has_body
 
 log = logging.getLogger("virtex")
 
@@ -59,11 +54,11 @@ class Ends(NamedTuple):
 class Turn:
     """A request's place in the order of its connection: it is answered when all before it are."""
 
-    def __init__(self, request: Request | None, begun: int) -> None:
+    def __init__(self, request: Head | None, begun: int) -> None:
         self.request = request  # None: what came was none
         self.begun = begun
-        self.exchange: Exchange | AsgiExchange | None = None
-        self.answer: Response | Exchange | None = None  # None: not complete, or streamed by asgi_host.py
+        self.exchange: BaseExchange | None = None
+        self.answer: Response | None = None  # None: it is not there, or comes in pieces
         self.cost = 0  # bytes that its head takes, where it is not the latest's again
 
 
@@ -129,16 +124,16 @@ class Writer:
     def must_close(self, turn: Turn) -> bool:
         raise NotImplementedError
 
-    def _tell(self, call: Callable[[Any], object], argument: Any) -> None:
+    def _cancel(self, exchange: BaseExchange, reason: str) -> None:
         """An application that raises while it is told of an end must not keep others from being told."""
         try:
-            call(argument)
+            exchange.cancel(reason)
         except Exception:
             log.exception("the application raised")
 
     # --- answering --------------------------------------------------------------------------------------------
 
-    def _on_answer(self, answered: Exchange) -> None:
+    def _on_answer(self, answered: BaseExchange) -> None:
         """The answer of a request is there. Called while a whole batch is being answered, so it reads no other request.
 
         Where others wait too, they are written together, when the batch has been answered.
@@ -147,9 +142,10 @@ class Writer:
             self._flushable = True
             return
         try:
-            if self._turns and not self._answer_alone(answered):
-                if type(answered) is Exchange:
-                    answered.hold()
+            if len(self._turns) == 1 and self._turns[0].exchange is answered and not (self._stalled or self._rest):
+                self._write_all()
+            elif self._turns:
+                answered.hold()
                 self._flush_soon()
         except Exception:
             self._give_up()
@@ -158,37 +154,6 @@ class Writer:
         if not self._flushable:
             self._flushable = True
             (self.connections.loop or asyncio.get_running_loop()).call_soon(self._flush)
-
-    def _answer_alone(self, answered: Exchange) -> bool:
-        """The usual case of _flush() and _render(), in fewer steps: nothing before it, nothing behind, nothing odd.
-
-        Returns False where the case is not the usual one, and nothing was done.
-        """
-        turn = self._turns[0]
-        if len(self._turns) > 1 or turn.answer is not answered:
-            return False
-        request, shared = turn.request, self.connections
-        if request is None or not request.is_usual or self._wait != NEXT_HEAD or self._ended or self._rest:
-            return False
-        if self._stalled:
-            return False
-        if type(answered) is Exchange:
-            own = answered  # typed, so that C calls C
-            now, response, length = own.ended, own.result(), own.length
-        else:
-            now, response = self._clock(), answered.result()
-            length = sum(len(buffer) for buffer in response.buffers)
-        head = shared.usual_head(response, now)
-        if head is None or length > JOINED:
-            return False
-        self._turns.clear()
-        if turn.cost:
-            self._account()
-        self._transport_write(b"".join([head, end_of_head(length), *response.buffers]))
-        self._since = now
-        if now + self._keep_alive < self.watched_until:
-            shared.watch(self, now + self._keep_alive)
-        return True
 
     def finish(self, last: bool, status: int, length: int, now: int) -> None:
         """The answer of the first turn was streamed by asgi_host.py, to its end."""
@@ -258,21 +223,19 @@ class Writer:
         while turns and not last and not self._stalled:
             turn = turns[0]
             answer = turn.answer
+            if answer is None and turn.exchange is not None:
+                answer = turn.exchange.response
             if answer is None:
                 if self._invites and self._direct and turn is self._current:
                     self._invites = False
                     out.append(CONTINUE)
                 break
-            if type(answer) is not Response:
-                if not answer.done():  # type: ignore[union-attr]
-                    break
-                answer = answer.result()  # type: ignore[union-attr]
             del turns[0]
             last = turn is self._last or ((shared.closing or self._ended) and not (turns or self._rest))
             last = self._render(turn, answer, last, now, out)
-            if type(turn.exchange) is Exchange:
+            if turn.exchange is not None:
                 turn.exchange.release()
-                if turn.exchange.length > JOINED:
+                if answer.size() > JOINED:
                     self._write(out)
                     out = []
         if out:
@@ -295,9 +258,7 @@ class Writer:
             log.exception("an answer could not be sent")
             response, last = refusal(500, "the server made an answer that can't be sent"), True
             head = self.connections.head(500, response.headers, CLOSE, now)
-        length = 0
-        for buffer in response.buffers:
-            length += len(buffer)
+        length = response.size()
         if has_body(response.status):
             out += (head, end_of_head(length))
             if request is None or request.method != "HEAD":
@@ -463,7 +424,7 @@ class Writer:
         self._update_reading()
         self._account()
         if self._takes_for != UNWANTED:
-            self.connections.bodies.charge(0)
+            self.connections.budget.charge(0)
 
     def _drop_rest(self) -> None:
         self._rest, self._rest_at = b"", 0
@@ -473,7 +434,7 @@ class Writer:
         held = self._head_cost + len(self._partial) + len(self._rest) + self._buffered
         for turn in self._turns:
             held += turn.cost
-        self.connections.bodies.held += held - self._held
+        self.connections.budget.held += held - self._held
         self._held = held
 
     def _discard(self, data: bytes) -> bytes:
@@ -529,7 +490,7 @@ class Writer:
             self._invites = False
             self.transport.write(CONTINUE)
 
-    def is_secure(self, request: Request) -> bool:
+    def is_secure(self, request: Head) -> bool:
         """Whether the client speaks TLS, with us or with a proxy that is trusted to say so."""
         says = self.connections.secure
         return self.ends.tls or (says is not None and says(self.ends.client, request.headers))

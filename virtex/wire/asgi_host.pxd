@@ -1,4 +1,5 @@
-from .grammar cimport Request, end_of_head, has_body
+from ..service.seam cimport BaseExchange, Head
+from .grammar cimport end_of_head, has_body
 from .answers cimport Turn, Writer
 
 
@@ -14,18 +15,17 @@ cdef bytes _bytes(value)
 cdef tuple _pairs(headers)
 
 
-cdef class AsgiExchange:
+cdef class AsgiExchange(BaseExchange):
     cdef Writer _connection
     cdef object _waiter, _task
     cdef Start _start
     cdef Turn _turn
-    cdef Request _request
+    cdef Head _request
     cdef list _body
-    cdef Py_ssize_t _held, _sent, _left
+    cdef Py_ssize_t _sent, _left
     cdef bint _complete, _gone, _told, _response_done, _chunked, _last
-    cdef public bint started
     cpdef write(self, bytes data)
-    cpdef complete(self)
+    cpdef complete(self, bytes body=*, callback=*)
     cpdef cancel(self, str reason)
     cpdef bint leaves(self) except -1
     cdef _wake(self)

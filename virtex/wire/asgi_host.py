@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .grammar import Header, Request, end_of_head, has_body, render_head
+from ..service.seam import BaseExchange, Head
+from .grammar import Header, decoded, end_of_head, has_body, render_head
 
 if TYPE_CHECKING:
     from .answers import Turn
@@ -80,23 +81,22 @@ def _pairs(headers: Any) -> tuple[Header, ...]:
     return tuple([(bytes(name), bytes(value)) for name, value in given])
 
 
-class AsgiExchange:
+class AsgiExchange(BaseExchange):
     """One request of an ASGI application and its answer."""
 
-    def __init__(self, connection: Reader, turn: Turn, request: Request) -> None:
+    def __init__(self, connection: Reader, turn: Turn, request: Head) -> None:
+        super().__init__(connection.connections.budget)
         self._connection = connection
         self._turn = turn
         self._request = request
         # the request's body
         self._body: list[bytes] = []
-        self._held = 0  # bytes in it
         self._complete = False
         self._gone = False  # the client, or our interest in it
         self._told = False  # the application knows that the client left
         self._waiter: asyncio.Future[None] | None = None
         # the answer
         self._start: Start | None = None
-        self.started = False  # its first bytes are written
         self._response_done = False
         self._chunked = False
         self._left = -1  # bytes that its content-length still promises; -1: it has none
@@ -114,15 +114,17 @@ class AsgiExchange:
         if self._response_done:
             return
         self._body.append(data)
-        self._held += len(data)
-        self._connection.connections.bodies.charge(len(data))
-        if self._held > HELD:
+        self.charge(len(data))
+        if self.charged > HELD:
             self._connection.hold(True)
         self._wake()
 
-    def complete(self) -> None:
+    def complete(self, body: bytes = b"", callback: Callable[[BaseExchange], object] | None = None) -> BaseExchange:
+        if body:
+            self.write(body)
         self._complete = True
         self._wake()
+        return self
 
     def cancel(self, reason: str) -> None:
         self._gone = True
@@ -131,8 +133,7 @@ class AsgiExchange:
 
     def _drop_body(self) -> None:
         self._body.clear()
-        self._connection.connections.bodies.held -= self._held
-        self._held = 0
+        self.release()
 
     def leaves(self) -> bool:
         """The client sends no more. It has left, as far as the application hears; what that answers still is sent."""
@@ -182,7 +183,7 @@ class AsgiExchange:
             "http_version": "1.1" if request.minor else "1.0",
             "method": request.method,
             "scheme": "https" if connection.is_secure(request) else "http",
-            "path": root + request.path if root else request.path,
+            "path": root + decoded(request.raw_path.decode("latin-1")) if root else request.path,
             "raw_path": root.encode() + request.raw_path if root else request.raw_path,
             "query_string": request.query,
             "root_path": root,
@@ -210,7 +211,7 @@ class AsgiExchange:
     def _take_body(self) -> Message:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         more = not self._complete
-        if self._held > HELD:
+        if self.charged > HELD:
             self._connection.hold(False)
         self._drop_body()
         if not more:

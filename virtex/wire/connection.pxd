@@ -1,8 +1,6 @@
 cimport cython
 
-from ..service.exchange cimport Admission, Exchange
-from ..service.seam cimport Head
-from .grammar cimport Request
+from ..service.seam cimport BaseExchange, Head, Keeper, Response
 from .answers cimport Turn, Writer
 
 cdef int BODY, END, NEXT_HEAD, REST_OF_HEAD
@@ -11,9 +9,8 @@ cdef int HEAD, COUNTED, CHUNKED, UNWANTED, TRAILING, NOTHING
 
 cdef class Reader(Writer):
     cdef object _parser, _body, _peer
-    cdef Admission _admission
+    cdef Keeper _keeper
     cdef bytes _known
-    cdef Request _request
     cdef Head _head
     cdef Py_ssize_t _left
     cdef _read(self, bytes data, Py_ssize_t at)
@@ -22,11 +19,10 @@ cdef class Reader(Writer):
     cdef _take_all(self, bytes data, Py_ssize_t at)
     cdef Py_ssize_t _take(self, bytes data, Py_ssize_t at) except -2
 
-    @cython.locals(own=Exchange, is_known=cython.bint, end=Py_ssize_t)
+    @cython.locals(exchange=BaseExchange, head=Head, keeper=Keeper, is_known=cython.bint, end=Py_ssize_t)
     cdef Py_ssize_t _read_head(self, bytes data, Py_ssize_t at) except -2
     cdef _keep_head(self, Turn turn, Py_ssize_t fields)
     cdef Py_ssize_t _read_length(self, bytes data, Py_ssize_t at) except -2
 
-    @cython.locals(own=Exchange)
-    cdef _complete(self, Turn turn)
+    cdef _complete(self, Turn turn, bytes body=*)
     cpdef bint must_close(self, Turn turn) except -1

@@ -21,12 +21,9 @@ from typing import Any
 
 import httptools
 
-from ..batch.company import Peer
 from ..errors import RequestError
 from ..limits import Limits
-from ..server import Server
-from ..service.exchange import Admission, Exchange
-from ..service.seam import Head, Response, plain, refusal
+from ..service.seam import Head, Keeper, Response, plain, refusal, without_root
 from .answers import SKIPPED, Turn, Writer
 from .asgi_host import AsgiExchange
 from .chunked import ChunkedBody
@@ -46,7 +43,7 @@ from .connections import (
     shared_by,
 )
 from .filler import Filler
-from .grammar import Request, find_fault, has_method, parse_request, skip_empty_lines
+from .grammar import find_fault, has_method, parse_request, skip_empty_lines
 
 log = logging.getLogger("virtex")
 
@@ -63,11 +60,10 @@ class Reader(Writer):
     def __init__(self, connections: Connections) -> None:
         super().__init__(connections)
         # Connection
-        self._peer: Peer | None = Peer() if self._direct else None
+        self._peer: Any = self.app.join(self) if self._direct else None
         self._parser: httptools.HttpRequestParser | None = None
-        self._admission: Admission | None = None  # where the server takes requests in its present life
+        self._keeper: Keeper | None = None  # of the service
         self._known = b""  # the latest head, with what it says
-        self._request: Request | None = None
         self._head: Head | None = None
         # Request being read
         self._body: ChunkedBody | None = None
@@ -139,7 +135,9 @@ class Reader(Writer):
         unfinished = None if self._rest else self._current
         for at, turn in enumerate(turns):
             # RFC 9112 section 8: half a request is not one
-            if turn is unfinished or (type(turn.answer) is not Response and turn.exchange.leaves()):  # type: ignore[union-attr]
+            if turn is unfinished or (
+                turn.answer is None and turn.exchange.response is None and turn.exchange.leaves()
+            ):  # type: ignore[union-attr]
                 self._forget_from(at)
                 break
         if turns and not self._rest:
@@ -148,8 +146,8 @@ class Reader(Writer):
     def _forget_from(self, at: int) -> None:
         """Nobody waits for the answers to these requests."""
         for turn in self._turns[at:]:
-            if turn.exchange is not None and type(turn.answer) is not Response:
-                self._tell(turn.exchange.cancel, "the client left")
+            if turn.exchange is not None and turn.answer is None:
+                self._cancel(turn.exchange, "the client left")
         del self._turns[at:]
         self._current = None
         self._drop_rest()
@@ -163,7 +161,10 @@ class Reader(Writer):
         self._resume_writer()
         self._forget_from(0)
         if self._peer is not None:
-            self._tell(self.app.leave, self._peer)
+            try:
+                self.app.leave(self._peer)
+            except Exception:
+                log.exception("the application raised")
 
     # --- reading: each takes bytes from a place on, and returns where the next is to begin ---------------------------
 
@@ -192,38 +193,29 @@ class Reader(Writer):
             at = self._take_head(data, at)
             if at < 0:
                 return len(data)
-        request, head = self._request, self._head
-        assert request is not None and head is not None
-        exchange: Any
-        own: Exchange | None
+        head = self._head
+        assert head is not None
         self.connections.requests += 1
         now = self._clock()
-        self._current = turn = Turn(request, now)
+        self._current = turn = Turn(head, now)
         self._turns.append(turn)
         if not is_known:
-            self._keep_head(turn, len(request.headers))
-        admission = self._admission
-        if admission is not None and admission.is_open and head.wants is not None:
-            exchange = admission.open(head, now)
+            self._keep_head(turn, len(head.headers))
+        keeper = self._keeper
+        if keeper is not None and keeper.is_open and head.wants is not None:
+            opened = keeper.open(head, now)
         else:
-            exchange = self.app.open(head, now) if self._direct else self._open_asgi(head, now)
-            if type(exchange) is Exchange and type(self.app).open is Server.open:
-                self._admission = exchange.admission
-        if type(exchange) is Response:
-            self._decline(turn, exchange, len(data) - at)
+            opened = self.app.open(head, now) if self._direct else self._open_asgi(head, now)
+        if type(opened) is Response:
+            self._decline(turn, opened, len(data) - at)
             return at
-        turn.exchange = exchange
-        length = request.length
+        turn.exchange = exchange = opened
+        self._keeper = exchange.keeper
+        length = head.length
         if length is None or at + length > len(data):
             return self._begin_body(turn, data, at, now)
         end = at + length
-        if length:
-            own = exchange if type(exchange) is Exchange else None  # typed, so that C calls C
-            if own is None:
-                exchange.write(data[at:end])
-            else:
-                own.write(data[at:end])
-        self._complete(turn)
+        self._complete(turn, data[at:end])
         return end
 
     def _take_head(self, data: bytes, at: int) -> int:
@@ -251,15 +243,11 @@ class Reader(Writer):
             return -1
         self._partial = b""
         self._wait = NEXT_HEAD
-        request = parse_request(raw, self._limits)
-        path = request.path
-        root = self.connections.root_path
-        if root and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :] or "/"
-        self._request = request
-        self._head = Head(request.method, path, request.headers, request.length, self._peer)
-        if request.length != 0:
-            self._step_over_body(request, data, end)
+        self._head = head = parse_request(raw, self._limits)
+        head.path = without_root(head.path, self.connections.root_path)
+        head.peer = self._peer
+        if head.length != 0:
+            self._step_over_body(head, data, end)
         self._known = raw
         return end - before
 
@@ -268,7 +256,7 @@ class Reader(Writer):
         turn.cost = self._head_cost = len(self._known) + FIELD_BYTES * fields
         if len(self._known) > HEAD_KEPT:
             self._known, self._head_cost = b"", 0
-            self._request = self._head = None
+            self._head = None
         self._account()
 
     def _feed_head(self, piece: bytes) -> None:
@@ -296,9 +284,9 @@ class Reader(Writer):
             self._watch(self._limits.header_seconds)
         self._partial = raw
         self._account()
-        self.connections.bodies.charge(0)  # raises where there is no room
+        self.connections.budget.charge(0)  # raises where there is no room
 
-    def _step_over_body(self, request: Request, data: bytes, at: int) -> None:
+    def _step_over_body(self, request: Head, data: bytes, at: int) -> None:
         """Bring llhttp to the next head: over a short body that is here already, or by a new parser."""
         length = request.length
         if self._parser is not None and length is not None and length <= min(LARGE, len(data) - at):
@@ -309,8 +297,7 @@ class Reader(Writer):
     def _begin_body(self, turn: Turn, data: bytes, at: int, now: int) -> int:
         request, exchange = turn.request, turn.exchange
         assert request is not None and exchange is not None
-        if type(exchange) is Exchange:
-            exchange.await_rest(now)
+        exchange.await_rest(now)
         self._wait = BODY
         self._since = now
         self.received, self._seen = 0, -1
@@ -322,8 +309,8 @@ class Reader(Writer):
         if request.length is None:
             self._body = ChunkedBody(self._limits, exchange.write)
             self._takes_for = CHUNKED
-        elif request.length - here > LARGE and not isinstance(exchange, AsgiExchange):
-            self._fill(turn, exchange.buffer(request.length), memoryview(data)[at:])
+        elif request.length - here > LARGE and (view := exchange.buffer(request.length)) is not None:
+            self._fill(turn, view, memoryview(data)[at:])
             return len(data)
         else:
             self._left = request.length
@@ -407,15 +394,11 @@ class Reader(Writer):
             self._takes_for = HEAD if self._last is None else TRAILING
             self._since = self._clock()
 
-    def _complete(self, turn: Turn) -> None:
+    def _complete(self, turn: Turn, body: bytes = b"") -> None:
         """The request is all there: hand it over, and wait for the next."""
         request = turn.request
-        exchange: Any = turn.exchange
-        answer: Any
-        own: Exchange | None
-        assert request is not None
-        own = exchange if type(exchange) is Exchange else None
-        turn.answer = answer = exchange.complete() if own is None else own.complete()
+        assert request is not None and turn.exchange is not None
+        answer = turn.exchange.complete(body, self._when_answered)
         self._current = None
         if not request.keep_alive:
             self._stop_at(turn)
@@ -423,11 +406,8 @@ class Reader(Writer):
             self._wait = NEXT_HEAD
             self._takes_for = HEAD
         if type(answer) is Response:
+            turn.answer = answer
             self._flushable = True
-        elif own is not None:
-            own.add_done_callback(self._when_answered)
-        elif answer is not None:
-            answer.add_done_callback(self._when_answered)
 
     # --- refusing ---------------------------------------------------------------------------------------------
 
@@ -469,8 +449,8 @@ class Reader(Writer):
             turn = Turn(None, self._clock())
             self._turns.append(turn)
         if turn.exchange is not None:
-            self._tell(turn.exchange.cancel, error.reason)
-            if isinstance(turn.exchange, AsgiExchange) and turn.exchange.started:
+            self._cancel(turn.exchange, error.reason)
+            if turn.exchange.started:
                 self.abort()  # half of another answer is out
                 return
         if self._direct:
@@ -516,8 +496,8 @@ class Reader(Writer):
         assert turn.request is not None
         if head.length is not None and head.length > self._limits.body:
             return plain(413, f"expected a body of at most {self._limits.body} bytes, got {head.length}")
-        if self.connections.bodies.is_full():
-            full = self.connections.bodies.refusal()
+        if self.connections.budget.is_full():
+            full = self.connections.budget.refusal()
             return plain(full.status, full.reason, full.headers)
         return AsgiExchange(self, turn, turn.request)
 

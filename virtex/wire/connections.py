@@ -18,9 +18,7 @@ from weakref import WeakKeyDictionary
 
 from ..limits import Limits
 from ..logs import Tracebacks
-from ..server import Server
-from ..service.bodies import Bodies
-from ..service.seam import Response
+from ..service.seam import Budget, Service
 from .grammar import Header, has_body, render_head
 
 if TYPE_CHECKING:
@@ -65,12 +63,12 @@ class Connections:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.app = app
-        self.direct = isinstance(app, Server)
+        self.direct = isinstance(app, Service)
         self.limits: Limits = limits or (app.limits if self.direct else Limits())
         self.clock = clock
         self.loop = loop
         self.tracebacks = Tracebacks(clock)
-        self.bodies: Bodies = app.budget if self.direct else Bodies(self.limits.max_bytes)  # the budget of all
+        self.budget: Budget = app.budget if self.direct else Budget(self.limits.max_bytes)
         # while serving
         self.open: set[Writer] = set()
         self.requests = 0  # heads taken, for max_requests
@@ -87,8 +85,6 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         # the date and the heads that carry it
         self._heads: dict[tuple[int, tuple[Header, ...], int] | Start, bytes] = {}
-        self._usual: bytes | None = None  # the head of a 200 with `_usual_headers` on a connection that goes on
-        self._usual_headers: tuple[Header, ...] | None = None
         self._heads_until = 0
 
     def add(self, connection: Writer) -> bool:
@@ -191,16 +187,6 @@ class Connections:
                 self._heads[key] = head
         return head
 
-    def usual_head(self, response: Response, now: int) -> bytes | None:
-        """The head of a 200 on a connection that goes on; None where that is not all there is to an answer."""
-        if response.status != 200 or self.closing or self.access is not None:
-            return None
-        headers = response.headers
-        if headers is not self._usual_headers or now >= self._heads_until:
-            self._usual = self.head(200, headers, KEEP, now)
-            self._usual_headers = headers
-        return self._usual
-
     def asgi_head(self, start: Start, last: bool, minor: int, counted: bool, now: int) -> bytes:
         """The head of an ASGI application's answer, with what it leaves to us, up to where its body's end is told."""
         if now >= self._heads_until:
@@ -222,7 +208,6 @@ class Connections:
         wall = time.time()
         self._date = formatdate(wall, usegmt=True).encode()  # RFC 9110 section 5.6.7, IMF-fixdate
         self._heads.clear()
-        self._usual = self._usual_headers = None
         self._heads_until = now + int((1 - wall % 1) * SECOND)
 
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from ..errors import STATUSES, RequestError
 from ..limits import Limits
+from ..service.seam import Head
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -49,25 +50,8 @@ class Line(NamedTuple):
     minor: int
 
 
-class Request:
-    """A request's head, checked. length: of the body in bytes, None when it is chunked."""
-
-    def __init__(self, line: Line, headers: list[Header]) -> None:
-        self.method = line.method
-        self.target = line.target  # as it came, for the log
-        self.raw_path = line.raw_path  # not decoded
-        self.query = line.query
-        self.path = line.path
-        self.minor = minor = line.minor  # HTTP/1.minor
-        self.headers = headers
-        self.length: int | None = 0
-        self.keep_alive = minor == 1
-        self.expects = False  # Expect: 100-continue
-        self.is_usual = False  # HTTP/1.1 that goes on, and whose answer has a body
-
-
-def parse_request(raw: bytes, limits: Limits) -> Request:
-    """Check and take apart one head, from its request line to the empty line.
+def parse_request(raw: bytes, limits: Limits) -> Head:
+    """Check and take apart one head, from its request line to the empty line. Whose it is, `peer`, is left open.
 
     Raises: RequestError with the status of the first rule it breaks.
     """
@@ -86,14 +70,21 @@ def parse_request(raw: bytes, limits: Limits) -> Request:
     _check_host(framing, line.minor)
     if line.authority:
         headers = _with_host(headers, line.authority)
-    request = Request(line, headers)
-    _frame(request, framing)
-    return request
+    head = Head(line.method, line.path, headers, 0, None)
+    head.target, head.raw_path, head.query, head.minor = line.target, line.raw_path, line.query, line.minor
+    head.keep_alive = line.minor == 1
+    _frame(head, framing)
+    return head
 
 
 def _parse_field(line: bytes) -> Header:
     name, _, value = line.partition(b":")
     return name.lower(), value.strip(b" \t")
+
+
+def decoded(path: str) -> str:
+    """A raw path, percent-decoded; what is no UTF-8 is replaced (RFC 3986 section 2.1)."""
+    return unquote(path, errors="replace") if "%" in path else path
 
 
 def _parse_line(line: bytes) -> Line:
@@ -118,7 +109,7 @@ def _parse_line(line: bytes) -> Line:
         authority,
         raw_path,
         query,
-        unquote(path, errors="replace") if "%" in path else path,
+        decoded(path),
         minor,
     )
 
@@ -173,27 +164,26 @@ def _parse_target(method: str, target: bytes) -> tuple[bytes, bytes]:
     return absolute[1], local if local.startswith(b"/") else b"/" + local
 
 
-def _frame(request: Request, framing: dict[bytes, bytes]) -> None:
+def _frame(head: Head, framing: dict[bytes, bytes]) -> None:
     """How the body is delimited and whether another request may follow (RFC 9112 sections 6 and 9.3)."""
     coding = framing.get(b"transfer-encoding")
     if coding is not None:
-        if not request.minor:
+        if not head.minor:
             raise RequestError(400, "expected no Transfer-Encoding, which HTTP/1.0 does not have")
         if coding.lower() != b"chunked":
             raise RequestError(501, "expected Transfer-Encoding: chunked and no other coding")
-        request.length = None
+        head.length = None
     elif b"content-length" in framing:
         # llhttp took it: digits only, one, below 2**64; of more than 4300, were they zeros, int() makes an error
-        request.length = int(framing[b"content-length"].lstrip(b"0") or b"0")
+        head.length = int(framing[b"content-length"].lstrip(b"0") or b"0")
     if b"connection" in framing:
         options = {option.strip(b" \t") for option in framing[b"connection"].lower().split(b",")}
-        request.keep_alive = b"close" not in options and (request.minor == 1 or b"keep-alive" in options)
+        head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)
     expectation = framing.get(b"expect")
-    if expectation is not None and request.minor:
+    if expectation is not None and head.minor:
         if expectation.lower() != b"100-continue":
             raise RequestError(417, "expected Expect: 100-continue or none")
-        request.expects = request.length != 0
-    request.is_usual = request.minor == 1 and request.keep_alive and request.method != "HEAD"
+        head.expects = head.length != 0
 
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # all at once: one by one, 256 KB of them took 0.15 s
