@@ -35,12 +35,16 @@ class Page:
         self.name = path.relative_to(ROOT).as_posix()
         self.text = path.read_text()
         self.blocks = [Block(*found) for found in _BLOCK.findall(self.text)]
+        assert self.text.count("```") == 2 * len(self.blocks), f"{self.name}: a block without a language"
+        assert {block.language for block in self.blocks} <= {"python", "bash", "json", "text", "bibtex"}, self.name
 
     @property
     def files(self) -> dict[str, str]:
         """The blocks of Python by their names."""
         code = [block.code for block in self.blocks if block.language == "python"]
-        return {text.partition("\n")[0].removeprefix("# "): text for text in code}
+        files = {text.partition("\n")[0].removeprefix("# "): text for text in code}
+        assert len(files) == len(code), f"{self.name}: two blocks of one name"
+        return files
 
     @property
     def shell(self) -> list[str]:
