@@ -122,7 +122,7 @@ def test_every_room_and_every_public_file_has_its_place_in_the_architecture() ->
     rooms = DOCS["architecture"].text.partition("## A request's way")[0]
     named = {name.rstrip("/") for cell in re.findall(r"^\| (`.+?) \|", rooms, re.MULTILINE) for name in cell.split("`")}
     there = {path.name for path in (ROOT / "virtex").iterdir() if path.is_dir() or path.suffix in (".py", ".pyx")}
-    assert there - {"__init__.py", "__pycache__", "logs.py"} <= named
+    assert there - {"__init__.py", "__pycache__"} <= named
 
 
 def test_the_glossary_has_each_word_once() -> None:
