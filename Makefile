@@ -9,9 +9,9 @@ SECONDS ?= 1800
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
-CHECKED := virtex tests bench examples setup.py
+CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve build test check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report clean
+.PHONY: help venv demo serve build test check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -70,8 +70,11 @@ sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under Addres
 arm: $(VENV)/.dev  ## the NEON kernels under qemu (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 	@tests/csrc/run arm
 
-report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and show it in the README
+report: $(VENV)/.dev  ## keep what make bench measured in bench/results, and show it in docs/figures.md and the README
 	@$(BIN)/python -m bench.report
+
+api:  ## write docs/api.md, and the files of docs/architecture.md, from the docstrings
+	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

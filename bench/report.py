@@ -1,6 +1,8 @@
-"""Keeps the figures of build/ in bench/results and writes them into the README, between its markers: make report.
+"""Keeps the figures of build/ in bench/results and writes them into docs/figures.md, five of them into the README.
 
-No figure in the README is typed: tests/test_readme.py renders bench/results again and compares.
+    make report
+
+They stand between markers. No figure is typed: tests/test_readme.py renders bench/results again and compares.
 """
 
 from __future__ import annotations
@@ -178,23 +180,58 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+def headline() -> str:
+    """The five figures of the README."""
+    serve, edges, images, codec = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("serve", "edges", "images", "codec")
+    )
+    echo = {
+        result["server"]: row["per_cpu_second"]
+        for result in serve["results"]
+        for row in result["rows"]
+        if row["connections"] == 64
+    }
+    image = {row["server"]: row["us"] for row in images["cases"][0]["rows"]}
+    body = {row["server"]: row["user_us_per_mb"] for row in edges["bodies"] if row["what"] == "read"}
+    decode = {
+        row["recipe"]: row["median_seconds"] * 1e6
+        for row in codec["rows"]
+        if (row["step"], row["bytes"]) == ("decode", 602_112)
+    }
+    idle = edges["idle"]
+    lines = [
+        f"| {serve['machine']['cpu']} | Virtex | beside it |",
+        "|---|--:|---|",
+        f"| small requests in a CPU-second, 64 connections | {echo['virtex']:,} | {echo['uvicorn']:,} uvicorn, "
+        f"{echo['bare']:,} a parser alone |",
+        f"| an image of 602 KB in JSON, into a batch: CPU time | {image['tensor']:.0f} us | {image['plain']:.0f} us "
+        "orjson, pybase64 and `np.stack` under uvicorn |",
+        f"| base64 of 602 KB into an array | {decode['virtex']:.0f} us | "
+        f"{decode['pybase64 + orjson']:.0f} us pybase64 and orjson, {decode['pickle + base64']:,.0f} us pickles |",
+        f"| a body of 10 MB, read: CPU time for each MB | {body['virtex']:.1f} us | {body['uvicorn']:.1f} us uvicorn |",
+        f"| an idle connection | {idle['bytes_each']:,} bytes | {idle['connections']:,} of them take "
+        f"{idle['percent_of_a_core']:.2f} % of a core |",
+    ]
+    return "\n".join(lines)
+
+
 def place(text: str, name: str, table: str) -> str:
     """The text with `table` between <!-- figures: name --> and <!-- end -->."""
     start, end = f"<!-- figures: {name} -->", "<!-- end -->"
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no place for the figures: expected {start} ... {end}")
+        raise SystemExit(f"the page has no place for the figures: expected {start} ... {end}")
     return pattern.sub(lambda _: f"{start}\n{table}\n{end}", text)
 
 
 def main() -> None:
     keep()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, table in render().items():
-        text = place(text, name, table)
-        print(table, file=sys.stdout)
-    readme.write_text(text)
+    for page, tables in (("docs/figures.md", render()), ("README.md", {"headline": headline()})):
+        text = (ROOT / page).read_text()
+        for name, table in tables.items():
+            text = place(text, name, table)
+            print(table, file=sys.stdout)
+        (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":

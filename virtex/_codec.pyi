@@ -43,6 +43,7 @@ def encode_numpy(value: ArrayLike) -> str:
 def decode_numpy(text: str | _Buffer) -> NDArray[Any]:
     """The array whose .npy document's base64 `text` is.
 
+    text: strict base64, of a whole .npy document, versions 1.0 to 3.0, of a dtype and shape that encode_numpy writes.
     Returns: an array of its own memory, writable, data aligned to 64 bytes; in Fortran order if the document is.
     Raises: ItemError (422) with the offset in characters: not strict base64 (RFC 4648 sections 3.5 and 4), not one
     whole .npy document, a dtype or shape that encode_numpy does not write, bools that are neither 0 nor 1, text that is
@@ -122,11 +123,12 @@ def encode_rows(values: NDArray[Any]) -> bytes:
     """
 
 def encode_bytes(data: _Buffer) -> str:
-    """Base64 of RFC 4648 section 4, padded, in one line."""
+    """Base64 of RFC 4648 section 4, padded, in one line. data: any number of bytes."""
 
 def decode_bytes(text: str | _Buffer) -> bytes:
-    """The bytes of strict base64: padded, canonical, no whitespace (RFC 4648 sections 3.5 and 4).
+    """The bytes of strict base64.
 
+    text: padded, canonical, without whitespace (RFC 4648 sections 3.5 and 4).
     Raises: ItemError (422) with the offset of the first bad character.
     """
 

@@ -47,7 +47,7 @@ def quoted(text: str) -> str:
 
 
 class VirtexError(Exception):
-    """The root of the tree above."""
+    """Whatever Virtex itself raises: `except VirtexError` has all of the tree."""
 
     status = 500
 
@@ -55,7 +55,8 @@ class VirtexError(Exception):
 class RequestError(VirtexError):
     """A request that can't be taken, as the protocol or the server found it.
 
-    status: one of STATUSES. headers: what the reply needs beside the usual (Allow, Retry-After), names in lower case.
+    status: one of STATUSES. reason: what was expected and what came, for the client to read. headers: what the reply
+    needs beside the usual (Allow, Retry-After), names in lower case.
     """
 
     def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:

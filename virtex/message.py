@@ -26,7 +26,8 @@ log = logging.getLogger("virtex")
 class HttpMessage(dict[str, Any]):
     """What client and server send each other: a list of JSON values in `data`, or words in `error`.
 
-    data: list of items; after decode() any Python objects. error: str or None. Other keywords become members.
+    data: list of items; after decode() any Python objects. error: what went wrong, or None. members: whatever else the
+    object is to hold; a service ignores it.
     """
 
     def __init__(self, data: list[Any] | None = None, error: str | None = None, **members: Any) -> None:
@@ -53,11 +54,11 @@ class HttpMessage(dict[str, Any]):
         self["error"] = error
 
     def encode(self, f: Callable[..., Any], **kw: Any) -> None:
-        """Replace each element of `data` by f(element, **kw)."""
+        """Replace each element of `data` by f(element, **kw), as by `encode(encode_numpy)`. Raises what f raises."""
         self.data = [f(item, **kw) for item in self.data]
 
     def decode(self, f: Callable[..., Any], **kw: Any) -> None:
-        """Replace each element of `data` by f(element, **kw)."""
+        """Replace each element of `data` by f(element, **kw), as by `decode(decode_numpy)`. Raises what f raises."""
         self.data = [f(item, **kw) for item in self.data]
 
     def validate(self) -> bool:
