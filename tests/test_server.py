@@ -14,8 +14,7 @@ import orjson
 import pytest
 from kit.asks import ask_asgi, ask_direct, run
 
-import virtex.message
-import virtex.service.exchange
+import virtex.service.formats
 from virtex import HttpMessage, Limits, Observer, RequestHandler, http_server
 from virtex._codec import decode_npy, encode_npy
 from virtex.batch.company import Peer
@@ -990,14 +989,14 @@ def test_a_model_that_never_comes_back_does_not_keep_the_service_from_ending(cap
 
 
 def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_nothing(monkeypatch, caplog):
-    real = virtex.service.exchange.encode_data
+    real = virtex.service.formats.encode_data
 
     def encode(rows):
         if rows == ["nasty"]:
             raise RecursionError
         return real(rows)
 
-    monkeypatch.setattr(virtex.service.exchange, "encode_data", encode)
+    monkeypatch.setattr(virtex.service.formats, "encode_data", encode)
 
     async def main():
         app = http_server("echo", Echo())
@@ -1020,7 +1019,7 @@ def test_a_request_that_can_not_be_read_for_lack_of_memory_is_over_too(monkeypat
     def read(body):
         raise MemoryError
 
-    monkeypatch.setattr(virtex.message, "strings", read)
+    monkeypatch.setattr(virtex.service.formats, "strings", read)
     app = http_server("echo", Echo())
     (answer,) = run(app, ask(app, BODY))
     assert answer.status == 500

@@ -34,11 +34,13 @@ from .batch.steps import Steps, TensorSteps, async_methods
 from .errors import RETRY_SOON, Headers, RequestError, quoted
 from .handler import RequestHandler, TensorHandler, Worker
 from .limits import Limits
+from .service.admission import Admission
 from .service.asgi_app import GONE, Shell, body_of, refuse_websocket, retrieve, start_of
 from .service.bodies import Bodies
-from .service.exchange import Admission, Exchange
-from .service.seam import ACCEPTS, JSON, Head, Response, refusal
-from .tensor import RowRing, Tensor, allocate, describe, reader
+from .service.exchange import Exchange
+from .service.formats import ACCEPTS
+from .service.seam import JSON, Head, Response, refusal
+from .tensor import RowRing, Tensor, allocate, describe
 
 log = logging.getLogger("virtex")
 
@@ -184,7 +186,7 @@ class Server:
         if device is not None and device.is_cuda and executor is not thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
         ring = self._rows_for(handler, device)
-        self.admission.read = partial(reader, handler.inputs)
+        self.admission.inputs = handler.inputs
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
         steps = TensorSteps(handler, self._clock, device, executor.depth > 1)
         return partial(self.batcher.run_with, executor, steps, ring)
@@ -303,7 +305,7 @@ class Server:
             if self._state is not READY:
                 self._refuse_by_state()
         except RequestError as error:
-            return self.admission.refuse(error, now)
+            return self.admission.refuse(error, head, now)
         return self.admission.open(head, now)
 
     def _check_authorized(self, authorize: Callable[[Head], int | None], head: Head) -> None:

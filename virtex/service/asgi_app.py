@@ -13,7 +13,7 @@ from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RequestError
 from .exchange import Exchange
-from .seam import Head, Response, refusal
+from .seam import Head, Response
 
 WATCH_AFTER = 0.05  # seconds, at least, until a request that waits gets a task that sees its client leave
 PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
@@ -103,7 +103,7 @@ class Shell:
                 exchange.write(piece if type(piece) is bytes else bytes(piece))
             except RequestError as error:
                 exchange.cancel(error.reason)
-                return refusal(error.status, error.reason, error.headers)
+                return exchange.refuse(error)
         return None if message.get("more_body") else exchange.complete()
 
     def wait(self, exchange: Exchange, receive: Any) -> Wait:

@@ -1,15 +1,10 @@
 from ..batch.company cimport Peer
 
 
-cdef class Wants:
-    cdef readonly bint sends_npy, takes_npy
-
-
 cdef class Head:
     cdef public str method, path
     cdef public list headers
-    cdef public object length
-    cdef public Wants wants
+    cdef public object length, wants
     cdef public Peer peer
 
 

@@ -1,6 +1,6 @@
 cimport cython
 
-from ..service.exchange cimport Admission, Exchange
+from ..service.exchange cimport Exchange, Keeper
 from ..service.seam cimport Head
 from .grammar cimport Request
 from .answers cimport Turn, Writer
@@ -11,7 +11,7 @@ cdef int HEAD, COUNTED, CHUNKED, UNWANTED, TRAILING, NOTHING
 
 cdef class Reader(Writer):
     cdef object _parser, _body, _peer
-    cdef Admission _admission
+    cdef Keeper _admission
     cdef bytes _known
     cdef Request _request
     cdef Head _head

@@ -25,7 +25,7 @@ from ..batch.company import Peer
 from ..errors import RequestError
 from ..limits import Limits
 from ..server import Server
-from ..service.exchange import Admission, Exchange
+from ..service.exchange import Exchange, Keeper
 from ..service.seam import Head, Response, plain, refusal
 from .answers import SKIPPED, Turn, Writer
 from .asgi_host import AsgiExchange
@@ -65,7 +65,7 @@ class Reader(Writer):
         # Connection
         self._peer: Peer | None = Peer() if self._direct else None
         self._parser: httptools.HttpRequestParser | None = None
-        self._admission: Admission | None = None  # where the server takes requests in its present life
+        self._admission: Keeper | None = None  # where the server takes requests in its present life
         self._known = b""  # the latest head, with what it says
         self._request: Request | None = None
         self._head: Head | None = None
