@@ -17,7 +17,8 @@ from kit.servers import listens, make_certificate
 
 from virtex import HttpProtocol, Limits, RequestHandler, http_server, serve
 from virtex.wire.listener import Listener
-from virtex.workers.scoreboard import PATIENCE, READY, Board, Share
+from virtex.workers.scoreboard import READY, Scoreboard
+from virtex.workers.share import PATIENCE, Share
 
 
 class Echo(RequestHandler):
@@ -392,7 +393,7 @@ def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long
 
 def board_of(*connections):
     """Workers that are ready and have so many; the first is this one."""
-    board = Board()
+    board = Scoreboard()
     for index, count in enumerate(connections):
         board.take(index + 1)
         board.own(index, index + 1)
