@@ -14,9 +14,8 @@ from kit.asks import Echo, ask_direct
 from virtex import Limits, Server, Tensor, TensorHandler, http_server, serve
 from virtex._codec import encode_npy, encode_numpy
 from virtex.errors import RequestError
-from virtex.service import seam
 from virtex.service.exchange import ARRAY_BYTES
-from virtex.service.seam import Head, negotiate
+from virtex.service.seam import Head
 
 
 def on_loop(f, handler=None, **options):
@@ -86,44 +85,6 @@ def test_a_request_that_is_refused_after_its_body_is_no_company_any_more():
         return app.admission.unsettled, app.budget.held
 
     assert on_loop(put) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("accept", "npy"),
-    [
-        (b"", False),
-        (b"*/*", False),
-        (b"application/x-npy", True),
-        (b"application/x-npy, application/json", True),
-        (b"application/x-npy;q=0.5, application/json", False),
-        (b"application/x-npy;q=0.5, application/json;q=0.4", True),
-        (b"application/x-npy, */*;q=0.1", True),
-        (b"application/x-npy;q=0, */*", False),
-        (b"APPLICATION/X-NPY ; q=1.0", True),
-        (b"application/json;q=high, */*", False),
-    ],
-)
-def test_npy_is_what_is_asked_for_by_name_and_not_less_than_json(accept, npy):
-    assert negotiate(b"", b"", accept).takes_npy is npy
-
-
-@pytest.mark.parametrize(
-    "accept", [b"text/html", b"application/json;q=0, text/html", b"application/x-npy;q=0", b"*/*;q=0"]
-)
-def test_an_answer_that_is_not_acceptable_is_a_406(accept):
-    with pytest.raises(RequestError) as error:
-        negotiate(b"", b"", accept)
-    assert error.value.status == 406
-
-
-@pytest.mark.parametrize("piece", [b",", b"a,", b"a;q=1,", b";", b" ", b"*/* ", b"*/*; ", b"application/x-npy;q=0,"])
-def test_a_long_accept_costs_little_time_and_no_memory(piece):
-    accept = b"*/*," + piece * (60_000 // len(piece))
-    before = seam._kept.cache_info().currsize
-    started = time.process_time()
-    assert not negotiate(b"", b"", accept).takes_npy
-    assert time.process_time() - started < 0.1
-    assert seam._kept.cache_info().currsize == before
 
 
 def test_a_body_is_charged_until_it_is_answered_refused_or_given_up():

@@ -14,10 +14,11 @@ import threading
 import pytest
 import uvloop
 from kit.servers import listens, make_certificate
+from kit.workers import scoreboard_of
 
 from virtex import HttpProtocol, Limits, RequestHandler, http_server, serve
 from virtex.wire.listener import Listener
-from virtex.workers.scoreboard import PATIENCE, READY, Board, Share
+from virtex.workers.share import PATIENCE, Share
 
 
 class Echo(RequestHandler):
@@ -390,30 +391,6 @@ def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long
     assert run(main()).endswith(ANSWER)
 
 
-def board_of(*connections):
-    """Workers that are ready and have so many; the first is this one."""
-    board = Board()
-    for index, count in enumerate(connections):
-        board.take(index + 1)
-        board.own(index, index + 1)
-        board.set_state(index, READY)
-        board.publish(index, count)
-    return board
-
-
-def test_sibling_that_gives_no_sign_of_life_is_waited_for_a_while_only():
-    board = board_of(0, 3, 9)
-    share = Share(board, 0)
-    assert not share.has_more(3)
-    for _ in range(PATIENCE):
-        assert share.has_more(5)
-        share.waited_in_vain()
-    assert not share.has_more(5)
-    assert share.has_more(10)  # the other one has fewer too, and may be well
-    board.publish(1, 3)
-    assert share.has_more(5)
-
-
 def test_hung_sibling_does_not_throttle_accepting(run):
     class Counting(Share):
         pauses = 0
@@ -423,7 +400,7 @@ def test_hung_sibling_does_not_throttle_accepting(run):
             self.pauses += 1
 
     async def main():
-        share = Counting(board_of(0, 0), 0)
+        share = Counting(scoreboard_of(0, 0), 0)
         listener, again = await listening(share)
         again.close()
         clients = []

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ from kit.asks import Echo, ask_asgi, ask_direct, run
 
 from virtex import Observer, http_server
 from virtex.logs import LONGEST, TRACEBACK_SECONDS, Tracebacks, printable
-from virtex.worker import AccessLog
+from virtex.workers.access_log import AccessLog
 
 EVIL = "bad\n2026-01-01 [INFO] all is well\r\x1b[2J\x9b31m\x00\u2028\u202e\ud800"
 SHOWN = r"bad\n2026-01-01 [INFO] all is well\r\x1b[2J\x9b31m\x00\u2028\u202e\ud800"
@@ -113,7 +114,7 @@ def test_a_500_whose_exception_quotes_its_client_forges_no_line(ask, caplog):
 def test_each_500_has_its_line_and_each_kind_of_error_one_traceback_in_a_while(caplog, ask):
     now = [10**12]
     app = http_server("fails", Fails())
-    app._clock = lambda: now[0]
+    app.options = replace(app.options, clock=lambda: now[0])
 
     async def main():
         answers = []

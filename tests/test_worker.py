@@ -22,7 +22,6 @@ import pytest
 from kit.servers import ECHO, free_port, listens, make_certificate, read_all, read_response, serving, until
 
 from virtex import Limits
-from virtex.workers.scoreboard import DRAINING, FREE, LOADING, READY, RESTARTING, Board
 from virtex.workers.settings import merge_limits, trust
 
 SLOW_LOAD = (
@@ -642,66 +641,6 @@ def test_connections_opened_at_once_spread_over_the_workers():
 # --- what needs no process -----------------------------------------------------------------------------------
 
 
-def test_board_gives_the_lowest_free_slot_and_takes_back_a_dead_workers():
-    board = Board()
-    assert [board.take(age) for age in (1, 2, 3)] == [0, 1, 2]
-    board.own(0, 1)
-    board.release(1)
-    assert board.take(4) == 1
-    board._write(2, board.entry(2)._replace(pid=2**22 + 1))  # above any pid there is
-    assert board.take(5) == 2
-
-
-def test_board_knows_whether_any_worker_was_ever_ready():
-    board = Board()
-    board.take(1)
-    board.own(0, 1)
-    assert not board.has_served() and board.count_failure() == 1 and board.count_failure() == 2
-    assert [entry.state for entry in board.others(1)] == [LOADING]
-    board.set_state(0, READY)
-    board.set_state(0, DRAINING)
-    assert board.has_served() and board.count_failure() == 1
-
-
-@pytest.mark.parametrize(
-    ("others", "may_go"),
-    [
-        ([], True),
-        ([(2, READY, 1)], True),
-        ([(3, LOADING, 1)], False),
-        ([(1, LOADING, 1)], True),  # it was there before, and hangs
-        ([(3, LOADING, 1), (4, READY, 1)], True),
-        ([(3, DRAINING, 1)], True),
-        ([(3, RESTARTING, 1)], False),
-        ([(3, RESTARTING, 1), (4, READY, 1)], True),
-        ([(3, LOADING, 2)], False),
-        ([(3, LOADING, 2), (1, READY, 1)], False),
-        ([(3, READY, 2)], True),
-        ([(3, FREE, 2)], False),  # it failed and left
-    ],
-)
-def test_worker_may_go_when_the_newest_code_works_and_another_is_ready_or_none_will_be_soon(others, may_go):
-    board = Board()
-    board.own(board.take(2), 2)
-    board.set_state(0, READY)
-    for index, (age, state, generation) in enumerate(others, 1):
-        board.own(board.take(age, generation), age)
-        board.set_state(index, state)
-    if any(generation == 2 for _, _, generation in others):
-        board.take(9, 2)  # the newest was taken last
-    assert board.can_do_without(0) is may_go
-
-
-def test_worker_that_is_gone_is_nobodys_company():
-    board = Board()
-    for age in 1, 2:
-        board.own(board.take(age), age)
-        board.set_state(age - 1, READY)
-    assert board.has_company(0)
-    board._write(1, board.entry(1)._replace(pid=2**22 + 1))  # above any pid there is
-    assert not board.has_company(0)
-
-
 def settings_of(**changed):
     from gunicorn.config import Config
 
@@ -890,15 +829,3 @@ class Loading(Slow):
 
 app = http_server(name="loading", handler=Loading, executor="thread")
 """
-
-
-def test_a_successor_takes_the_slot_that_waits_for_it_before_a_lower_one_that_is_free():
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    board = Board()
-    for age in (1, 2):
-        board.own(board.take(age), age)
-    board._write(1, board.entry(1)._replace(pid=gone.pid, state=RESTARTING))
-    board.release(0)
-    assert board.take(3) == 1
-    assert board.take(4) == 0

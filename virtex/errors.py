@@ -47,16 +47,20 @@ def quoted(text: str) -> str:
 
 
 class VirtexError(Exception):
-    """Whatever Virtex itself raises: `except VirtexError` has all of the tree."""
+    """Whatever Virtex itself raises: `except VirtexError` has all of the tree.
+
+    headers: what the reply needs beside the usual, names in lower case.
+    """
 
     status = 500
+    headers: Headers = ()
 
 
 class RequestError(VirtexError):
     """A request that can't be taken, as the protocol or the server found it.
 
-    status: one of STATUSES. reason: what was expected and what came, for the client to read. headers: what the reply
-    needs beside the usual (Allow, Retry-After), names in lower case.
+    status: one of STATUSES. reason: what was expected and what came, for the client to read. headers: Allow,
+    Retry-After and the like.
     """
 
     def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
@@ -67,6 +71,11 @@ class RequestError(VirtexError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+def too_large(length: int, most: int) -> RequestError:
+    """The refusal of a body of so many bytes, or already so many, where `most` are taken."""
+    return RequestError(413, f"a body of {length} bytes; the limit is {most}")
 
 
 class ItemError(VirtexError, ValueError):

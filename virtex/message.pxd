@@ -1,4 +1,3 @@
-cpdef list decode_items(body, bint is_npy, account)
 cpdef bytes encode_data(list rows, str step=*)
 cpdef encode_row(row)
 cdef bytes _dumps(value)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from ._codec import big_int_offset, decode_npy, orjson_takes, strings
+from ._codec import big_int_offset, orjson_takes
 from .errors import HandlerError, RequestError
 from .serial._json import json_value
 
@@ -101,7 +101,6 @@ def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
     return data
 
 
-FEW = 64  # strings that need no charge beside that of their text
 LONG = 64 << 10  # bytes of a body, from which on it may be so many lists that looking for cycles in them takes longest
 
 
@@ -135,22 +134,6 @@ class Account(Protocol):
 
     def admit_documents(self, before: int, count: int) -> None:
         """Behind `before` others, so many arrays are about to be made. Raises RequestError: 413, 503."""
-
-
-def decode_items(body: bytes | bytearray | memoryview, is_npy: bool, account: Account) -> list[Any]:
-    """The items of a body for a list handler: JSON values, or the arrays of .npy documents.
-
-    Raises RequestError as decode_message() and as the account does, or ItemError for a document that is wrong.
-    """
-    if is_npy:
-        return decode_npy(body, account.admit_documents)
-    plain = strings(body)
-    if plain is None:
-        account.admit_values(body)
-        return decode_message(body)
-    if len(plain) > FEW:
-        account.admit_strings(len(plain))
-    return plain
 
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:

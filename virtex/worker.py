@@ -11,25 +11,20 @@ What gunicorn asks of a worker, and this file keeps to:
 - A worker whose master is gone leaves too.
 - SIGHUP: gunicorn starts new workers and sends SIGTERM to the old ones at once, and again each second. They serve on
   until a worker of the new code is ready, for as long as that takes. Only the master knows a reload from a stop, so its
-  signal handlers write that on the board.
+  signal handlers write that on the scoreboard.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import gc
-import inspect
 import logging
 import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import uvloop
@@ -42,9 +37,12 @@ from .limits import Limits
 from .service.seam import Service
 from .wire.connections import Connections
 from .wire.listener import Listener
-from .workers import settings
+from .workers import logs, settings, signals
 from .workers.access_log import AccessLog
-from .workers.scoreboard import DRAINING, READY, RESTARTING, Board, Share
+from .workers.loading import resolve, stand_in
+from .workers.memory import keep_freed_memory
+from .workers.scoreboard import DRAINING, READY, RESTARTING, Scoreboard
+from .workers.share import Share
 
 HEARTBEAT_SECONDS = 1.0
 SUCCESSOR_SECONDS = 0.1  # between looks for one
@@ -61,32 +59,32 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     """
 
     # The master's; its workers inherit the mapping.
-    _board: ClassVar[Board | None] = None
+    _scoreboard: ClassVar[Scoreboard | None] = None
     _latest: ClassVar[Any] = None  # gunicorn's settings: a reload reads them anew
     _generation: ClassVar[int] = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if VirtexWorker._board is None:
-            VirtexWorker._board = Board()
-            _watch_for_stop(VirtexWorker._board)
+        if VirtexWorker._scoreboard is None:
+            VirtexWorker._scoreboard = Scoreboard()
+            signals.watch_for_stop(VirtexWorker._scoreboard.mark_stop)
         if VirtexWorker._latest is not self.cfg:
             VirtexWorker._latest = self.cfg
             VirtexWorker._generation += 1
-        self.board = VirtexWorker._board
+        self.scoreboard = VirtexWorker._scoreboard
         self.count: int = self.cfg.workers
-        self.index = self.board.take(self.age, VirtexWorker._generation)
+        self.index = self.scoreboard.take(self.age, VirtexWorker._generation)
         self._stop: asyncio.Event
         self._told = False  # to go, by a signal
         self._quick = False
         self._said: set[str] = set()
         self._is_ready = False
-        self._share = Share(self.board, self.index)
+        self._share = Share(self.scoreboard, self.index)
 
     @classmethod
     def setup(cls) -> None:
         """Called by gunicorn in the master when it reads its settings, ahead of any import of the application."""
-        _join_logs(logging.getLogger("gunicorn.error"))
+        logs.join(logging.getLogger("gunicorn.error"))
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -97,18 +95,18 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         self._join_logs()
-        _keep_freed_memory()
-        self.board.own(self.index, self.age)
+        keep_freed_memory()
+        self.scoreboard.own(self.index, self.age)
         try:
             super().init_process()
         except Exception:
-            if self.booted or not self.board.has_served():
+            if self.booted or not self.scoreboard.has_served():
                 raise
             self.log.exception("the worker could not be started")  # a hook raised: of the new settings, say
             self._leave_after_failure()
         finally:
-            if self._told or self.board.entry(self.index).state != RESTARTING:
-                self.board.release(self.index)  # else its successor is still to come
+            if self._told or self.scoreboard.entry(self.index).state != RESTARTING:
+                self.scoreboard.release(self.index)  # else its successor is still to come
 
     def init_signals(self) -> None:
         faulthandler.disable()  # or enable() would leave SIGABRT to who takes it here
@@ -117,27 +115,18 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         try:
-            self.wsgi: Any = _resolve(self.app.wsgi())
+            self.wsgi: Any = resolve(self.app.wsgi())
         except (Exception, SystemExit) as error:
             self._join_logs()
             if self.reloader is not None and self.alive:
                 self.log.exception("the application could not be imported; another try when a file changes")
-                self.wsgi = self._stand_in(error)
-            elif self.board.has_served() and self.alive:
+                self.wsgi = stand_in(error, self.reloader)
+            elif self.scoreboard.has_served() and self.alive:
                 self.log.exception("the application could not be imported")
                 self._leave_after_failure()
             else:
                 raise
         self._join_logs()
-
-    def _stand_in(self, error: BaseException) -> Any:
-        """Under --reload: what answers while the code is broken. The files that it came from are watched."""
-        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
-        if isinstance(error, SyntaxError) and error.filename:
-            files.add(error.filename)
-        for file in filter(os.path.isfile, files):
-            self.reloader.add_extra_file(file)
-        return partial(_answer_500, f"the application could not be imported: {_line(error)}\n".encode())
 
     def run(self) -> None:
         if not self.alive:
@@ -172,10 +161,10 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def _leave_after_failure(self) -> None:
         """End the service if it never worked; else this process only, after a pause, for it is respawned at once."""
-        if not self.board.has_served():
+        if not self.scoreboard.has_served():
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        pause = min(60, 2 ** self.board.count_failure())
-        if self.board.is_proven():
+        pause = min(60, 2 ** self.scoreboard.count_failure())
+        if self.scoreboard.is_proven():
             self.log.error("worker %d did not start; another try in %d s", self.index, pause)
         else:
             self.log.error("worker %d did not start; those from before the reload serve on", self.index)
@@ -203,15 +192,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def _trace_to_log(self) -> None:
         """Have SIGABRT, and what else kills a process, write where every thread stands, whatever Python is doing."""
-        streams: Any = (getattr(handler, "stream", None) for handler in self.log.error_log.handlers)
-        for stream in (*streams, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # no file behind it
-                faulthandler.enable(stream)
-                return
+        signals.trace_to(getattr(handler, "stream", None) for handler in self.log.error_log.handlers)
 
     def _join_logs(self) -> None:
         """Again after the application has loaded: logging.config disables loggers that it does not name."""
-        _join_logs(self.log.error_log, self.log.access_log)
+        logs.join(self.log.error_log, self.log.access_log)
 
     # --- the event loop's life --------------------------------------------------------------------------------------
 
@@ -264,7 +249,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         connections.closing = self.cfg.keepalive == 0
         connections.requests = 0  # those that were refused meanwhile don't count towards max_requests
         self._is_ready = True
-        self.board.set_state(self.index, READY)
+        self.scoreboard.set_state(self.index, READY)
         self.notify()
         self.log.info("worker index %d is ready; workers=%d", self.index, self.count)
 
@@ -303,20 +288,21 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         while True:
             if self._is_ready:
                 self.notify()
-            self.board.publish(self.index, len(listener.connections.open))
+            self.scoreboard.publish(self.index, len(listener.connections.open))
             if os.getppid() != self.ppid:
-                self._say_once("the master is gone: stopping")
+                self._stop_because("the master is gone: stopping")
             elif self._is_ready and listener.connections.requests >= self.max_requests:
-                self._say_once(f"max_requests reached: {self.max_requests} requests served")
+                self._stop_because(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so
                 self._stop.set()
             await asyncio.sleep(pause)
 
-    def _say_once(self, why: str) -> None:
+    def _stop_because(self, why: str) -> None:
+        """Begin to stop; the log says each reason once."""
         if why not in self._said:
             self._said.add(why)
             self.log.info(why if self._is_free() else f"{why}; not acted on until a newer worker is ready")
-            self._stop.set()
+        self._stop.set()
 
     async def _wait_for_successor(self) -> None:
         """Serve on while nobody else would for a while, or only code that was never ready."""
@@ -327,12 +313,12 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             await asyncio.sleep(SUCCESSOR_SECONDS)
 
     def _is_free(self) -> bool:
-        at_once = self._quick or not self.alive or self.board.is_stopping() or os.getppid() != self.ppid
-        return at_once or self.board.can_do_without(self.index)
+        at_once = self._quick or not self.alive or self.scoreboard.is_stopping() or os.getppid() != self.ppid
+        return at_once or self.scoreboard.can_do_without(self.index)
 
     async def _drain(self, listener: Listener) -> None:
         self.alive = False
-        self.board.set_state(self.index, DRAINING if self._told else RESTARTING)
+        self.scoreboard.set_state(self.index, DRAINING if self._told else RESTARTING)
         self._arm_watchdog()
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
         draining = asyncio.ensure_future(listener.drain(grace, 0.0 if self._quick else settings.drain_delay()))
@@ -377,27 +363,6 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._stop.set()
 
 
-def _watch_for_stop(board: Board) -> None:
-    """Have the master's signal handlers say on the board that the whole service stops, before they do anything else.
-
-    gunicorn looks at a signal only when a reload is over, which takes up to graceful_timeout.
-    """
-    master = os.getpid()
-
-    def watched(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
-        def handle(sig: int, frame: Any) -> Any:
-            if os.getpid() == master:  # and not a worker that has just been forked
-                board.mark_stop()
-            return handler(sig, frame)
-
-        return handle
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        handler = signal.getsignal(number)
-        if callable(handler):
-            signal.signal(number, watched(handler))
-
-
 async def _cancel_what_is_left() -> None:
     """What asyncio.run() does at its end, but no longer than a moment: a setup() that never ends may be among it."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -405,57 +370,3 @@ async def _cancel_what_is_left() -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=QUICK_SECONDS)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what arrays and replies leave behind, instead of giving it back and faulting it in again.
-
-    A RequestHandler that stacks images of 600 KB takes 138 page faults a request without this, and 2.5 times the CPU. A
-    worker keeps up to 256 MB so; MALLOC_* of the environment has precedence. Other C libraries have no mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def _resolve(app: Any) -> Any:
-    """The application itself, or what a function without parameters makes: both were taken by the first Virtex."""
-    if isinstance(app, Service) or not callable(app):
-        return app
-    try:
-        inspect.signature(app).bind()
-    except (TypeError, ValueError):
-        return app  # it takes scope, receive and send
-    made = app()
-    if not callable(made):
-        raise TypeError(f"expected {app!r} to make an application, but it made a {type(made).__name__}")
-    return made
-
-
-def _join_logs(error_log: logging.Logger, *others: logging.Logger) -> None:
-    """Let --log-level, --error-logfile and --log-config rule what Virtex logs, as if "virtex" were below gunicorn's.
-
-    Who gives "virtex" a level, handlers or propagate=False of its own has them: logconfig_dict, or the application.
-    """
-    ours = logging.getLogger("virtex")
-    ours.parent = logging.root if ours.handlers else error_log
-    ours.setLevel(ours.level)  # forget which levels were enabled under another parent
-    for logger in (ours, error_log, *others):
-        logger.disabled = False
-
-
-async def _answer_500(body: bytes, scope: Any, receive: Any, send: Any) -> None:
-    while scope["type"] == "lifespan":
-        await send({"type": (await receive())["type"] + ".complete"})
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _line(error: BaseException) -> str:
-    """An exception in one line: "SyntaxError: invalid syntax (service.py, line 3)"."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -1,5 +1,5 @@
-from ..batch.batcher cimport Batcher
 from ..batch.company cimport Peer
+from .admission cimport Admission
 from .exchange cimport Exchange
 from .seam cimport Head, Response
 
@@ -11,7 +11,7 @@ cdef class Wait:
 
 cdef class Shell:
     cdef object _loop, _clock, _timer
-    cdef Batcher _batcher
+    cdef Admission _admission
     cdef bint _remembers
     cdef Py_ssize_t _peers_kept
     cdef public dict peers

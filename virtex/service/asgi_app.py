@@ -1,19 +1,24 @@
-"""What Server.__call__ is made of: ASGI scopes and messages as heads and bodies, answers as messages.
+"""We are hosted: a service behind another's ASGI server. Scopes and messages as heads and bodies, answers as messages.
 
-Rules: the protocol is ASGI 3, HTTP specification 2.0 to 2.5. One request costs two messages, one future and no task.
+Rules: the protocol is ASGI 3, HTTP specification 2.0 to 2.5. Everything of it is here but `Server.__call__` itself: a
+coroutine function of a compiled module is taken for ASGI 2. One request costs two messages, one future and no task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RequestError
+from .admission import Admission
 from .exchange import Exchange
-from .seam import Head, Response, refusal
+from .model import retrieve
+from .seam import Head, Response
+
+log = logging.getLogger("virtex")
 
 WATCH_AFTER = 0.05  # seconds, at least, until a request that waits gets a task that sees its client leave
 PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
@@ -32,26 +37,57 @@ class Wait:
         self.over: asyncio.Future[bool] = loop.create_future()
         self.watcher: asyncio.Task[None] | None = None
 
-    def answered(self, _: object) -> None:
+    def wake(self, _: object) -> None:
         """The answer is there."""
         if not self.over.done():
             self.over.set_result(True)
 
 
 class Shell:
-    """The requests that came by ASGI, in one life of a server. remembers: whether clients are told apart."""
+    """The requests that came by ASGI, in one life of a service. remembers: whether clients are told apart."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int], batcher: Batcher, remembers: bool
-    ) -> None:
-        self._loop = loop
+    def __init__(self, admission: Admission, clock: Callable[[], int], remembers: bool) -> None:
+        self._loop = admission.loop
         self._clock = clock
-        self._batcher = batcher
+        self._admission = admission
         self._remembers = remembers
         self.peers: dict[Any, Peer] = {}
         self._peers_kept = PEERS_KEPT
         self._waits: set[Wait] = set()
         self._timer: asyncio.TimerHandle | None = None
+
+    async def respond(self, service: Any, scope: Any, receive: Any, send: Any) -> None:
+        """Answer the request of a scope."""
+        head = self.head_of(scope)
+        now = self._clock()
+        answer: Any = service.open(head, now)
+        exchange: Exchange | None = None
+        if answer.__class__ is Exchange:
+            exchange = answer
+            exchange.await_rest(now)
+            try:
+                answer = self.take(exchange, await receive())
+                while answer is None:
+                    answer = self.take(exchange, await receive())
+                if answer is exchange:
+                    wait = self.wait(exchange, receive)
+                    try:
+                        answer = exchange.result() if await wait.over else GONE
+                    finally:
+                        self.end(wait)
+            except BaseException:
+                exchange.cancel("the server gave the request up")
+                raise
+        if answer is GONE:
+            return
+        try:
+            await send(start_of(answer))
+            await send(body_of(answer, head))
+        except OSError as error:  # what an ASGI server may say where the client is gone
+            log.debug("the client left while it was answered: %s", error)
+        finally:
+            if exchange is not None:
+                exchange.release()
 
     def head_of(self, scope: Any) -> Head:
         """A request at the end of its headers."""
@@ -88,7 +124,7 @@ class Shell:
 
     def _forget(self) -> None:
         """ASGI does not say when a connection ends: forget those that nobody expects, once they are many."""
-        self._batcher.company.until(self._clock())
+        self._admission.company.until(self._clock())
         self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.since}
         self._peers_kept = max(PEERS_KEPT, 2 * len(self.peers))
 
@@ -103,7 +139,7 @@ class Shell:
                 exchange.write(piece if type(piece) is bytes else bytes(piece))
             except RequestError as error:
                 exchange.cancel(error.reason)
-                return refusal(error.status, error.reason, error.headers)
+                return exchange.refuse(error)
         return None if message.get("more_body") else exchange.complete()
 
     def wait(self, exchange: Exchange, receive: Any) -> Wait:
@@ -113,10 +149,10 @@ class Shell:
         """
         wait = Wait(exchange, receive, self._loop)
         self._waits.add(wait)
-        exchange.add_done_callback(wait.answered)
+        exchange.add_done_callback(wait.wake)
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch_old)
-        if self._batcher.is_settling:
+        if self._admission.is_settling:
             self._watch(wait)
         return wait
 
@@ -147,18 +183,6 @@ async def _watch(wait: Wait) -> None:
         wait.over.set_result(False)
 
 
-async def refuse_websocket(receive: Any, send: Any) -> None:
-    """There is none here: end the handshake, which the client sees as a 403."""
-    if (await receive())["type"] == "websocket.connect":
-        await send({"type": "websocket.close", "code": 1000})
-
-
-def retrieve(task: asyncio.Task[None]) -> None:
-    """Look at a task's exception, which was logged or does not matter, so that asyncio does not complain of it."""
-    if not task.cancelled():
-        task.exception()
-
-
 def start_of(response: Response) -> dict[str, Any]:
     """The message that begins an answer."""
     length = 0
@@ -171,3 +195,29 @@ def start_of(response: Response) -> dict[str, Any]:
 def body_of(response: Response, head: Head) -> dict[str, Any]:
     """The message that ends it."""
     return {"type": "http.response.body", "body": b"" if head.method == "HEAD" else b"".join(response.buffers)}
+
+
+async def other_scope(service: Any, kind: str, receive: Any, send: Any) -> None:
+    """Live a lifespan, end a websocket's handshake; anything else is refused by raising."""
+    if kind == "lifespan":
+        while await _lifespan_goes_on(service, (await receive())["type"], send):
+            pass
+    elif kind != "websocket":
+        raise RuntimeError(f"scope type {kind!r}: Virtex serves http and lifespan")
+    elif (await receive())["type"] == "websocket.connect":  # the client sees a 403
+        await send({"type": "websocket.close", "code": 1000})
+
+
+async def _lifespan_goes_on(service: Any, told: str, send: Any) -> bool:
+    if told == "lifespan.startup":
+        try:
+            await service.startup()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            return False
+        await send({"type": "lifespan.startup.complete"})
+    elif told == "lifespan.shutdown":
+        await service.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+        return False
+    return True

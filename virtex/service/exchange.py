@@ -1,7 +1,7 @@
-"""One request, from its headers to its answer: Exchange; and Admission, which takes it in or refuses it.
+"""One request, from the end of its headers to its answer: Exchange.
 
-Rules: no sockets, and a clock that is given. An exchange is the ring's ticket of its request. It is completed or
-cancelled once, and answered once at most.
+Rules: no sockets, and a clock that is given. It knows who took it in as a Keeper, and what its bodies mean by their
+formats. An exchange is the ring's ticket of its request. It is completed or cancelled once, and answered once at most.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import secrets
 from collections.abc import Callable, Generator
 from typing import Any
 
-import numpy as np
-
-from .._codec import count_values, encode_npy, weigh
-from ..batch.batcher import Batcher, Observer
+from .._codec import count_values, weigh
+from ..batch.batcher import Batcher
 from ..batch.company import Peer
-from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError
+from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
-from ..message import Account, decode_items, encode_data
-from ..tensor import Rows
+from ..tensor import Inputs
 from .bodies import Bodies
-from .seam import JSON, NPY, BaseExchange, Head, Keeper, Response, Wants, negotiate, refusal, too_large
+from .formats import Wants
+from .seam import BaseExchange, Head, Response
+from .seam import Keeper as BaseKeeper
 
 log = logging.getLogger("virtex")
 
@@ -34,6 +33,50 @@ VALUE_BYTES = 80  # that a small Python object and its place in a list take at m
 ARRAY_BYTES = 300  # that an array takes beside its data, about
 
 
+class Keeper(BaseKeeper):
+    """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
+
+    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. bodies:
+    the budget, which the connections share. most_bytes, most_values: of limits.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int],
+        limits: Limits,
+        batcher: Batcher,
+        bodies: Bodies,
+    ) -> None:
+        super().__init__()
+        self.loop = loop
+        self.limits = limits
+        self.most_bytes = limits.body
+        self.most_values = limits.values
+        self.batcher = batcher
+        self.company = batcher.company
+        self.bodies = bodies
+        self.inputs: Inputs | None = None
+        self.is_starting = True
+        self._clock = clock
+
+    def wait_for_start(self, exchange: Exchange) -> None:
+        """Keep a complete request until there is a handler."""
+        raise NotImplementedError
+
+    def admit(self, exchange: Exchange) -> None:
+        """Queue the items of a request. Raises RequestError as the batcher does."""
+        raise NotImplementedError
+
+    def conclude(self, exchange: Exchange, peer: Peer | None, status: int) -> None:
+        """A request that was taken has its answer."""
+        raise NotImplementedError
+
+    def settle(self, peer: Peer | None) -> int:
+        """A request that was taken is answered or given up; returns the time."""
+        raise NotImplementedError
+
+
 class Exchange(BaseExchange):
     """One request whose headers were accepted, and the future of its answer. Made by Admission.
 
@@ -41,7 +84,7 @@ class Exchange(BaseExchange):
     answering a batch is one pass over it.
     """
 
-    def _begin(self, admission: Admission, head: Head, wants: Wants, begun: int) -> None:
+    def _begin(self, admission: Keeper, head: Head, wants: Wants, begun: int) -> None:
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
         # What the bases' __init__ set, which is not called
         self.items = self.rows = None
@@ -181,16 +224,17 @@ class Exchange(BaseExchange):
 
     def _admit(self) -> Response | None:
         try:
-            self.items = self.admission.read(self._body, self._wants.sends_npy, self)
+            reads, inputs = self._wants.reads, self.admission.inputs
+            self.items = reads.items(self._body, self) if inputs is None else reads.source(self._body, inputs, self)
             if not len(self.items):
-                return self._finish(self._reply([]))
+                return self._finish(self._wants.writes.reply([]))
             self.admission.admit(self)
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
                 self.release()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
-            refused = self._error(error)
+            refused = self.refuse(error)
         self.items = None  # they and the traceback, which is gone now, read the body
         return self._finish(refused)
 
@@ -216,7 +260,7 @@ class Exchange(BaseExchange):
         else:
             admission.batcher.cancel(self, reason)
             self.items = self.rows = None
-        admission.settled(self._head.peer)
+        admission.settle(self._head.peer)
 
     def expire(self) -> None:
         """The deadline passed: answer 504, or 503 while the handler is not even there."""
@@ -229,11 +273,11 @@ class Exchange(BaseExchange):
         admission.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
 
-    def deliver(self, rows: list[Any] | Rows, error: Exception | None) -> None:
+    def deliver(self, rows: Any, error: Exception | None) -> None:
         try:
-            response = self._reply(rows) if error is None else self._error(error)
+            response = self._wants.writes.reply(rows) if error is None else self.refuse(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
-            response = self._error(unsendable)
+            response = self.refuse(unsendable)
         response = self._finish(self._affordable(response))
         if response.size() > LARGE:
             self.hold()
@@ -246,7 +290,7 @@ class Exchange(BaseExchange):
         if length > LARGE and bodies.held - self.charged + length > bodies.budget:
             held = bodies.held - self.charged
             reason = f"no room for an answer of {length} bytes beside {held} of {bodies.budget} (limits.max_bytes)"
-            return self._error(RequestError(503, reason, RETRY_SOON))
+            return self.refuse(RequestError(503, reason, RETRY_SOON))
         return response
 
     def _call_back(self) -> None:
@@ -257,32 +301,16 @@ class Exchange(BaseExchange):
             except Exception:
                 log.exception("a connection failed to take its answer")
 
-    def _reply(self, rows: list[Any] | Rows) -> Response:
-        if type(rows) is list and not self._wants.takes_npy:
-            return Response(200, JSON, [b'{"data":', encode_data(rows), b',"error":null}'])
-        if isinstance(rows, Rows):
-            document = rows.npy() if self._wants.takes_npy else None
-            if document is not None:
-                return Response(200, NPY, [document])
-            return Response(200, JSON, [rows.json()])
-        if self._wants.takes_npy and rows:
-            stacked = _stacked(rows)
-            if stacked is not None:
-                return Response(200, NPY, [stacked])
-        return Response(200, JSON, [b'{"data":', encode_data(rows), b',"error":null}'])
+    def refuse(self, error: Exception) -> Response:
+        """The answer that says what went wrong, as the client reads it."""
+        known = error if isinstance(error, (RequestError, ItemError)) else self._failure(error)
+        return self._wants.writes.refuse(known)
 
-    def _error(self, error: Exception) -> Response:
-        if isinstance(error, RequestError):
-            return refusal(error.status, error.reason, error.headers)
-        if isinstance(error, ItemError):
-            return refusal(error.status, str(error))
-        if not isinstance(error, HandlerError):
-            cause, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
-            error.__cause__ = cause
-        return self._failure(error)
-
-    def _failure(self, error: Exception) -> Response:
+    def _failure(self, error: Exception) -> VirtexError:
         """A 500 names the step and an id; the log has the cause under that id, its traceback now and then."""
+        if not isinstance(error, HandlerError):
+            raised, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
+            error.__cause__ = raised
         request = next((v for k, v in self._head.headers if k == b"x-request-id"), b"")
         sound = re.fullmatch(rb"[\w.:/+=@-]{1,128}", request)
         name = request.decode() if sound else secrets.token_hex(8)
@@ -291,7 +319,7 @@ class Exchange(BaseExchange):
             log.error("request %s: %s", name, error)
         else:
             self.admission.batcher.tracebacks.log(cause, "request %s: %s", name, error)
-        return refusal(500, f"{error}; request id {name}")
+        return RequestError(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:
         self.response = response
@@ -299,173 +327,5 @@ class Exchange(BaseExchange):
         if self._body:
             self._drop_body()
         self.release()
-        self.admission.answered(self, response)
+        self.admission.conclude(self, self._head.peer, response.status)
         return response
-
-
-class Admission(Keeper):
-    """Takes requests in or refuses them, and sees to it that each is answered in time; one in each life of a server.
-
-    most_early: how many complete requests wait for the handler at most. is_open: whether requests are taken without
-    asking the server first. unsettled: how many were taken that are neither answered nor given up. bodies: the
-    budget, which the connections share.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], int],
-        limits: Limits,
-        batcher: Batcher,
-        observer: Observer | None,
-        most_early: int,
-        bodies: Bodies,
-    ) -> None:
-        super().__init__()
-        self.loop = loop
-        self.limits = limits
-        self.most_bytes = limits.body
-        self.most_values = limits.values
-        self.batcher = batcher
-        self.company = batcher.company
-        self.bodies = bodies
-        self.read: Callable[[bytes | bytearray | memoryview, bool, Account], Any] = decode_items
-        self.is_starting = True  # the handler is not there yet
-        self.unsettled = 0
-        self._clock = clock
-        self._observer = observer
-        self._most_early = most_early
-        self._early: list[Exchange] = []  # complete before the handler was there
-        self._all_settled: asyncio.Future[None] | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._sweeps_for = 0  # when the request began whose deadline the sweeper waits for
-
-    def open(self, head: Head, now: int) -> Response | Exchange:
-        """Take a message at the end of its headers, or refuse it; now: the clock, in nanoseconds."""
-        try:
-            wants = head.wants
-            if wants is None:
-                wants = head.wants = self._negotiated(head)
-            self.batcher.room_for(1)
-            if self.bodies.is_full():
-                raise self.bodies.refusal()
-            if self._early:
-                self._check_early()
-        except RequestError as error:
-            return self.refuse(error, now)
-        self.unsettled += 1
-        self.company.arrives(head.peer)
-        exchange: Exchange = Exchange.__new__(Exchange)
-        exchange._begin(self, head, wants, now)
-        return exchange
-
-    def refuse(self, error: RequestError, now: int) -> Response:
-        """The answer to a request that began at `now` and is not taken."""
-        return self.answer(refusal(error.status, error.reason, error.headers), now)
-
-    def answer(self, response: Response, now: int) -> Response:
-        """The same response, of which the observer is told: nothing was computed for it."""
-        if self._observer is not None:
-            self.batcher.tell(self._observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
-        return response
-
-    def _negotiated(self, head: Head) -> Wants:
-        content_type = content_encoding = accept = b""
-        for name, value in head.headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"accept":
-                accept = accept + b"," + value if accept else value
-            elif name == b"content-encoding":
-                content_encoding = value
-        if head.length is not None and head.length > self.most_bytes:
-            raise too_large(head.length, self.most_bytes)
-        return negotiate(content_type, content_encoding, accept)
-
-    def _check_early(self) -> None:
-        if len(self._early) >= self._most_early:
-            self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
-            if len(self._early) >= self._most_early:
-                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
-
-    def wait_for_start(self, exchange: Exchange) -> None:
-        """Keep a complete request until there is a handler."""
-        self._early.append(exchange)
-        self._watch_deadline(exchange.begun)
-
-    def start(self) -> None:
-        """The handler is there, and `read` reads what it takes: admit those that waited for it."""
-        self.is_starting = False
-        early, self._early = self._early, []
-        for exchange in early:
-            exchange.start()
-
-    def fail(self, error: RequestError) -> None:
-        """There will be no handler: answer those that waited for it."""
-        self.is_starting = False
-        early, self._early = self._early, []
-        for exchange in early:
-            exchange.resolve([], error)
-
-    def admit(self, exchange: Exchange) -> None:
-        """Queue the items of a request; the sweeper answers for it when its deadline passes."""
-        self.batcher.admit(exchange, self._clock())
-        if self._sweeper is None or exchange.begun < self._sweeps_for:
-            self._watch_deadline(exchange.begun)
-
-    def _watch_deadline(self, begun: int) -> None:
-        """Sweep when the request that began then has had its time, if none that began sooner is waited for."""
-        if self._sweeper is not None:
-            if begun >= self._sweeps_for:
-                return
-            self._sweeper.cancel()
-        self._sweeps_for = begun
-        left = (begun - self._clock()) / 1e9 + self.limits.answer_seconds
-        self._sweeper = self.loop.call_later(max(left, 0.0) + 0.001, self._sweep)
-
-    def _sweep(self) -> None:
-        """Answer for those whose deadline passed. One timer does for all, and none runs while nothing waits."""
-        self._sweeper = None
-        deadline = self._clock() - round(self.limits.answer_seconds * 1e9)
-        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
-        waiting = [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
-        for exchange in waiting:
-            if exchange.begun <= deadline:
-                exchange.expire()
-        left = [exchange.begun for exchange in waiting if exchange.begun > deadline and not exchange.resolved]
-        if left:
-            self._watch_deadline(min(left))
-
-    def answered(self, exchange: Exchange, response: Response) -> None:
-        """A request that was taken is answered."""
-        exchange.ended = now = self.settled(exchange._head.peer)
-        if self._observer is not None:
-            seconds = (now - exchange.begun) / 1e9
-            self.batcher.tell(self._observer.request_done, response.status, exchange.count, seconds)
-
-    def settled(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
-        now = self.batcher.now or self._clock()
-        self.company.answered(peer, now)
-        self.unsettled -= 1
-        if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
-            self._all_settled.set_result(None)
-        return now
-
-    async def wait_settled(self) -> None:
-        """Returns when no request is left; then no deadline is watched any more."""
-        while self.unsettled:
-            self._all_settled = self.loop.create_future()
-            await self._all_settled
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-
-
-def _stacked(rows: list[Any]) -> bytes | None:
-    """The rows as one .npy document; None when they are not arrays of one dtype and shape."""
-    if not all(isinstance(row, np.ndarray) for row in rows):
-        return None
-    try:
-        return encode_npy(rows)
-    except (TypeError, ValueError):
-        return None

@@ -1,10 +1,6 @@
 from ..batch.ring cimport Ticket
 
 
-cdef class Wants:
-    cdef readonly bint sends_npy, takes_npy
-
-
 cdef class Head:
     cdef public str method, path
     cdef public list headers

@@ -18,19 +18,14 @@ cancelled, and its error is the answer.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
 from typing import Any
 
 from ..batch.ring import Ticket
-from ..errors import RETRY_SOON, Headers, RequestError, quoted
+from ..errors import RETRY_SOON, Headers, RequestError
 from ..limits import Limits
 
 JSON: Headers = ((b"content-type", b"application/json"),)
-NPY: Headers = ((b"content-type", b"application/x-npy"),)
-ACCEPTS = "application/json, application/x-npy"
-KEPT = 512  # bytes; clients send the same three headers again and again, so what those up to this say is kept
 
 
 class Head:
@@ -97,11 +92,6 @@ def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
 def plain(status: int, reason: str, headers: Headers = ()) -> Response:
     """An error as one reads it whose application is not a service of ours."""
     return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
-
-
-def too_large(length: int, most: int) -> RequestError:
-    """The refusal of a body of so many bytes or more."""
-    return RequestError(413, f"a body of {length} bytes; the limit is {most}")
 
 
 class Budget:
@@ -250,61 +240,3 @@ class Service:
     def shutdown(self) -> Coroutine[Any, Any, None]:
         """Answer what was taken, and end."""
         raise NotImplementedError
-
-
-class Wants:
-    """What the headers say about the bodies: is the request's .npy, and is the reply's to be."""
-
-    def __init__(self, sends_npy: bool, takes_npy: bool) -> None:
-        self.sends_npy = sends_npy
-        self.takes_npy = takes_npy
-
-
-def negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
-    """Read the three headers (RFC 9110 sections 8.3, 8.4, 12.5.1); b"" where one is absent.
-
-    Raises RequestError: 415 for a body that is neither JSON nor .npy or is compressed, 406 when neither may be sent.
-    """
-    if len(content_type) + len(content_encoding) + len(accept) <= KEPT:
-        return _kept(content_type, content_encoding, accept)
-    return _negotiate(content_type, content_encoding, accept)
-
-
-def _negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
-    kind = content_type.partition(b";")[0].strip().lower().decode("latin-1")
-    if content_encoding.strip().lower() not in (b"", b"identity"):
-        coding = content_encoding.decode("latin-1")
-        raise RequestError(
-            415, f"Content-Encoding {quoted(coding)!r}: send the body as it is", ((b"accept-encoding", b"identity"),)
-        )
-    json_like = kind.endswith(("/json", "+json")) or kind in (
-        "",
-        "application/octet-stream",
-        "application/x-www-form-urlencoded",
-        "text/plain",
-    )
-    if kind != "application/x-npy" and not json_like:
-        raise RequestError(
-            415, f"Content-Type {quoted(kind)!r}: send one of {ACCEPTS}", ((b"accept", ACCEPTS.encode()),)
-        )
-    return Wants(not json_like, _prefers_npy(accept.decode("latin-1").lower()))
-
-
-_kept = lru_cache(256)(_negotiate)
-
-# One search finds what concerns us in a long Accept; taking all of it apart would cost a worker 0.1 s for 60 KB.
-_RANGE = re.compile(r"(?:^|,)\s*(application/x-npy|application/json|application/\*|\*/\*)\s*(?:;([^,]*))?(?=,|$)")
-
-
-def _prefers_npy(accept: str) -> bool:
-    """Whether .npy is named and JSON not preferred to it; wildcards mean JSON."""
-    quality = {}
-    for kind, parameters in _RANGE.findall(accept):
-        q = next((p.strip()[2:] for p in parameters.split(";") if p.strip().startswith("q=")), "1")
-        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
-    as_npy = quality.get("application/x-npy", 0.0)
-    ranges = ("application/json", "application/*", "*/*")
-    as_json = next((quality[r] for r in ranges if r in quality), 0.0)
-    if accept.strip() and not as_npy and not as_json:
-        raise RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {ACCEPTS}")
-    return as_npy > 0 and as_npy >= quality.get("application/json", 0.0)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 SLOTS = 1024
 FREE, LOADING, READY, DRAINING, RESTARTING = range(5)  # RESTARTING: drains, and gunicorn will replace it
-PATIENCE = 10  # pauses in which a sibling may show no sign of life before it is not waited for: 50 ms
 
 # The header's words. Each has one kind of writer: the master, a worker that becomes ready, one that fails.
 _STOPPING, _USED, _NEWEST, _PROVEN, _FAILURES = range(5)
@@ -37,7 +36,7 @@ class Entry(NamedTuple):
     generation: int
 
 
-class Board:
+class Scoreboard:
     """The mapping. Writes are single aligned words of one owner; a reader may see a slot between two of them."""
 
     def __init__(self) -> None:
@@ -148,40 +147,6 @@ class Board:
         at = _at(index)
         for i, word in enumerate(entry):
             self._words[at + i] = word
-
-
-class Share:
-    """Whether this worker leaves a connection that waits to a sibling that has fewer.
-
-    An idle sibling wakes up at once and shows a sign of life. One that shows none, though it was left a connection
-    PATIENCE times and nobody took it, is stopped, dead or busy: it is not waited for until it shows one.
-    """
-
-    def __init__(self, board: Board, index: int) -> None:
-        self._board = board
-        self._index = index
-        self.is_open = True  # False: whoever waits is left to a process to come
-        self._asked: list[tuple[int, int]] = []  # age and turns of those who had fewer at the last look
-        self._vain: dict[tuple[int, int], int] = {}  # how often each of them was waited for, as of that sign of life
-
-    def may_accept(self) -> bool:
-        """A worker that loads leaves who connects to those that can answer, if there are any."""
-        is_loading = self._board.entry(self._index).state == LOADING
-        return not is_loading or (self.is_open and not self._board.has_company(self._index))
-
-    def has_more(self, connections: int) -> bool:
-        """Whether this worker, which has so many, is to let another one be quicker."""
-        self._board.publish(self._index, connections)
-        self._asked = self._board.fewer(connections)
-        return any(self._vain.get(key, 0) < PATIENCE for key in self._asked)
-
-    def waited_in_vain(self) -> None:
-        """Nobody was quicker."""
-        self._vain = {key: self._vain.get(key, 0) + 1 for key in self._asked}
-
-    def has_company(self) -> bool:
-        """Whether a sibling takes what this worker leaves; in a stop they would all wait for each other."""
-        return not self._board.is_stopping() and self._board.has_company(self._index)
 
 
 def _at(index: int) -> int:

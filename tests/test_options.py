@@ -1,0 +1,49 @@
+"""The arguments of http_server()."""
+
+import pytest
+from kit.services import Echo, Watching
+
+from virtex import http_server
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": 7},
+        {"handler": 7},
+        {"max_batch_size": 0},
+        {"max_batch_size": 2.5},
+        {"max_batch_size": True},
+        {"max_time_on_queue": -1},
+        {"max_time_on_queue": float("nan")},
+        {"max_queue_size": 0},
+        {"executor": "process"},
+        {"limits": {}},
+        {"observer": Watching},
+        {"watchdog": 0},
+        {"authorize": "token"},
+        {"prom_host": ""},
+        {"prom_host": "http://"},
+        {"prom_port": 0},
+        {"prom_port": 70000},
+        {"prom_mode": "pull"},
+        {"prom_mode": "scrape"},
+        {"prom_mode": "push"},
+        {"prom_interval": 0},
+        {"prom_push_interval": -1},
+    ],
+    ids=str,
+)
+def test_arguments_are_checked(wrong):
+    ((_, value),) = wrong.items()
+    with pytest.raises(ValueError, match=r"expected") as error:
+        http_server(**{"name": "a", "handler": Echo(), **wrong})
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "http://127.0.0.1", "http://push.example/"])
+def test_the_arguments_of_the_first_virtex_are_taken(host):
+    app = http_server("a", Echo(), 512, 0.005, host, 9090, "off", 0.01)
+    assert app.max_queue_size == 2048
+    http_server(name="a", handler=Echo(), prom_push_interval=0.05)

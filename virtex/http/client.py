@@ -1,0 +1,5 @@
+"""HttpClient, where the first Virtex's users import it from."""
+
+from ..client import HttpClient
+
+__all__ = ["HttpClient"]

@@ -1,0 +1,21 @@
+cimport cython
+
+from ..batch.company cimport Peer
+from .deadlines cimport Deadlines
+from .exchange cimport Exchange, Keeper
+from .formats cimport Format, Wants
+from .seam cimport Head, Response
+
+
+cdef class Admission(Keeper):
+    cdef public Py_ssize_t unsettled
+    cdef object _observer, _all_settled
+    cdef Deadlines _deadlines
+    cdef Py_ssize_t _most_early
+    cdef list _early
+
+    @cython.locals(exchange=Exchange)
+    cpdef open(self, Head head, long long now)
+
+    @cython.locals(writes=Format)
+    cpdef Response refuse(self, error, Head head, long long now)

@@ -1,0 +1,147 @@
+"""Takes requests in or refuses them, and counts those that were taken until each is answered or given up.
+
+Rules: no sockets, and a clock that is given. It knows the batcher; what a body means is the formats' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ..batch.batcher import Batcher, Observer
+from ..batch.company import Peer
+from ..errors import RETRY_SOON, RequestError, too_large
+from ..limits import Limits
+from .bodies import Bodies
+from .deadlines import Deadlines
+from .exchange import Exchange, Keeper
+from .formats import JSON, Wants, negotiate
+from .seam import Head, Response
+
+
+class Admission(Keeper):
+    """The door of a service, in one life of its model.
+
+    most_early: how many complete requests wait for the handler at most. unsettled: how many were taken that are neither
+    answered nor given up.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int],
+        limits: Limits,
+        batcher: Batcher,
+        observer: Observer | None,
+        most_early: int,
+        bodies: Bodies,
+    ) -> None:
+        super().__init__(loop, clock, limits, batcher, bodies)
+        self.unsettled = 0
+        self._observer = observer
+        self._most_early = most_early
+        self._early: list[Exchange] = []  # complete before the handler was there
+        self._deadlines = Deadlines(loop, clock, limits.answer_seconds, self._waiting)
+        self._all_settled: asyncio.Future[None] | None = None
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether what came while a long batch held the loop is still being read."""
+        return self.batcher.is_settling
+
+    def open(self, head: Head, now: int) -> Response | Exchange:
+        """Take a message at the end of its headers, or refuse it; now: the clock, in nanoseconds."""
+        try:
+            wants = head.wants
+            if wants is None:
+                wants = head.wants = self._wanted(head)
+            self.batcher.room_for(1)
+            if self.bodies.is_full():
+                raise self.bodies.refusal()
+            if self._early:
+                self._check_early()
+        except RequestError as error:
+            return self.refuse(error, head, now)
+        self.unsettled += 1
+        self.company.arrives(head.peer)
+        exchange: Exchange = Exchange.__new__(Exchange)
+        exchange._begin(self, head, wants, now)
+        return exchange
+
+    def refuse(self, error: RequestError, head: Head, now: int) -> Response:
+        """The answer to a request that began at `now` and is not taken."""
+        writes = JSON if head.wants is None else head.wants.writes
+        return self.answer(writes.refuse(error), now)
+
+    def answer(self, response: Response, now: int) -> Response:
+        """The same response, of which the observer is told: nothing was computed for it."""
+        if self._observer is not None:
+            self.batcher.tell(self._observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
+        return response
+
+    def _wanted(self, head: Head) -> Wants:
+        if head.length is not None and head.length > self.most_bytes:
+            raise too_large(head.length, self.most_bytes)
+        return negotiate(head.headers)
+
+    # ---- before the handler is there
+
+    def _check_early(self) -> None:
+        if len(self._early) >= self._most_early:
+            self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
+            if len(self._early) >= self._most_early:
+                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+
+    def wait_for_start(self, exchange: Exchange) -> None:
+        """Keep a complete request until there is a handler."""
+        self._early.append(exchange)
+        self._deadlines.watch(exchange.begun)
+
+    def start(self) -> None:
+        """The handler is there, and `inputs` says what it takes: admit those that waited for it."""
+        for exchange in self._no_longer_early():
+            exchange.start()
+
+    def fail(self, error: RequestError) -> None:
+        """There will be no handler: answer those that waited for it."""
+        for exchange in self._no_longer_early():
+            exchange.resolve([], error)
+
+    def _no_longer_early(self) -> list[Exchange]:
+        self.is_starting = False
+        early, self._early = self._early, []
+        return early
+
+    # ---- from the queue to the answer
+
+    def admit(self, exchange: Exchange) -> None:
+        """Queue the items of a request, which is answered for when its deadline passes. Raises RequestError."""
+        self.batcher.admit(exchange, self._clock())
+        self._deadlines.watch(exchange.begun)
+
+    def _waiting(self) -> list[Exchange]:
+        admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
+        return [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
+
+    def conclude(self, exchange: Exchange, peer: Peer | None, status: int) -> None:
+        """A request that was taken has its answer: count it out, and tell the observer."""
+        exchange.ended = now = self.settle(peer)
+        if self._observer is not None:
+            seconds = (now - exchange.begun) / 1e9
+            self.batcher.tell(self._observer.request_done, status, exchange.count, seconds)
+
+    def settle(self, peer: Peer | None) -> int:
+        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        now = self.batcher.now or self._clock()
+        self.company.answered(peer, now)
+        self.unsettled -= 1
+        if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
+            self._all_settled.set_result(None)
+        return now
+
+    async def wait_settled(self) -> None:
+        """Returns when no request is left; then no deadline is watched any more."""
+        while self.unsettled:
+            self._all_settled = self.loop.create_future()
+            await self._all_settled
+        self._deadlines.stop()

@@ -1,0 +1,20 @@
+from .seam cimport Response
+
+
+cdef class Format:
+    cpdef items(self, body, account)
+    cpdef source(self, body, inputs, account)
+    cpdef Response reply(self, rows)
+    cpdef Response refuse(self, error)
+
+
+cdef class Json(Format):
+    pass
+
+
+cdef class Npy(Format):
+    pass
+
+
+cdef class Wants:
+    cdef readonly Format reads, writes

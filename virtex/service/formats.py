@@ -1,0 +1,194 @@
+"""The formats of bodies: one row each for how it is read and how it is written; negotiation chooses two of them once.
+
+Rules: values and functions of them; no clock, no batcher. A request has a format that reads its body and one that
+writes its answer. They need not be the same, so a format that is only read or only written can have a row too.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .._codec import decode_npy, encode_npy, items_of, scan, scan_npy, strings
+from ..errors import Headers, RequestError, VirtexError, quoted
+from ..message import Account, decode_message, encode_data
+from ..tensor import Inputs, Source, Tensor
+from .seam import JSON as JSON_HEADERS
+from .seam import Response, refusal
+
+Body = bytes | bytearray | memoryview
+
+FEW = 64  # strings that need no charge beside that of their text
+USUAL = 512  # bytes; clients send the same three headers again and again, so what those up to this say is kept
+
+
+class Format:
+    """How one kind of body is read and written. name: the media type by which clients ask for it."""
+
+    name = ""
+
+    def takes(self, kind: str) -> bool:
+        """Whether this is how to read a body of that type; in lower case, without parameters."""
+        return kind == self.name
+
+    def items(self, body: Body, account: Account) -> list[Any]:
+        """The items of a body for a list handler. Raises RequestError, also as the account does, or ItemError."""
+        raise NotImplementedError
+
+    def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
+        """The items of a body for declared inputs, not decoded yet. Raises as items() does."""
+        raise NotImplementedError
+
+    def reply(self, rows: Any) -> Response:
+        """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent."""
+        raise NotImplementedError
+
+    def refuse(self, error: VirtexError) -> Response:
+        """The answer that says what went wrong; JSON for every format so far."""
+        return refusal(error.status, str(error), error.headers)
+
+
+class Json(Format):
+    """{"data": [...], "error": null}; any type that clients send such text as."""
+
+    name = "application/json"
+
+    def takes(self, kind: str) -> bool:
+        """Whether it may be a message: no type at all, and what `curl -d` says, too."""
+        return kind.endswith(("/json", "+json")) or kind in _TEXT
+
+    def items(self, body: Body, account: Account) -> list[Any]:
+        """JSON values. Raises RequestError as decode_message() and as the account does."""
+        plain = strings(body)
+        if plain is None:
+            account.admit_values(body)
+            return decode_message(body)
+        if len(plain) > FEW:
+            account.admit_strings(len(plain))
+        return plain
+
+    def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
+        """Base64 of .npy or nested lists; objects of them where the inputs have names."""
+        names = None if isinstance(inputs, Tensor) else tuple(inputs)
+        items = scan(body, names)
+        if items is None:
+            account.admit_values(body)
+            items = items_of(decode_message(body), names)
+        return items
+
+    def reply(self, rows: Any) -> Response:
+        """Values in a list, arrays as text in it."""
+        if type(rows) is list:
+            return Response(200, JSON_HEADERS, [b'{"data":', encode_data(rows), b',"error":null}'])
+        return Response(200, JSON_HEADERS, [rows.json()])
+
+
+class Npy(Format):
+    """Documents of .npy: in a request one for each item, in an answer one for all rows; JSON if they are no array."""
+
+    name = "application/x-npy"
+
+    def items(self, body: Body, account: Account) -> list[Any]:
+        """Arrays. Raises ItemError for a document that is wrong, RequestError as the account does."""
+        return decode_npy(body, account.admit_documents)
+
+    def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
+        """A document with one more leading dimension than the input is several items."""
+        if not isinstance(inputs, Tensor):
+            raise RequestError(415, f"application/x-npy has one array an item; send JSON objects of {list(inputs)}")
+        return scan_npy(body, len(inputs.shape), account.admit_documents)
+
+    def reply(self, rows: Any) -> Response:
+        """One array whose leading dimension is the items."""
+        document = _stacked(rows) if type(rows) is list else rows.npy()
+        return JSON.reply(rows) if document is None else Response(200, _NPY_HEADERS, [document])
+
+
+def _stacked(rows: list[Any]) -> bytes | None:
+    """The rows as one .npy document; None when they are not arrays of one dtype and shape."""
+    for row in rows:
+        if not isinstance(row, np.ndarray):
+            return None
+    try:
+        return encode_npy(rows) if rows else None
+    except (TypeError, ValueError):
+        return None
+
+
+JSON, NPY = Json(), Npy()
+FORMATS: tuple[Format, ...] = (JSON, NPY)  # the first where a client leaves it open; of two liked as well, the last
+ACCEPTS = ", ".join(each.name for each in FORMATS)
+
+_NPY_HEADERS: Headers = ((b"content-type", NPY.name.encode()),)
+_TEXT = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"})
+
+
+# ---- negotiation
+
+
+class Wants:
+    """What the headers of a request say: the format that reads its body, and the one that writes its answer."""
+
+    def __init__(self, reads: Format, writes: Format) -> None:
+        self.reads = reads
+        self.writes = writes
+
+
+def negotiate(headers: list[tuple[bytes, bytes]]) -> Wants:
+    """Read the three headers that say it (RFC 9110 sections 8.3, 8.4, 12.5.1); names in lower case.
+
+    Raises RequestError: 415 for a body of another type or a compressed one, 406 when no format may be sent.
+    """
+    content_type = content_encoding = accept = b""
+    for name, value in headers:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"accept":
+            accept = accept + b"," + value if accept else value
+        elif name == b"content-encoding":
+            content_encoding = value
+    if len(content_type) + len(content_encoding) + len(accept) <= USUAL:
+        return _usual(content_type, content_encoding, accept)
+    return _negotiated(content_type, content_encoding, accept)
+
+
+def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
+    if content_encoding.strip().lower() not in (b"", b"identity"):
+        coding = quoted(content_encoding.decode("latin-1"))
+        encoding = (b"accept-encoding", b"identity")
+        raise RequestError(415, f"Content-Encoding {coding!r}: send the body as it is", (encoding,))
+    return Wants(_read_by(content_type), _written_by(accept.decode("latin-1").lower()))
+
+
+_usual = lru_cache(256)(_negotiated)
+
+
+def _read_by(content_type: bytes) -> Format:
+    kind = content_type.partition(b";")[0].strip().lower().decode("latin-1")
+    for each in FORMATS:
+        if each.takes(kind):
+            return each
+    raise RequestError(415, f"Content-Type {quoted(kind)!r}: send one of {ACCEPTS}", ((b"accept", ACCEPTS.encode()),))
+
+
+# One search finds what concerns us in a long Accept; taking all of it apart would cost a worker 0.1 s for 60 KB.
+_NAMES = "|".join(re.escape(each.name) for each in FORMATS)
+_RANGE = re.compile(rf"(?:^|,)\s*({_NAMES}|application/\*|\*/\*)\s*(?:;([^,]*))?(?=,|$)")
+
+
+def _written_by(accept: str) -> Format:
+    """The format that is named and liked best; a wildcard means the first."""
+    quality = {}
+    for kind, parameters in _RANGE.findall(accept):
+        q = next((p.strip()[2:] for p in parameters.split(";") if p.strip().startswith("q=")), "1")
+        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
+    best = max(reversed(FORMATS), key=lambda each: quality.get(each.name, 0.0))
+    if quality.get(best.name):
+        return best
+    ranges = (JSON.name, "application/*", "*/*")
+    if accept.strip() and not next((quality[r] for r in ranges if r in quality), 0.0):
+        raise RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {ACCEPTS}")
+    return JSON

@@ -1,0 +1,268 @@
+"""A handler and its life: made, set up, its batches cut and run, drained, torn down.
+
+    starting -> ready -> draining -> closed
+        \\-> failed
+
+Rules: knows loops, threads and processes, but neither sockets nor ASGI, nor how a request is written. A model lives
+once, on one loop of one process; a fork or a new loop needs another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from .. import __version__
+from ..batch.batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, ThreadExecutor
+from ..batch.device import Device
+from ..batch.steps import Steps, TensorSteps, async_methods
+from ..errors import RETRY_SOON, RequestError
+from ..handler import RequestHandler, TensorHandler, Worker
+from ..tensor import RowRing, Tensor, allocate, describe
+from .admission import Admission
+from .bodies import Bodies
+from .formats import ACCEPTS
+from .options import Options
+
+log = logging.getLogger("virtex")
+
+STARTING, READY, DRAINING, CLOSED, FAILED = "starting", "ready", "draining", "closed", "failed"
+
+
+class Model:
+    """One life, which begins at once on the running loop: `starting` ends when requests can be answered.
+
+    worker: what setup() gets. is_lazy: it begins on behalf of a request, so requests wait until it is ready. asked: the
+    server wants to see every request. info: what it is, as JSON. why_failed: "" unless its start failed. starting
+    raises what the handler's constructor or setup() raised.
+    """
+
+    def __init__(self, options: Options, bodies: Bodies, worker: Worker, is_lazy: bool, asked: bool) -> None:
+        self.options = options
+        self.loop = asyncio.get_running_loop()
+        self.state: str = STARTING
+        self.why_failed = ""
+        self.max_queue_size = options.queue
+        self.info = self._describe()
+        self.batcher = Batcher(
+            self.loop,
+            options.max_batch_size,
+            options.max_time_on_queue,
+            self.max_queue_size,
+            options.clock,
+            options.observer,
+        )
+        self.admission = Admission(
+            self.loop, options.clock, options.limits, self.batcher, options.observer, self.max_queue_size, bodies
+        )
+        self._pid = os.getpid()
+        self._is_lazy = is_lazy
+        self._asked = asked
+        self._handler: RequestHandler | None = None
+        self._thread: ThreadExecutor | None = None
+        self._context = copy_context()
+        self._ending: asyncio.Future[None] | None = None
+        self.starting = self.loop.create_task(self._start(worker), context=self._context)
+        self.starting.add_done_callback(retrieve)
+
+    @property
+    def lives(self) -> bool:
+        """Whether there is a life to be ended; a fork leaves it to the parent, and a loop that is closed ended it."""
+        return self._pid == os.getpid() and not self.loop.is_closed()
+
+    def is_stuck(self) -> bool:
+        """Whether the handler has held a batch for longer than the watchdog lets it."""
+        since, watchdog = self.batcher.running_since, self.options.watchdog
+        return watchdog is not None and since > 0 and self.options.clock() - since > watchdog * 1e9
+
+    def check_takes(self) -> None:
+        """Raise RequestError (503) unless requests are taken: while draining, and while starting for them, they are."""
+        if self.state is FAILED:
+            raise RequestError(503, self.why_failed)
+        if self.state is CLOSED:
+            raise RequestError(503, "the service has shut down", RETRY_SOON)
+        if self.admission.is_starting and not self._is_lazy:
+            raise RequestError(503, "the service is starting", RETRY_SOON)
+
+    def _describe(self, **more: Any) -> bytes:
+        options = self.options
+        return json.dumps(
+            {
+                "name": options.name,
+                "version": __version__,
+                "accepts": ACCEPTS.split(", "),
+                "answers": ACCEPTS.split(", "),
+                "max_batch_size": options.max_batch_size,
+                "max_time_on_queue": options.max_time_on_queue,
+                "max_queue_size": self.max_queue_size,
+                "limits": asdict(options.limits),
+                **more,
+            }
+        ).encode()
+
+    # ---- the start
+
+    async def _start(self, worker: Worker) -> None:
+        options = self.options
+        thread = ThreadExecutor(self.loop, f"virtex {options.name}") if options.executor == "thread" else None
+        try:
+            handler = await _call(thread, self._make)
+            await _call(thread, handler.setup, worker)
+            run = self._plan(handler, thread)
+        except BaseException as error:
+            self._fail(error)
+            if thread is not None:
+                thread.stop()
+            raise
+        self._handler = handler
+        self._thread = thread
+        if self.state is STARTING:
+            self.state = READY
+            self.admission.is_open = not self._asked
+        log.info("service %r is ready in process %d", options.name, self._pid)
+        run()
+        self.admission.start()
+
+    def _make(self) -> RequestHandler:
+        source = self.options.handler
+        handler = source if isinstance(source, RequestHandler) else source()
+        if not isinstance(handler, RequestHandler):
+            raise TypeError(f"handler: expected a RequestHandler, the factory made a {type(handler).__name__}")
+        return handler
+
+    def _plan(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Callable[[], None]:
+        """How batches of this handler run; raises for what can't be."""
+        executor = self._choose(handler, thread)
+        if not isinstance(handler, TensorHandler):
+            return partial(self.batcher.run_with, executor, Steps(handler, self.options.clock))
+        if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
+            raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
+        if type(handler).process_request is not TensorHandler.process_request:
+            raise TypeError(f"{type(handler).__name__}.process_request would never run: its inputs are declared")
+        device = None if handler.device is None else Device(handler.device)
+        if device is not None and device.is_cuda and executor is not thread:
+            raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
+        ring = self._rows_for(handler, device)
+        self.admission.inputs = handler.inputs
+        self.info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
+        steps = TensorSteps(handler, self.options.clock, device, executor.depth > 1)
+        return partial(self.batcher.run_with, executor, steps, ring)
+
+    def _choose(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Executor:
+        awaits = ", ".join(async_methods(handler))
+        if thread is not None:
+            if awaits:
+                raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
+            return thread
+        if awaits:
+            return AsyncExecutor(self.loop, self._context)
+        if self.options.watchdog is not None:
+            raise ValueError(
+                'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
+            )
+        return InlineExecutor(self._context)
+
+    def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
+        name, size, limits = self.options.name, self.options.max_batch_size, self.options.limits
+        if self.options.max_queue_size is None:
+            self.max_queue_size = min(self.max_queue_size, RowRing.fitting(handler.inputs, size, limits.max_bytes // 2))
+        most = limits.max_bytes - limits.body  # for a body must be room too
+        new = allocate if device is None else device.allocate
+        ring = RowRing(handler.inputs, size, self.max_queue_size, most, new)
+        taken = ring.slabs * ring.slab_bytes
+        self.admission.bodies.budget = limits.max_bytes - taken
+        log.info(
+            "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
+            *(name, ring.slabs, size, ring.slab_bytes, taken),
+        )
+        return ring
+
+    def _fail(self, error: BaseException) -> None:
+        self.state = FAILED
+        self.why_failed = f"the handler's setup failed: {type(error).__name__}"
+        if isinstance(error, Exception):
+            log.error("service %r did not start", self.options.name, exc_info=error)
+        else:
+            log.info("service %r was stopped while it started: %s", self.options.name, type(error).__name__)
+        self.admission.fail(RequestError(503, self.why_failed))
+
+    # ---- the end
+
+    def drain(self) -> None:
+        """Be unready from now on and cut batches without waiting; requests are still answered."""
+        if self.state in (STARTING, READY):
+            self.state = DRAINING
+            self.admission.is_open = False
+            self.batcher.drain()
+
+    async def shutdown(self) -> None:
+        """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran.
+
+        Calling it again waits for the first call.
+        """
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+            return
+        self._ending = self.loop.create_future()
+        try:
+            await self._end()
+        finally:
+            self._ending.set_result(None)
+
+    async def _end(self) -> None:
+        self.drain()
+        if self.state is not FAILED:
+            await asyncio.wait([self.starting])
+        if self.state is not FAILED:
+            self.state = CLOSED
+        await self.admission.wait_settled()
+        if self._handler is None:
+            return
+        if self.batcher.running_since:
+            log.warning("service %r: the model has not come back; its teardown is left out", self.options.name)
+        else:
+            await self._tear_down(self._handler)
+
+    async def _tear_down(self, handler: RequestHandler) -> None:
+        try:
+            await self.loop.create_task(_call(self._thread, handler.teardown), context=self._context)
+        except Exception:
+            log.exception("teardown of %r raised", self.options.name)
+        finally:
+            if self._thread is not None:
+                self._thread.stop()
+
+
+async def _call(thread: ThreadExecutor | None, method: Callable[..., Any], *args: Any) -> Any:
+    """Run setup() or its like where the handler's three methods run: some of what it sets is of one thread only."""
+    is_async = inspect.iscoroutinefunction(method)
+    if thread is not None:
+        return await (thread.call(_run_here, method, *args) if is_async else thread.call(method, *args))
+    try:
+        return await method(*args) if is_async else method(*args)
+    except SystemExit as error:  # 3 or 4 would end all of gunicorn
+        raise RuntimeError(f"raised SystemExit: {error}") from error
+
+
+def _run_here(method: Callable[..., Any], *args: Any) -> Any:
+    """Run a coroutine function on this thread; what it sets in its context holds on the thread after it."""
+    context = copy_context()
+    with asyncio.Runner() as runner:
+        result = runner.run(method(*args), context=context)
+    for variable, value in context.items():
+        variable.set(value)
+    return result
+
+
+def retrieve(task: asyncio.Task[None]) -> None:
+    """Look at a task's exception, which was logged or does not matter, so that asyncio does not complain of it."""
+    if not task.cancelled():
+        task.exception()

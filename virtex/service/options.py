@@ -1,0 +1,92 @@
+"""The arguments of http_server(), checked: each is as it says, or refused by name.
+
+Rules: values only; nothing is made or started here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..batch.batcher import Observer
+from ..handler import RequestHandler
+from ..limits import Limits
+from .seam import Head
+
+MOST_ITEMS = 1 << 32  # items in a batch: what is counted fits 64 bits, with room for sums
+LEAST_QUEUE = 1024  # items that may wait by default, however small the batches: a burst of single items is no overload
+
+
+def is_whole(value: object, least: int, most: int) -> bool:
+    """Whether it is an int within the bounds; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("name", lambda v: isinstance(v, str) and v != "", "a string that is not empty"),
+    ("handler", lambda v: isinstance(v, RequestHandler) or callable(v), "a RequestHandler, its class or a factory"),
+    ("max_batch_size", lambda v: is_whole(v, 1, MOST_ITEMS), "a whole number from 1 to 2**32"),
+    ("max_time_on_queue", lambda v: is_number(v) and 0 <= v <= 3600, "seconds from 0 to 3600"),
+    (
+        "max_queue_size",
+        lambda v: v is None or is_whole(v, 1, 4 * MOST_ITEMS),
+        "a whole number from 1 to 2**34, or None",
+    ),
+    ("executor", lambda v: v in ("inline", "thread"), '"inline" or "thread"'),
+    ("limits", lambda v: isinstance(v, Limits), "a Limits, or None"),
+    ("observer", lambda v: v is None or isinstance(v, Observer), "an Observer, or None"),
+    ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
+    ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a service was told; http_server() documents it. clock: nanoseconds. Raises ValueError."""
+
+    name: str
+    handler: RequestHandler | Callable[[], RequestHandler]
+    max_batch_size: int
+    max_time_on_queue: float
+    max_queue_size: int | None
+    executor: str
+    limits: Limits
+    observer: Observer | None
+    watchdog: float | None
+    authorize: Callable[[Head], int | None] | None
+    clock: Callable[[], int] = time.perf_counter_ns
+
+    def __post_init__(self) -> None:
+        for name, holds, expected in _CHECKS:
+            value = getattr(self, name)
+            check(holds(value), name, value, expected)
+
+    @property
+    def queue(self) -> int:
+        """Items that may wait at most, as far as the options decide it."""
+        return self.max_queue_size or max(4 * self.max_batch_size, LEAST_QUEUE)
+
+
+def check_prom(host: object, port: object, mode: object, interval: object) -> None:
+    """The prom_* arguments. Raises ValueError, also for a mode that asks for metrics: there are none yet."""
+    hostname = host.removeprefix("http://").removeprefix("https://") if isinstance(host, str) else ""
+    check(hostname != "" and "/" not in hostname.rstrip("/"), "prom_host", host, "a host name, with or without http://")
+    check(is_whole(port, 1, 65535), "prom_port", port, "a port from 1 to 65535")
+    check(is_number(interval) and float(str(interval)) > 0, "prom_interval", interval, "seconds above 0")
+    check(mode in ("off", "scrape", "push"), "prom_mode", mode, '"off", "scrape" or "push"')
+    if mode != "off":
+        raise ValueError(f'prom_mode={mode!r}: this version has no metrics yet; expected "off"')
+
+
+def check(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError, which says what was expected and what came."""
+    if not holds:
+        raise ValueError(f"http_server({name}={value!r}): expected {expected}")

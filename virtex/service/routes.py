@@ -1,0 +1,67 @@
+"""What a service answers without a body: what it is, whether it is well, and what there is not.
+
+Rules: a request in, a value out; neither a queue nor a loop. Any POST to a path that is not reserved is a message, and
+not answered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import RETRY_SOON, RequestError, quoted
+from .model import FAILED, READY, Model
+from .seam import JSON, Head, Response
+
+RESERVED = ("/health/", "/metrics/", "/v2/")
+
+
+def is_message(head: Head) -> bool:
+    """Whether a request is for the model."""
+    return head.method == "POST" and not head.path.startswith(RESERVED) and head.path != "/metrics"
+
+
+def answer(head: Head, model: Model) -> Response:
+    """The answer to a request that is no message. Raises RequestError: 404, 405, or 503 for what is not well."""
+    path = head.path
+    found = _ROUTES.get(path)
+    if found is None:
+        if path.startswith(RESERVED) or path == "/metrics":
+            raise RequestError(404, f"nothing at {quoted(path)}")
+        raise RequestError(405, f"{_named(head)}: messages are POSTed", ((b"allow", b"POST"),))
+    tell, allow = found
+    if head.method not in ("GET", "HEAD"):
+        raise RequestError(405, f"{_named(head)}: expected {allow}", ((b"allow", allow.encode()),))
+    return Response(200, JSON, [tell(model)])
+
+
+def _named(head: Head) -> str:
+    return f"{quoted(head.method)} {quoted(head.path)}"
+
+
+def _info(model: Model) -> bytes:
+    return model.info
+
+
+def _live(model: Model) -> bytes:
+    if model.is_stuck():
+        seconds = model.options.watchdog
+        raise RequestError(503, f"not live: the model has not come back for more than {seconds:g} s")
+    return _well("live", model.state is not FAILED, model)
+
+
+def _ready(model: Model) -> bytes:
+    return _well("ready", model.state is READY, model)
+
+
+def _well(what: str, holds: bool, model: Model) -> bytes:
+    if not holds:
+        reason = model.why_failed or f"not {what}: the service is {model.state}"
+        raise RequestError(503, reason, RETRY_SOON)
+    return b'{"%b":true}' % what.encode()
+
+
+_ROUTES: dict[str, tuple[Callable[[Model], bytes], str]] = {  # and the methods there are, as Allow says it
+    "/": (_info, "GET, HEAD, POST"),
+    "/health/live": (_live, "GET, HEAD"),
+    "/health/ready": (_ready, "GET, HEAD"),
+}

@@ -1,0 +1,48 @@
+"""The application as gunicorn gives it, and what stands in for one that is broken. Rules: it runs nothing."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from functools import partial
+from typing import Any
+
+from ..service.seam import Service
+
+
+def resolve(app: Any) -> Any:
+    """The application itself, or what a function without parameters makes: both were taken by the first Virtex."""
+    if isinstance(app, Service) or not callable(app):
+        return app
+    try:
+        inspect.signature(app).bind()
+    except (TypeError, ValueError):
+        return app  # it takes scope, receive and send
+    made = app()
+    if not callable(made):
+        raise TypeError(f"expected {app!r} to make an application, but it made a {type(made).__name__}")
+    return made
+
+
+def stand_in(error: BaseException, reloader: Any) -> Any:
+    """Under --reload: what answers while the code is broken. The files that it came from are watched."""
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    if isinstance(error, SyntaxError) and error.filename:
+        files.add(error.filename)
+    for file in filter(os.path.isfile, files):
+        reloader.add_extra_file(file)
+    return partial(_answer_500, f"the application could not be imported: {_line(error)}\n".encode())
+
+
+async def _answer_500(body: bytes, scope: Any, receive: Any, send: Any) -> None:
+    while scope["type"] == "lifespan":
+        await send({"type": (await receive())["type"] + ".complete"})
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _line(error: BaseException) -> str:
+    """An exception in one line: "SyntaxError: invalid syntax (service.py, line 3)"."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

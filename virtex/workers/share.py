@@ -1,0 +1,44 @@
+"""Which worker takes a connection that waits for all of them: the one that has fewer.
+
+Rules: knows the scoreboard, and neither sockets nor clocks; the listener asks it.
+"""
+
+from __future__ import annotations
+
+from .scoreboard import LOADING, Scoreboard
+
+PATIENCE = 10  # pauses in which a sibling may show no sign of life before it is not waited for: 50 ms
+
+
+class Share:
+    """Whether this worker leaves a connection that waits to a sibling that has fewer.
+
+    An idle sibling wakes up at once and shows a sign of life. One that shows none, though it was left a connection
+    PATIENCE times and nobody took it, is stopped, dead or busy: it is not waited for until it shows one.
+    """
+
+    def __init__(self, scoreboard: Scoreboard, index: int) -> None:
+        self._scoreboard = scoreboard
+        self._index = index
+        self.is_open = True  # False: whoever waits is left to a process to come
+        self._asked: list[tuple[int, int]] = []  # age and turns of those who had fewer at the last look
+        self._vain: dict[tuple[int, int], int] = {}  # how often each of them was waited for, as of that sign of life
+
+    def may_accept(self) -> bool:
+        """A worker that loads leaves who connects to those that can answer, if there are any."""
+        is_loading = self._scoreboard.entry(self._index).state == LOADING
+        return not is_loading or (self.is_open and not self._scoreboard.has_company(self._index))
+
+    def has_more(self, connections: int) -> bool:
+        """Whether this worker, which has so many, is to let another one be quicker."""
+        self._scoreboard.publish(self._index, connections)
+        self._asked = self._scoreboard.fewer(connections)
+        return any(self._vain.get(key, 0) < PATIENCE for key in self._asked)
+
+    def waited_in_vain(self) -> None:
+        """Nobody was quicker."""
+        self._vain = {key: self._vain.get(key, 0) + 1 for key in self._asked}
+
+    def has_company(self) -> bool:
+        """Whether a sibling takes what this worker leaves; in a stop they would all wait for each other."""
+        return not self._scoreboard.is_stopping() and self._scoreboard.has_company(self._index)
