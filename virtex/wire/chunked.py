@@ -14,6 +14,7 @@ import httptools
 
 from ..errors import RequestError
 from ..limits import Limits
+from ..service.seam import too_large
 from .grammar import CHUNKED_HEAD
 
 _SIZE = re.compile(rb"[0-9A-Fa-f]*")
@@ -79,7 +80,7 @@ class ChunkedBody:
         size = int(_SIZE.match(line)[0] or b"0", 16)  # type: ignore[index]  # that there are digits, llhttp saw
         self._length += size
         if self._length > self._limits.body:
-            raise RequestError(413, f"expected a body of at most {self._limits.body} bytes, got a larger chunked one")
+            raise too_large(self._length, self._limits.body)
         self._trailers = size == 0
         self._left = size + 2 if size else 0
 
