@@ -1,17 +1,18 @@
-"""The ASGI lane: any application, one connection on a transport that is a list; and lifespan."""
+"""The ASGI lane: any application, one connection on a transport that is a list."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import json
+import subprocess
+import sys
 
 import pytest
 from kit.cases import GET, chunked, head, post
+from kit.servers import ROOT
 from kit.wire import Wire
 
 from virtex import Limits
-from virtex.wire.asgi_host import Lifespan
-from virtex.wire.connections import Connections
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
 
@@ -75,7 +76,7 @@ def test_scope(serve):
         await echo(scope, receive, send)
 
     wire = serve(app)
-    wire.connections.state["model"] = []
+    wire.connections.service.state["model"] = []
     wire.send(b"GET /a%20b?q=%20 HTTP/1.1\r\nHost: x\r\nX-Y: 1\r\nx-y: 2\r\n\r\n").settle()
     (scope,) = scopes
     assert scope == {
@@ -104,7 +105,7 @@ def test_absolute_target_is_its_path_behind_the_root_path_and_its_authority_the_
 
     wire = serve(app)
     wire.connections.root_path = "/api"
-    wire.connections.access = lambda connection, turn, *_: targets.append(turn.request.target)
+    wire.connections.access = lambda ends, head, *_: targets.append(head.target)
     for target in (b"http://other:81/scope/a%2Fb?q=1", b"HTTPS://other:81?q=1"):
         wire.send(b"GET " + target + b" HTTP/1.1\r\nX: y\r\nHost: proxy\r\n\r\n").settle()
     names = ("path", "raw_path", "query_string", "headers")
@@ -135,9 +136,9 @@ def test_state_is_a_shallow_copy_for_each_request(serve):
         await echo(scope, receive, send)
 
     wire = serve(app)
-    shared = wire.connections.state["shared"] = object()
+    shared = wire.connections.service.state["shared"] = object()
     wire.send(GET, GET).settle()
-    assert "mine" not in wire.connections.state
+    assert "mine" not in wire.connections.service.state
     assert len(seen) == 2 and seen[0] is not seen[1] and seen[1]["shared"] is shared
 
 
@@ -550,70 +551,50 @@ def test_scheme_is_https_where_a_trusted_proxy_says_so_or_tls_ends_here(serve):
     assert schemes == ["http", "https", "https"]
 
 
-# --- lifespan -----------------------------------------------------------------------------------------------
+# --- what is loaded for it ------------------------------------------------------------------------------------
+
+HOST = """
+import asyncio, sys
+sys.path.insert(0, "tests")
+from kit.cases import post
+from kit.wire import Wire
+from virtex import HttpProtocol, serve
+
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"x"})
+
+assert Wire(app).send(post(b"a")).settle().statuses == [200]
+"""
+UVICORN = "import uvicorn.protocols.http.httptools_impl"
+MEASURE = """
+import json, resource, sys, time
+began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{code}
+rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([1e3 * (time.perf_counter() - began), rss / 1024, (rss - before) / 1024, sorted(sys.modules)]))
+"""
+NOT_FOR_A_FOREIGN_APPLICATION = {"numpy", "orjson", "gunicorn", "httpx2"}
+MAY_KNOW_OF_BATCH = {"virtex.batch", "virtex.batch.ring"}
+MAY_KNOW_OF_SERVICE = {"virtex.service", "virtex.service.seam"}
 
 
-def run(event_loop, app, state=None, mode="auto"):
-    lifespan = Lifespan(app, {} if state is None else state, mode)
-
-    async def both():
-        await lifespan.startup()
-        await lifespan.shutdown()
-
-    event_loop.run_until_complete(both())
+def loaded_by(code):
+    """What a process has loaded that has run it, and what that took: the modules, ms, MB, MB more than before."""
+    script = MEASURE.format(code=code)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    ms, rss, more, modules = json.loads(ended.stdout)
+    return set(modules), f"{ms:.0f} ms, {rss:.0f} MB, {more:.0f} of them its own"
 
 
-def test_lifespan_starts_and_stops_with_the_state_of_the_requests(event_loop):
-    seen, state = [], {}
-
-    async def app(scope, receive, send):
-        scope["state"]["model"] = 1
-        seen.append((await receive())["type"])
-        await send({"type": "lifespan.startup.complete"})
-        seen.append((await receive())["type"])
-        await send({"type": "lifespan.shutdown.complete"})
-
-    run(event_loop, app, state)
-    assert seen == ["lifespan.startup", "lifespan.shutdown"] and state == {"model": 1}
-
-
-def test_startup_that_fails_raises_with_the_applications_message(event_loop):
-    async def app(scope, receive, send):
-        await receive()
-        await send({"type": "lifespan.startup.failed", "message": "no model"})
-
-    with pytest.raises(RuntimeError, match="no model"):
-        run(event_loop, app)
-
-
-def test_application_without_lifespan_is_served(event_loop):
-    async def app(scope, receive, send):
-        raise NotImplementedError(scope["type"])
-
-    run(event_loop, app)
-    run(event_loop, app, mode="off")
-    with pytest.raises(RuntimeError, match="NotImplementedError"):
-        run(event_loop, app, mode="on")
-
-
-def test_shutdown_that_fails_is_logged(event_loop, caplog):
-    async def app(scope, receive, send):
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.failed", "message": "stuck"})
-
-    with caplog.at_level(logging.ERROR):
-        run(event_loop, app)
-    assert "stuck" in caplog.text
-
-
-def test_connections_are_shared_by_the_protocols_of_one_app_and_loop(event_loop):
-    from virtex import HttpProtocol
-
-    async def both():
-        return HttpProtocol(echo), HttpProtocol(echo), HttpProtocol(sending())
-
-    first, second, other = event_loop.run_until_complete(both())
-    assert isinstance(first.connections, Connections)
-    assert first.connections is second.connections is not other.connections
+def test_hosting_a_foreign_application_loads_neither_numpy_nor_codec_nor_batcher():
+    modules, ours = loaded_by(HOST)
+    _, theirs = loaded_by(UVICORN)
+    print(f"virtex's protocol, one request included: {ours}; uvicorn's, loaded: {theirs}")
+    assert not modules & NOT_FOR_A_FOREIGN_APPLICATION
+    own = {name for name in modules if name.startswith("virtex.")}
+    assert {name for name in own if name.startswith("virtex.batch")} <= MAY_KNOW_OF_BATCH
+    assert {name for name in own if name.startswith("virtex.service")} <= MAY_KNOW_OF_SERVICE
+    rest = {name for name in own if name.count(".") == 1} - {"virtex.batch", "virtex.service"}
+    assert rest == {"virtex.wire", "virtex.errors", "virtex.limits", "virtex.logs"}

@@ -15,8 +15,9 @@ from kit.servers import serving
 from kit.wire import StubServer, Wire
 
 from virtex import Limits, RequestHandler, http_server, serve
-from virtex.wire.connection import FIELD_BYTES, HEAD_KEPT, STEPS
 from virtex.wire.connections import Connections
+from virtex.wire.reader import FIELD_BYTES, HEAD_KEPT
+from virtex.wire.requests import STEPS
 
 LONG = head(b"A: " + b"x" * 20_000)
 

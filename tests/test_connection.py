@@ -15,8 +15,8 @@ from kit.wire import TEXT, SelfAnswering, StubExchange, StubServer, Wire
 from virtex import HttpProtocol, Limits
 from virtex.errors import RequestError
 from virtex.service.seam import Response
-from virtex.wire.connection import STEPS
 from virtex.wire.connections import SECOND
+from virtex.wire.requests import STEPS
 
 ROOT = Path(__file__).parent.parent
 
@@ -274,7 +274,7 @@ def test_reply_header_with_control_characters_is_never_sent(wire, server, bad):
 
 def test_date_is_rendered_once_a_second(wire, monkeypatch):
     wire.send(OK)
-    monkeypatch.setattr("virtex.wire.connections.formatdate", lambda *_, **__: "later")
+    monkeypatch.setattr("virtex.wire.replies.formatdate", lambda *_, **__: "later")
     wire.send(OK)
     assert b"later" not in wire.output
     wire.clock.now += SECOND
@@ -992,7 +992,9 @@ def test_exception_in_the_server_costs_its_connection_only(server, event_loop, w
 def test_answer_that_is_not_bytes_costs_its_connection_only(wire, server, later, caplog):
     wire.send(OK)
     server.later = later
-    server.answer = lambda exchange: Response(200, TEXT, [None])
+    unsendable = Response(200, TEXT, [])
+    unsendable.buffers = [None]
+    server.answer = lambda exchange: unsendable
     wire.send(OK)
     if later:
         server.opened[1].resolve()

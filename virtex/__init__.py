@@ -17,7 +17,7 @@ __version__ = "0.3.0"
 _HOME = {
     "HttpClient": "client",
     "HttpMessage": "message",
-    "HttpProtocol": "wire.connection",
+    "HttpProtocol": "wire.protocol",
     "ItemError": "errors",
     "Limits": "limits",
     "Observer": "batch.batcher",
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from .message import HttpMessage
     from .server import Server, http_server
     from .tensor import Tensor
-    from .wire.connection import HttpProtocol
     from .wire.listener import serve
+    from .wire.protocol import HttpProtocol
     from .worker import VirtexWorker
 
 

@@ -10,6 +10,7 @@ import struct
 from virtex import HttpProtocol, Limits
 from virtex.service.seam import BaseExchange, Budget, Response, Service
 from virtex.wire.connections import SECOND, Connections
+from virtex.wire.protocol import hosted
 
 TEXT = ((b"content-type", b"text/plain"),)
 
@@ -191,7 +192,7 @@ class Wire:
         self.app = app
         self.loop = loop or asyncio.new_event_loop()
         self.clock = shared.clock if shared else Clock()
-        self.connections = shared or Connections(app, limits=limits, clock=self.clock, loop=self.loop)
+        self.connections = shared or Connections(hosted(app, limits), limits=limits, clock=self.clock, loop=self.loop)
         self.protocol = HttpProtocol(app, connections=self.connections)
         self.transport = self.transport_of(self.protocol)
 

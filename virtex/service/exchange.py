@@ -200,7 +200,7 @@ class Exchange(BaseExchange):
     def hold(self) -> None:
         """The answer waits to be written: its bytes count, until release()."""
         if not self.charged and self.response is not None:
-            self.charged = self.response.size()
+            self.charged = self.response.size
             self.budget.held += self.charged
 
     def complete(self, body: bytes = b"", callback: Callable[[Any], object] | None = None) -> Response | Exchange:
@@ -279,13 +279,13 @@ class Exchange(BaseExchange):
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
         response = self._finish(self._affordable(response))
-        if response.size() > LARGE:
+        if response.size > LARGE:
             self.hold()
         self._call_back()
 
     def _affordable(self, response: Response) -> Response:
         """The same response; a 503 where a large one has no room."""
-        length = response.size()
+        length = response.size
         bodies = self.budget
         if length > LARGE and bodies.held - self.charged + length > bodies.budget:
             held = bodies.held - self.charged

@@ -1,3 +1,5 @@
+cimport cython
+
 from ..batch.ring cimport Ticket
 
 
@@ -14,8 +16,11 @@ cdef class Response:
     cdef public int status
     cdef public tuple headers
     cdef public list buffers
-    cdef Py_ssize_t _size
-    cpdef Py_ssize_t size(self) except -1
+    cdef readonly Py_ssize_t size
+
+
+@cython.locals(size=Py_ssize_t, buffer=bytes)
+cdef Py_ssize_t size_of(list buffers) except -1
 
 
 cdef class Budget:

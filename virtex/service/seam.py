@@ -62,25 +62,24 @@ def without_root(path: str, root: str) -> str:
 
 
 class Response:
-    """An answer; the shell adds content-length, and connection.py date, server and connection.
+    """An answer; the shell adds content-length, and the wire date, server and connection.
 
-    headers: names in lower case. buffers: the body in pieces of bytes.
+    headers: names in lower case. buffers: the body in pieces of bytes. size: how many bytes they are.
     """
 
     def __init__(self, status: int, headers: Headers, buffers: list[bytes]) -> None:
         self.status = status
         self.headers = headers
         self.buffers = buffers
-        self._size = -1
+        self.size = size_of(buffers)
 
-    def size(self) -> int:
-        """Bytes of the body; counted once."""
-        if self._size < 0:
-            size = 0
-            for buffer in self.buffers:
-                size += len(buffer)
-            self._size = size
-        return self._size
+
+def size_of(buffers: list[bytes]) -> int:
+    """Bytes in all."""
+    size = 0
+    for buffer in buffers:
+        size += len(buffer)
+    return size
 
 
 def refusal(status: int, reason: str, headers: Headers = ()) -> Response:

@@ -1,51 +1,52 @@
 cimport cython
 
-from .connections cimport Connections
 from ..service.seam cimport BaseExchange, Head, Response
-from .grammar cimport end_of_head, has_body
+from .connections cimport Connections
+from .reader cimport Reader
+from .replies cimport Framing, Heads
+from .waiting cimport Waiting
 
-cdef int BODY, END, FIRST_BYTE, NEXT_HEAD, REST_OF_HEAD
-cdef int HEAD, TRAILING, UNWANTED
-cdef int CLOSE, KEEP, KEEP_1_0
+cdef int NEXT
 
 
 cdef class Turn:
-    cdef public Head request
+    cdef public Head head
     cdef public long long begun
     cdef public BaseExchange exchange
     cdef public Response answer
     cdef public Py_ssize_t cost
 
 
-cdef class Writer:
-    cdef public object app, transport, writable
-    cdef public Connections connections
-    cdef public long long watched_until, received
-    cdef object _clock, _limits, _ends, _transport_write, _when_answered
-    cdef list _turns
-    cdef Turn _last, _current
-    cdef bytes _rest, _partial
-    cdef Py_ssize_t _rest_at, _head_cost, _buffered, _held
-    cdef bint _rest_is_due
-    cdef bint _direct, _corked, _flushable, _ended, _unread, _reading, _full, _invites
-    cdef long long _keep_alive, _since, _stalled, _unsent, _seen, _seen_at, _paused
-    cdef Py_ssize_t _most
-    cdef int _wait, _takes_for
+cdef class Answers:
+    cdef object _connection, _clock, _transport, _transport_write
+    cdef readonly object when_answered
+    cdef Connections _connections
+    cdef Reader _reader
+    cdef Waiting _waiting
+    cdef bint _invites_itself
+    cdef long long _keep_alive
+    cdef Py_ssize_t _held
+    cdef readonly list turns
+    cdef public Turn current, last, invites
+    cdef public bint is_corked, is_due
+    cdef public Py_ssize_t buffered
 
-    cdef _read(self, bytes data, Py_ssize_t at)
-    cdef bint _has_next(self) except -1
-    cdef _drop_rest(self)
+    cpdef Turn add(self, Head head, long long now)
 
     @cython.locals(held=Py_ssize_t, turn=Turn)
-    cdef _account(self)
+    cpdef account(self)
+    cpdef write(self)
+    cdef _write_all(self, long long now)
+    cpdef rest_from(self, long long now)
+
+    @cython.locals(turn=Turn, answer=Response, exchange=BaseExchange, last=cython.bint, final=cython.bint, cost=Py_ssize_t)
+    cdef bint _write_turns(self, long long now) except -1
+
+    @cython.locals(head=Head, heads=Heads)
+    cdef bint _render(self, Turn turn, Response response, bint last, long long now, list out) except -1
+
+    @cython.locals(turn=Turn, cost=Py_ssize_t)
+    cpdef stream(self, Framing framing, bytes piece, bint is_first, bint is_last, long long now)
 
     @cython.locals(size=Py_ssize_t)
-    cdef _write(self, list out)
-
-    @cython.locals(now=cython.longlong, turn=Turn, answer=Response, shared=Connections, last=cython.bint)
-    cdef _write_all(self)
-
-    @cython.locals(length=Py_ssize_t, request=Head)
-    cdef bint _render(self, Turn turn, Response response, bint last, long long now, list out) except -1
-    cpdef finish(self, bint last, int status, Py_ssize_t length, long long now)
-    cpdef bint must_close(self, Turn turn) except -1
+    cdef _send(self, list out)

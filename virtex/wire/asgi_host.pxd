@@ -1,14 +1,6 @@
 from ..service.seam cimport BaseExchange, Head
-from .grammar cimport end_of_head, has_body
-from .answers cimport Turn, Writer
-
-
-cdef class Start:
-    cdef readonly int status
-    cdef readonly bytes lines
-    cdef readonly frozenset names
-    cdef readonly Py_ssize_t length
-    cdef readonly bint closes
+from .replies cimport Framing, Start
+from .stream cimport Stream
 
 
 cdef bytes _bytes(value)
@@ -16,14 +8,13 @@ cdef tuple _pairs(headers)
 
 
 cdef class AsgiExchange(BaseExchange):
-    cdef Writer _connection
-    cdef object _waiter, _task
+    cdef object _host, _waiter, _task
+    cdef Head _head
+    cdef Stream _stream
     cdef Start _start
-    cdef Turn _turn
-    cdef Head _request
+    cdef Framing _framing
     cdef list _body
-    cdef Py_ssize_t _sent, _left
-    cdef bint _complete, _gone, _told, _response_done, _chunked, _last
+    cdef bint _complete, _half, _gone, _told, _done
     cpdef write(self, bytes data)
     cpdef complete(self, bytes body=*, callback=*)
     cpdef cancel(self, str reason)
@@ -33,6 +24,4 @@ cdef class AsgiExchange(BaseExchange):
     cdef dict _scope(self)
     cdef dict _take_body(self)
     cdef _send_body(self, message)
-    cdef _emit(self, bytes data, bint end, long long now)
-    cdef bytes _render(self, Start start, bytes body, bint end, long long now)
-    cdef bytes _frame(self, bytes body, bint end)
+    cdef _emit(self, Framing framing, bytes piece, bint end)

@@ -1,67 +1,73 @@
-"""The lane for any ASGI 3 application: one request of a connection at a time, one task each; and the lifespan protocol.
+"""The lane for any ASGI 3 application: one request of a connection at a time, one task each.
 
-    AsgiExchange.write(data), .complete(), .cancel(reason)    what connection.py calls, as on an Exchange
-    receive, send                                             what the application calls
+    AsgiHost                                  the service that hosts the application
+    AsgiExchange.write, .complete, .cancel    what a connection calls, as on any exchange
+    receive, send                             what the application calls
 
-The head of an answer waits for the first piece of its body, so that a short answer is one write. An answer whose length
-the application does not say is chunked, unless it is all there in one message.
+Rules: of the connection it knows the stream that it answers to, by its public calls. The head of an answer waits for
+the first piece of its body, so that a short answer is one write. An answer whose length the application does not say is
+chunked, unless it is all there in one message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from ..service.seam import BaseExchange, Head
-from .grammar import Header, decoded, end_of_head, has_body, render_head
-
-if TYPE_CHECKING:
-    from .answers import Turn
-    from .connection import Reader
+from ..errors import RequestError, too_large
+from ..limits import Limits
+from ..logs import Tracebacks
+from ..service.seam import BaseExchange, Budget, Head, Response, Service, plain
+from .grammar import Header, decoded
+from .lifespan import SPEC_VERSION, Lifespan, Message
+from .replies import Framing, Start, start_of
+from .stream import Stream
 
 log = logging.getLogger("virtex")
 
-Message = MutableMapping[str, Any]
 HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its connection is not read
-SPEC_VERSION = "2.4"  # send() raises OSError once the client has left
 
 
-class Start:
-    """A message http.response.start, checked and rendered.
+class AsgiHost(Service):
+    """A foreign application as a service. mode: "auto"; "on", without lifespan is an error; "off", it is not asked."""
 
-    lines: of the head, as sent. names: of its fields, in lower case. length: what it says of the body's, in bytes; -1:
-    nothing. closes: it asks for the connection's end.
-    """
+    streams = True
+    answers_early = False
 
-    def __init__(self, status: int, lines: bytes, names: frozenset[bytes], length: int, closes: bool) -> None:
-        self.status = status
-        self.lines = lines
-        self.names = names
-        self.length = length
-        self.closes = closes
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], limits: Limits, clock: Callable[[], int], mode: str = "auto"
+    ) -> None:
+        super().__init__(limits, Budget(limits.max_bytes))
+        self.app = app
+        self.state: dict[str, Any] = {}
+        self.tracebacks = Tracebacks(clock)
+        self._lifespan = Lifespan(app, self.state, mode)
 
+    def join(self, connection: Any) -> Stream:
+        """A new connection."""
+        return Stream(connection)
 
-@lru_cache(256)
-def _prepare(status: int, headers: tuple[Header, ...]) -> Start:
-    """An application answers with the same headers again and again, so what they come to is kept.
+    def open(self, head: Head, now: int) -> Response | AsgiExchange:
+        """Run the application for a request, unless it is too large or there is no room."""
+        if head.length is not None and head.length > self.limits.body:
+            return self.refuse(too_large(head.length, self.limits.body))
+        if self.budget.held > self.budget.budget:
+            return self.refuse(self.budget.refusal())
+        return AsgiExchange(self, head)
 
-    What tells the body's end, and whether the connection goes on, is ours to write. Raises ValueError.
-    """
-    length, closes = -1, False
-    kept: list[Header] = []
-    for given, value in headers:
-        name = given.lower()
-        if name == b"content-length" and value.isdigit() and len(value) < 19:
-            length = int(value)
-        elif name == b"connection" and b"close" in value.lower():
-            closes = True
-        if name not in (b"transfer-encoding", b"connection", b"content-length"):
-            kept.append((name, value))
-    lines = render_head(status, tuple(kept), b"")
-    return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
+    def refuse(self, error: RequestError) -> Response:
+        """In plain text: whose application it is, nobody knows."""
+        return plain(error.status, error.reason, error.headers)
+
+    async def startup(self, worker: Any = None) -> None:
+        """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
+        await self._lifespan.startup()
+
+    async def shutdown(self) -> None:
+        """Tell the application, and wait until it is done."""
+        await self._lifespan.shutdown()
 
 
 def _bytes(value: Any) -> bytes:
@@ -82,41 +88,39 @@ def _pairs(headers: Any) -> tuple[Header, ...]:
 
 
 class AsgiExchange(BaseExchange):
-    """One request of an ASGI application and its answer."""
+    """One request of an ASGI application and its answer. `charged` is what waits of its body."""
 
-    def __init__(self, connection: Reader, turn: Turn, request: Head) -> None:
-        super().__init__(connection.connections.budget)
-        self._connection = connection
-        self._turn = turn
-        self._request = request
+    def __init__(self, host: AsgiHost, head: Head) -> None:
+        super().__init__(host.budget)
+        self._host = host
+        self._head = head
+        self._stream: Stream = head.peer
         # the request's body
         self._body: list[bytes] = []
         self._complete = False
+        self._half = False  # the client sends no more
         self._gone = False  # the client, or our interest in it
         self._told = False  # the application knows that the client left
         self._waiter: asyncio.Future[None] | None = None
         # the answer
         self._start: Start | None = None
-        self._response_done = False
-        self._chunked = False
-        self._left = -1  # bytes that its content-length still promises; -1: it has none
-        self._sent = 0  # bytes of its body
-        self._last = False  # the connection closes behind it
-        loop = connection.connections.loop or asyncio.get_running_loop()
+        self._framing: Framing | None = None  # once its first bytes are written
+        self._done = False
+        loop = self._stream.loop
         if loop.get_task_factory() is None:
             self._task = asyncio.Task(self._run(), loop=loop, name="request")  # a tenth of a task is its numbered name
         else:
             self._task = loop.create_task(self._run())
 
-    # --- what connection.py calls ---------------------------------------------------------------------------------
+    # --- what a connection calls ----------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        if self._response_done:
+        if self._done:
             return
         self._body.append(data)
         self.charge(len(data))
         if self.charged > HELD:
-            self._connection.hold(True)
+            self._stream.hold(True)
         self._wake()
 
     def complete(self, body: bytes = b"", callback: Callable[[BaseExchange], object] | None = None) -> BaseExchange:
@@ -131,14 +135,16 @@ class AsgiExchange(BaseExchange):
         self._drop_body()
         self._wake()
 
-    def _drop_body(self) -> None:
-        self._body.clear()
-        self.release()
-
     def leaves(self) -> bool:
         """The client sends no more. It has left, as far as the application hears; what that answers still is sent."""
+        self._half = True
         self._wake()
         return False
+
+    def _drop_body(self) -> None:
+        if self._body:
+            self._body.clear()
+            self.release()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -147,72 +153,66 @@ class AsgiExchange(BaseExchange):
     # --- running the application ----------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        connection = self._connection
         try:
-            await connection.app(self._scope(), self.receive, self.send)
+            await self._host.app(self._scope(), self.receive, self.send)
         except (Exception, asyncio.CancelledError, SystemExit) as error:  # cancelled: a task that it awaited, say
             if self._gone or self._told:
                 log.debug("the application gave up, for its client left: %r", error)
             else:
-                connection.connections.tracebacks.log(error, "the application raised")
+                self._host.tracebacks.log(error, "the application raised")
         else:
-            if not self._response_done and not self._gone and not self._told:
+            if not self._done and not self._gone and not self._told:
                 log.error("the application returned before its answer was complete")
-        if self._response_done or self._gone:
+        if self._done or self._gone:
             return
         if self.started:
-            connection.abort()  # only a connection that breaks off tells the client that this was not all
+            self._stream.abort()  # only a connection that breaks off tells the client that this was not all
         elif self._told:
-            connection.transport.close()
+            self._stream.close()
         else:
-            self._response_done = True
-            self._sent = 0
-            body = b"Internal Server Error"
-            self._last = True
-            self._start = _prepare(500, ((b"content-type", b"text/plain; charset=utf-8"),))
-            now = connection._clock()
-            self._emit(self._render(self._start, body, True, now), True, now)
+            start = start_of(500, ((b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")))
+            framing = Framing(start, self._head, b"Internal Server Error", True)
+            self._emit(framing, framing.begins, True)
 
     def _scope(self) -> dict[str, Any]:
-        request, connection = self._request, self._connection
-        shared = connection.connections
-        root, ends = shared.root_path, connection.ends
+        head = self._head
+        root, ends, is_secure = self._stream.where(head)
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
-            "http_version": "1.1" if request.minor else "1.0",
-            "method": request.method,
-            "scheme": "https" if connection.is_secure(request) else "http",
-            "path": root + decoded(request.raw_path.decode("latin-1")) if root else request.path,
-            "raw_path": root.encode() + request.raw_path if root else request.raw_path,
-            "query_string": request.query,
+            "http_version": "1.1" if head.minor else "1.0",
+            "method": head.method,
+            "scheme": "https" if is_secure else "http",
+            "path": root + decoded(head.raw_path.decode("latin-1")) if root else head.path,
+            "raw_path": root.encode() + head.raw_path if root else head.raw_path,
+            "query_string": head.query,
             "root_path": root,
-            "headers": request.headers[:],
+            "headers": head.headers[:],
             "client": ends.client,
             "server": ends.server,
-            "state": dict(shared.state),
+            "state": dict(self._host.state),
         }
 
     # --- receive ------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Message:
-        if self._connection._invites and not self._gone and not self._response_done:
-            self._connection.invite(self._turn)
-        while not self._gone and not self._response_done:
+        if self._head.expects and not self._gone and not self._done:
+            self._stream.invite()
+        while not self._gone and not self._done:
             if self._body or self._complete:
                 return self._take_body()
-            if self._connection._ended:
+            if self._half:
                 break
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        self._told = not self._response_done
+        self._told = not self._done
         return {"type": "http.disconnect"}
 
     def _take_body(self) -> Message:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         more = not self._complete
         if self.charged > HELD:
-            self._connection.hold(False)
+            self._stream.hold(False)
         self._drop_body()
         if not more:
             self._complete = False  # once only: the next receive() waits for the client to leave
@@ -222,7 +222,7 @@ class AsgiExchange(BaseExchange):
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
-        if self._response_done:
+        if self._done:
             raise RuntimeError(f"expected no message after the answer was complete, got {kind!r}")
         if kind == "http.response.start" and self._start is None:
             self._begin(message)
@@ -230,8 +230,8 @@ class AsgiExchange(BaseExchange):
             if self._gone:
                 raise ConnectionResetError("the client left")
             self._send_body(message)
-            if self._connection._stalled:
-                await self._flow()
+            if self._stream.waiting.stalled and not self._done:
+                await self._stream.flow()
         else:
             expected = "http.response.start" if self._start is None else "http.response.body"
             raise RuntimeError(f"expected the message {expected!r}, got {kind!r}")
@@ -241,140 +241,28 @@ class AsgiExchange(BaseExchange):
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise RuntimeError(f"http.response.start: expected a status from 200 to 599, got {status!r}")
         # Checked here, while a 500 is still possible.
-        self._start = _prepare(status, _pairs(headers))
+        self._start = start_of(status, _pairs(headers))
 
     def _send_body(self, message: Message) -> None:
         body = _bytes(message.get("body", b""))
-        more = bool(message.get("more_body", False))
-        now = self._connection._clock()
-        if not self.started:
+        end = not message.get("more_body", False)
+        framing = self._framing
+        if framing is None:
             assert self._start is not None
-            data = self._render(self._start, body, not more, now)
+            framing = Framing(self._start, self._head, body, end)
+            piece = framing.begins
         else:
-            data = self._frame(body, not more)
-        if not more:
-            if self._left > 0:
-                raise RuntimeError(f"the answer has {self._left} bytes less than its content-length")
-            self._response_done = True
-        self._emit(data, not more, now)
+            piece = framing.piece(body, end)
+        if end and framing.left > 0:
+            raise RuntimeError(f"the answer has {framing.left} bytes less than its content-length")
+        self._emit(framing, piece, end)
 
-    def _emit(self, data: bytes, end: bool, now: int) -> None:
-        connection = self._connection
-        self.started = True
-        if data:
-            connection._write([data])
-            if connection._stalled:
-                connection._account()
+    def _emit(self, framing: Framing, piece: bytes, end: bool) -> None:
+        self._framing = framing
+        self._done = end
         if end:
             self._drop_body()
-            if connection._full:
-                connection.hold(False)
-            assert self._start is not None
-            connection.finish(self._last, self._start.status, self._sent, now)
+        is_first, self.started = not self.started, True
+        self._stream.write(framing, piece, is_first, end)
+        if end:
             self._wake()
-
-    def _render(self, start: Start, body: bytes, end: bool, now: int) -> bytes:
-        """The head of the answer and the first piece of its body (RFC 9112 section 6.3: how its end is told)."""
-        request, connection = self._request, self._connection
-        self._last = self._last or start.closes or connection.must_close(self._turn)
-        told = has_body(start.status)
-        bodiless = not told or request.method == "HEAD"
-        if told:
-            self._left = start.length
-            if start.length < 0 and end and (body or not bodiless):
-                self._left = len(body)
-            elif start.length < 0 and not bodiless:
-                self._chunked = request.minor > 0
-                self._last = self._last or not self._chunked  # HTTP/1.0: the connection's end is the body's
-        if self._left >= 0:
-            framing = end_of_head(self._left)
-        else:
-            framing = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
-        counted = self._left >= 0
-        if bodiless:
-            self._left = 0
-        piece = b"" if bodiless else self._frame(body, end)  # before the head, which says whether it is the last
-        head = connection.connections.asgi_head(start, self._last, request.minor, counted, now)
-        return b"".join([head, framing, piece])
-
-    def _frame(self, body: bytes, end: bool) -> bytes:
-        self._sent += len(body)
-        if self._chunked:
-            piece = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            return piece + b"0\r\n\r\n" if end else piece
-        if self._left < 0:
-            return body
-        if len(body) > self._left:
-            if self._request.method != "HEAD" and self._start is not None and has_body(self._start.status):
-                log.error("the application sent more than its content-length; the excess is dropped")
-                self._last = True
-            body = body[: self._left]
-        self._left -= len(body)
-        return body
-
-    async def _flow(self) -> None:
-        """Wait while the client does not read."""
-        connection = self._connection
-        if connection._stalled and not self._response_done:
-            if connection.writable is None:
-                connection.writable = asyncio.get_running_loop().create_future()
-            await asyncio.shield(connection.writable)
-
-
-class Lifespan:
-    """The lifespan of an ASGI application, for serve() and the worker: startup() and shutdown(), each once."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any], mode: str = "auto") -> None:
-        self._app = app
-        self._state = state
-        self._mode = mode  # "auto", "on": an application without lifespan is an error, "off": it is not asked
-        self._task: asyncio.Task[None] | None = None
-        self._raised: BaseException | None = None
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._answers: asyncio.Queue[Message] = asyncio.Queue()
-
-    async def startup(self, worker: object = None) -> None:
-        """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
-        if self._mode == "off":
-            return
-        self._task = asyncio.get_running_loop().create_task(self._run())
-        try:
-            answer = await self._ask("lifespan.startup")
-        except asyncio.CancelledError:
-            self._task.cancel()  # or it would be asked to shut down what never was up
-            raise
-        if answer is None and self._mode == "on":
-            raise RuntimeError(f"expected the application to have a lifespan, but it raised {self._raised!r}")
-        if answer is not None and answer["type"] == "lifespan.startup.failed":
-            raise RuntimeError(f"the application did not start: {answer.get('message') or 'it gave no reason'}")
-
-    def drain(self) -> None:
-        """An ASGI application is not told."""
-
-    async def shutdown(self) -> None:
-        if self._task is None or self._task.done():
-            return
-        answer = await self._ask("lifespan.shutdown")
-        if answer is not None and answer["type"] == "lifespan.shutdown.failed":
-            log.error("the application did not shut down cleanly: %s", answer.get("message") or "it gave no reason")
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def _run(self) -> None:
-        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": SPEC_VERSION}, "state": self._state}
-        try:
-            await self._app(scope, self._inbox.get, self._answers.put)
-        except (Exception, SystemExit) as error:
-            # The specification lets an application that has no lifespan raise here; it is served without.
-            self._raised = error
-            log.debug("the application has no lifespan: %r", error)
-
-    async def _ask(self, kind: str) -> Message | None:
-        assert self._task is not None
-        await self._inbox.put({"type": kind})
-        answer = asyncio.ensure_future(self._answers.get())
-        try:
-            await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
-            return answer.result() if answer.done() else None
-        finally:
-            answer.cancel()

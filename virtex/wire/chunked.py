@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import httptools
 
-from ..errors import RequestError
+from ..errors import RequestError, too_large
 from ..limits import Limits
 from .grammar import CHUNKED_HEAD
 
@@ -79,7 +79,7 @@ class ChunkedBody:
         size = int(_SIZE.match(line)[0] or b"0", 16)  # type: ignore[index]  # that there are digits, llhttp saw
         self._length += size
         if self._length > self._limits.body:
-            raise RequestError(413, f"expected a body of at most {self._limits.body} bytes, got a larger chunked one")
+            raise too_large(self._length, self._limits.body)
         self._trailers = size == 0
         self._left = size + 2 if size else 0
 

@@ -1,28 +1,18 @@
-cimport cython
+from .answers cimport Answers
+from .connections cimport Connections
+from .reader cimport Reader
+from .requests cimport Requests
+from .waiting cimport Waiting
 
-from ..service.seam cimport BaseExchange, Head, Keeper, Response
-from .answers cimport Turn, Writer
-
-cdef int BODY, END, NEXT_HEAD, REST_OF_HEAD
-cdef int HEAD, COUNTED, CHUNKED, UNWANTED, TRAILING, NOTHING
+cdef int DROPPED, HEAD, IDLE, KEEP_ALIVE, LINGER, NEXT, SKIPPED
 
 
-cdef class Reader(Writer):
-    cdef object _parser, _body, _peer
-    cdef Keeper _keeper
-    cdef bytes _known
-    cdef Head _head
-    cdef Py_ssize_t _left
-    cdef _read(self, bytes data, Py_ssize_t at)
-
-    @cython.locals(steps=cython.int)
-    cdef _take_all(self, bytes data, Py_ssize_t at)
-    cdef Py_ssize_t _take(self, bytes data, Py_ssize_t at) except -2
-
-    @cython.locals(exchange=BaseExchange, head=Head, keeper=Keeper, is_known=cython.bint, end=Py_ssize_t)
-    cdef Py_ssize_t _read_head(self, bytes data, Py_ssize_t at) except -2
-    cdef _keep_head(self, Turn turn, Py_ssize_t fields)
-    cdef Py_ssize_t _read_length(self, bytes data, Py_ssize_t at) except -2
-
-    cdef _complete(self, Turn turn, bytes body=*)
-    cpdef bint must_close(self, Turn turn) except -1
+cdef class Connection:
+    cdef public object transport
+    cdef public long long watched_until
+    cdef readonly Connections connections
+    cdef readonly Reader reader
+    cdef readonly Waiting waiting
+    cdef readonly Answers answers
+    cdef readonly Requests requests
+    cdef object _limits, _clock, _ends, _writable

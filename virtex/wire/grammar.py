@@ -1,4 +1,4 @@
-"""What HTTP/1.1 asks of a request's head beyond what llhttp checks, and the bytes of a reply's head.
+"""What HTTP/1.1 asks of a request's head beyond what llhttp checks.
 
 Pure functions of bytes: no socket, no clock, no state. `parse_request` is called on a whole head that llhttp, in its
 strict default mode, has accepted: every line ends in CRLF, names are tokens, no line is folded, Content-Length is one
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ..errors import STATUSES, RequestError
+from ..errors import RequestError
 from ..limits import Limits
 from ..service.seam import Head
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # RFC 3986 section 3.2.2: uri-host [ ":" port ]; no user, path or space can hide in it.
 _HOST = re.compile(
@@ -28,9 +26,6 @@ _HOST = re.compile(
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
-# RFC 9110 section 5.5: what a reply's field may hold; CR or LF here would let a caller write a reply of its own.
-_FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 KEPT = 256  # bytes; clients send the same lines again and again, so what a line up to this says is kept
@@ -227,38 +222,3 @@ def find_fault(raw: bytes, limits: Limits) -> tuple[int, RequestError] | None:
         error = RequestError(431, f"expected at most {limits.header_bytes} bytes of header fields")
         return end + 2 + limits.header_bytes, error
     return None
-
-
-def render_head(status: int, headers: tuple[Header, ...], more: bytes) -> bytes:
-    """The bytes of a reply's head up to, and without, the empty line. more: whole lines that the connection adds.
-
-    Raises: ValueError for a name or value that is not one (RFC 9110 section 5), ahead of anything being sent.
-    """
-    lines = [b"HTTP/1.1 %d %b\r\n" % (status, _phrase(status)), more]
-    for name, value in headers:
-        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f"expected a header name and value without control characters, got {name!r}: {value!r}")
-        lines.append(b"%b: %b\r\n" % (name, value))
-    return b"".join(lines)
-
-
-def end_of_head(length: int) -> bytes:
-    """What follows `content-length: ` in the head of a reply."""
-    return _ENDS[length] if length < len(_ENDS) else b"%d\r\n\r\n" % length
-
-
-_ENDS = [b"%d\r\n\r\n" % length for length in range(1024)]  # formatting one costs a tenth of a small answer
-
-
-def _phrase(status: int) -> bytes:
-    if status in STATUSES:
-        return STATUSES[status].encode()
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""  # RFC 9112 section 4: the space before an absent reason phrase stays
-
-
-def has_body(status: int) -> bool:
-    """Whether a reply of this status has a body, and so a length (RFC 9110 sections 6.4.1 and 8.6)."""
-    return status >= 200 and status not in (204, 304)

@@ -6,7 +6,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from ..wire.answers import Turn, Writer
+from ..service.seam import Head
+from ..wire.connections import Ends
 
 
 class AccessLog:
@@ -15,26 +16,23 @@ class AccessLog:
     def __init__(self, log: Any) -> None:
         self._log = log
 
-    def __call__(self, connection: Writer, turn: Turn, status: int, length: int, ns: int) -> None:
-        request = turn.request
-        if request is None:
-            return
-        client = connection.ends.client
+    def __call__(self, ends: Ends, head: Head, status: int, length: int, ns: int) -> None:
+        client = ends.client
         # As it came, not decoded, and escaped from 0x80 on: llhttp let no control character of ASCII pass.
-        target = _shown(request.target)
+        target = _shown(head.target)
         path, _, query = target.partition("?")
         environ = {
-            "REQUEST_METHOD": request.method,
+            "REQUEST_METHOD": head.method,
             "RAW_URI": target,
-            "SERVER_PROTOCOL": f"HTTP/1.{request.minor}",
+            "SERVER_PROTOCOL": f"HTTP/1.{head.minor}",
             "REMOTE_ADDR": client[0] if client else "-",
             "PATH_INFO": path,
             "QUERY_STRING": query,
         }
-        for name, value in request.headers:
+        for name, value in head.headers:
             environ["HTTP_" + name.decode().upper().replace("-", "_")] = _shown(value)
         reply = SimpleNamespace(status=str(status), headers=(), sent=length)
-        sent = [(name.decode().title(), _shown(value)) for name, value in request.headers]
+        sent = [(name.decode().title(), _shown(value)) for name, value in head.headers]
         self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
 
 

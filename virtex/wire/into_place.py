@@ -1,0 +1,56 @@
+"""How a large body is read: by the transport, into its final place.
+
+Rules: stands in for its connection while the rest of the body comes; whatever else happens it passes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ..errors import RequestError
+from ..service.seam import BaseExchange
+
+READ_AT_ONCE = 256 << 10  # bytes; libuv repeats a full read, and other connections wait meanwhile
+
+
+class BodyIntoPlace(asyncio.BufferedProtocol):
+    """The protocol of a transport while the rest of a body comes, which ends where `view` does.
+
+    requests: are told when it is there, or finds no room.
+    """
+
+    def __init__(self, connection: Any, requests: Any, exchange: BaseExchange, view: memoryview) -> None:
+        self._connection = connection
+        self._requests = requests
+        self._reader = requests.reader
+        self._waiting = requests.waiting
+        self._exchange = exchange
+        self._view = view
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        at = len(self._view) - self._reader.left
+        return self._view[at : at + READ_AT_ONCE]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.left -= nbytes
+        self._waiting.received += nbytes
+        try:
+            self._exchange.charge(nbytes)
+        except RequestError as error:
+            self._requests.placed(error)
+        else:
+            if not self._reader.left:
+                self._requests.placed(None)
+
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()  # type: ignore[no-any-return]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()

@@ -1,0 +1,35 @@
+from ..service.seam cimport Head, Response
+
+
+cdef list _ENDS
+cpdef bytes end_of_head(Py_ssize_t length)
+cpdef bint has_body(int status)
+cpdef int says_of(bint closes, int minor)
+
+
+cdef class Start:
+    cdef readonly int status
+    cdef readonly bytes lines
+    cdef readonly frozenset names
+    cdef readonly Py_ssize_t length
+    cdef readonly bint closes
+
+
+cdef class Framing:
+    cdef readonly Start start
+    cdef readonly int minor
+    cdef public bint closes
+    cdef readonly bint counts
+    cdef readonly bytes told, begins
+    cdef readonly Py_ssize_t left, sent
+    cdef bint _is_head, _chunked
+    cdef bytes _begin(self, bytes body, bint end)
+    cpdef bytes piece(self, bytes body, bint end)
+
+
+cdef class Heads:
+    cdef dict _heads
+    cdef long long _until
+    cdef bytes _date
+    cpdef bytes of(self, Response response, bint closes, int minor, long long now)
+    cpdef bytes streamed(self, Framing framing, long long now)

@@ -1,0 +1,12 @@
+cdef class Waiting:
+    cdef object _limits
+    cdef public int state
+    cdef readonly int takes, clock
+    cdef readonly bint of_client, reads_on, reading
+    cdef public bint full, is_half
+    cdef public long long since, received
+    cdef readonly long long stalled
+    cdef long long _seen, _seen_at, _unsent, _paused
+    cpdef enter(self, int state)
+    cpdef begin_body(self, int state, long long now)
+    cpdef bint wants(self, Py_ssize_t rest) except -1
