@@ -29,6 +29,8 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 from kit.wire import StubServer
 
 class Live(StubServer):
+    async def __call__(self, scope, receive, send):  # gunicorn wants a callable
+        raise NotImplementedError
     async def startup(self, worker=None):
         pass
     def drain(self):
