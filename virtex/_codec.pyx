@@ -11,8 +11,8 @@ import uuid
 
 import numpy as np
 
-from .errors import ItemError
-from .serial._npy import build_header, dtype_of, number_dtype, patterns_of, short, store
+from .errors import ItemError, quoted
+from .serial._npy import build_header, dtype_of, number_dtype, patterns_of, store
 
 cimport cython
 cimport numpy as cnp
@@ -311,7 +311,7 @@ cdef _Signature _parse_header(const uint8_t *head, size_t size):
     signature.dtype = dtype_of(head[npy.descr:npy.descr_end], npy.named)
     nbytes = signature.dtype.itemsize
     if not vx_times(&nbytes, npy.reach):
-        raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {short(signature.dtype)}")
+        raise ItemError(f"expected an array of less than 2**63 bytes, got {npy.reach} x {quoted(signature.dtype)}")
     signature.nbytes = signature.dtype.itemsize * npy.count
     signature.header = size
     signature.head = head[:size]
@@ -378,7 +378,7 @@ cdef _Signature _raw_signature(const uint8_t *doc, size_t left):
 
 
 cdef _wrong_size(_Signature signature, size_t got, size_t offset):
-    what = f"{short(signature.dtype)} {signature.shape()}"
+    what = f"{quoted(signature.dtype)} {signature.shape()}"
     return ItemError(f"expected {signature.nbytes} bytes of data for {what}, got {got}", offset=offset)
 
 
@@ -513,7 +513,7 @@ cdef int _fit(_Signature signature, cnp.ndarray rows) except -1:
 
 cdef _misfit(_Signature signature, cnp.ndarray rows, object index):
     shape = (<object>rows).shape[1:]
-    got = f"{short(signature.dtype)} {signature.shape()}"
+    got = f"{quoted(signature.dtype)} {signature.shape()}"
     return ItemError(f"expected {rows.dtype} {shape}, got {got}", index)
 
 
@@ -792,7 +792,7 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
     elif not isinstance(value, np.ndarray):
         raise ItemError(f"expected base64 of a .npy document, or nested lists of numbers; got {type(value).__name__}")
     elif value.shape != (<object>rows).shape[1:] or value.dtype.newbyteorder("=") != rows.dtype.newbyteorder("="):
-        raise ItemError(f"expected {rows.dtype} {(<object>rows).shape[1:]}, got {short(value.dtype)} {value.shape}")
+        raise ItemError(f"expected {rows.dtype} {(<object>rows).shape[1:]}, got {quoted(value.dtype)} {value.shape}")
     (<object>rows)[i] = value
     return 0
 
@@ -992,7 +992,7 @@ cdef class _Values(Items):
         if not isinstance(value, dict):
             raise ItemError(f"expected an object of the members {list(self.names)}, got {type(value).__name__}", i)
         if len(value) != len(self.names) or self.names[column] not in value:
-            raise ItemError(f"expected an object of the members {list(self.names)}, got {short(list(value)[:20])}", i)
+            raise ItemError(f"expected an object of the members {list(self.names)}, got {quoted(list(value)[:20])}", i)
         return value[self.names[column]]
 
 
@@ -1044,7 +1044,7 @@ cdef _Spans _scan_stacked(_Spans items, _Signature whole, object body):
     cdef Py_ssize_t i, count = whole.dims[0]
     items.count, items.signature = count, row
     if whole.nbytes == 0 and count:  # a header may claim any number of rows of nothing
-        raise ItemError(f"expected rows of at least one byte, got {short(whole.dtype)} {whole.shape()}", 0)
+        raise ItemError(f"expected rows of at least one byte, got {quoted(whole.dtype)} {whole.shape()}", 0)
     if whole.fortran:
         items.whole = np.ndarray(whole.shape(), whole.dtype, body, whole.header, order="F")
         return items

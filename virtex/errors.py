@@ -41,8 +41,9 @@ QUOTED = 100  # characters of what a client sent that an error repeats
 RETRY_SOON: Headers = ((b"retry-after", b"1"),)  # seconds; for a 503 that passes by itself
 
 
-def quoted(text: str) -> str:
+def quoted(sent: object) -> str:
     """What a client sent, as an error may repeat it: a header of 60 KB would come back as 360 KB of JSON."""
+    text = str(sent)
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
 
 

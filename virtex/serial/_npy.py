@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ItemError
+from ..errors import ItemError, quoted
 
 MAX_DIMS = 32  # this and the next two: what the grammar in csrc/npy.h takes
 LISTS, LISTS_EACH = 128, 8  # that tolist() makes of an array, and for each element
@@ -47,12 +47,6 @@ _BITS |= {"float4_e2m1fn": 0x0F, "float6_e2m3fn": 0x3F, "float6_e3m2fn": 0x3F}
 ANY, TEXT, SWAPPED_TEXT = 0xFF, 0x100, 0x101  # patterns, as in csrc/item.h
 
 
-def short(value: object) -> str:
-    """What a client sent, in at most 100 characters of a message."""
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
 # -- a header's descr -> dtype
 
 
@@ -73,7 +67,7 @@ def dtype_of(raw: bytes, named: bool) -> np.dtype[Any]:
         return named_dtype(descr) if named else np.dtype(descr)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         expected = "a dtype such as '<f4', with byte order and size, or the name of one of ml_dtypes"
-        raise ItemError(f"expected {expected}, got {short(descr)!r}: {short(error)}") from None
+        raise ItemError(f"expected {expected}, got {quoted(descr)!r}: {quoted(error)}") from None
 
 
 def patterns_of(dtype: np.dtype[Any]) -> int:
