@@ -53,7 +53,7 @@ bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@$(BIN)/python -m bench.gpu --json build/gpu.json
 
 soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800) long: no wrong answer, no hang, flat memory
-	@$(BIN)/python -m bench.soak --seconds $(SECONDS)
+	@PYTHONPATH=tests $(BIN)/python -m soak.rows --seconds $(SECONDS)
 
 fuzz: $(VENV)/.dev  ## fuzz the codec's C core, the whole decode, and what handlers do with arrays, SECONDS (1800) each; needs clang, and atheris for the decode
 	@PYTHON=$(BIN)/python tests/fuzz/run $(SECONDS)
@@ -62,7 +62,7 @@ fuzz-wire: $(VENV)/.dev  ## random requests and what befalls connections, SECOND
 	@$(BIN)/python tests/test_fuzz.py $(SECONDS)
 
 hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long: its rate and its waits, memory beside the budget
-	@$(BIN)/python -m bench.hostile --seconds $(SECONDS)
+	@PYTHONPATH=tests $(BIN)/python -m soak.hostile --seconds $(SECONDS)
 
 sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
 	@tests/csrc/run sanitize

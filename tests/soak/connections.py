@@ -30,7 +30,7 @@ from typing import Any
 
 import uvloop
 
-from .host import GUNICORN, Running, conclude, cpu_seconds, machine, need_proc, post, rss_bytes, running, table
+from bench.host import GUNICORN, Running, conclude, cpu_seconds, machine, need_proc, post, rss_bytes, running, table
 
 APPS = {"echo": "bench.echo:app", "plain": "bench.plain:app"}
 DEADLINE = 30.0  # seconds for one burst
@@ -224,7 +224,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    need_proc("bench/soak_http.py")
+    need_proc("tests/soak/connections.py")
     with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -37,7 +37,8 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from .host import GUNICORN, Running, conclude, machine, need_proc, post, rss_bytes, running, table
+from bench.host import GUNICORN, Running, conclude, machine, need_proc, post, rss_bytes, running, table
+
 from .soaked import SHAPE
 
 Array = npt.NDArray[Any]
@@ -255,7 +256,7 @@ def check(port: int) -> str | None:
 
 
 def command(executor: str, log: Path, port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "--log-file", str(log), f"bench.soaked:{executor}"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "--log-file", str(log), f"soak.soaked:{executor}"]
 
 
 def soak(executor: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
@@ -323,7 +324,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    need_proc("bench/soak.py")
+    need_proc("tests/soak/rows.py")
     with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""The service of bench/soak.py: answers each row with itself, and takes a while now and then."""
+"""The service of tests/soak/rows.py: answers each row with itself, and takes a while now and then."""
 
 from __future__ import annotations
 

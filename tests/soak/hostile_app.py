@@ -1,4 +1,4 @@
-"""The service of bench/hostile.py: answers a number with so many characters, within a small budget."""
+"""The service of tests/soak/hostile.py: answers a number with so many characters, within a small budget."""
 
 from __future__ import annotations
 

@@ -28,7 +28,20 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from .host import GUNICORN, PYTHON, Running, conclude, cpus_apart, machine, need_proc, post, rss_bytes, running, table
+from bench.host import (
+    GUNICORN,
+    PYTHON,
+    Running,
+    conclude,
+    cpus_apart,
+    machine,
+    need_proc,
+    post,
+    rss_bytes,
+    running,
+    table,
+)
+
 from .hostile_app import BUDGET
 
 ROUND_SECONDS = 1.0  # that one attack goes on
@@ -195,7 +208,7 @@ def read_answer(sock: socket.socket) -> tuple[int, bool]:
 
 async def good(port: int, seconds: float) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        *PYTHON, "-m", "bench.hostile", "--good", str(port), "--seconds", str(seconds), stdout=asyncio.subprocess.PIPE
+        *PYTHON, "-m", "soak.hostile", "--good", str(port), "--seconds", str(seconds), stdout=asyncio.subprocess.PIPE
     )
     said, _ = await process.communicate()
     return json.loads(said)  # type: ignore[no-any-return]
@@ -268,7 +281,7 @@ def check(port: int) -> str | None:
 
 
 def command(port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.hostile_app:app"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "soak.hostile_app:app"]
 
 
 def report(saved: dict[str, Any]) -> str:
@@ -297,7 +310,7 @@ def main() -> None:
     if arguments.good:
         print(json.dumps(be_good(arguments.good, arguments.seconds)))
         return
-    need_proc("bench/hostile.py")
+    need_proc("tests/soak/hostile.py")
     with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
