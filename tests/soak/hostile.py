@@ -42,7 +42,7 @@ from bench.host import (
     table,
 )
 
-from .hostile_app import BUDGET
+from .apps import BUDGET
 
 ROUND_SECONDS = 1.0  # that one attack goes on
 SLACK = 160 << 20  # bytes beyond the budget: what the handler makes of one batch, pools, what malloc does not give back
@@ -281,7 +281,7 @@ def check(port: int) -> str | None:
 
 
 def command(port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "soak.hostile_app:app"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "soak.apps:sized"]
 
 
 def report(saved: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ import uvloop
 
 from bench.host import GUNICORN, Running, conclude, machine, need_proc, post, rss_bytes, running, table
 
-from .soaked import SHAPE
+from .apps import SHAPE
 
 Array = npt.NDArray[Any]
 
@@ -256,7 +256,7 @@ def check(port: int) -> str | None:
 
 
 def command(executor: str, log: Path, port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "--log-file", str(log), f"soak.soaked:{executor}"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "--log-file", str(log), f"soak.apps:{executor}"]
 
 
 def soak(executor: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
