@@ -55,10 +55,10 @@ GRANIAN = [*PYTHON, "-m", "granian", "--interface", "asginl", "--workers", "1", 
 
 # name: (the module it needs, its command line for a port)
 SERVERS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
-    "virtex": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.bulk:virtex"]),
-    "virtex, ASGI": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.bulk:plain"]),
-    "uvicorn": ("uvicorn", lambda port: [*UVICORN, "--port", port, "bench.bulk:plain"]),
-    "granian": ("granian", lambda port: [*GRANIAN, "--port", port, "bench.bulk:plain"]),
+    "virtex": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:sizes"]),
+    "virtex, ASGI": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:plain_sizes"]),
+    "uvicorn": ("uvicorn", lambda port: [*UVICORN, "--port", port, "bench.apps:plain_sizes"]),
+    "granian": ("granian", lambda port: [*GRANIAN, "--port", port, "bench.apps:plain_sizes"]),
 }
 
 
@@ -194,7 +194,7 @@ def connected(port: int, count: int) -> Iterator[None]:
 
 def measure_idle(arguments: argparse.Namespace) -> dict[str, Any]:
     serving, _ = cpus_apart()
-    options = ["--bind", "127.0.0.1:{port}", "--worker-connections", str(arguments.connections), "bench.echo:app"]
+    options = ["--bind", "127.0.0.1:{port}", "--worker-connections", str(arguments.connections), "bench.apps:echo"]
     with running(
         "virtex", lambda port: [*GUNICORN, *(o.format(port=port) for o in options)], check_echo, serving
     ) as it:

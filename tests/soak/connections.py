@@ -32,7 +32,7 @@ import uvloop
 
 from bench.host import GUNICORN, Running, conclude, cpu_seconds, machine, need_proc, post, rss_bytes, running, table
 
-APPS = {"echo": "bench.echo:app", "plain": "bench.plain:app"}
+APPS = {"echo": "bench.apps:echo", "plain": "bench.apps:plain_echo"}
 DEADLINE = 30.0  # seconds for one burst
 SAMPLE_SECONDS = 0.5
 WARM = 0.1  # of all requests: pools, caches and the allocator's arenas fill during these
