@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import resource
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -41,6 +40,7 @@ from .host import (
     keep_installed,
     machine,
     need_proc,
+    open_many_files,
     post,
     rss_bytes,
     running,
@@ -251,9 +251,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     need_proc("bench/edges.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     keep_installed(arguments, {name: module for name, (module, _) in SERVERS.items()})
     saved = {
         "what": "bodies of 10 MB, and idle connections, one worker",

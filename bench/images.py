@@ -114,7 +114,7 @@ NEEDS = {"bare": "uvloop", "tensor": "gunicorn", "stacked": "gunicorn", "plain":
 def command(runs: str, port: str) -> list[str]:
     kind, _, app = runs.partition(" ")
     if kind == "sink":
-        return [*PYTHON, str(HERE / "sink.py"), port, '{"data":[0.5],"error":null}']
+        return [*PYTHON, str(HERE / "bare.py"), port, '{"data":[0.5],"error":null}', "--sink"]
     if kind == "virtex":
         return [*GUNICORN, "--bind", f"127.0.0.1:{port}", app]
     return [*UVICORN, "--port", port, app]

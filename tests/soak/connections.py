@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import os
 import random
-import resource
 import socket
 import struct
 import sys
@@ -30,7 +29,19 @@ from typing import Any
 
 import uvloop
 
-from bench.host import GUNICORN, Running, conclude, cpu_seconds, machine, need_proc, post, rss_bytes, running, table
+from bench.host import (
+    GUNICORN,
+    Running,
+    conclude,
+    cpu_seconds,
+    machine,
+    need_proc,
+    open_many_files,
+    post,
+    rss_bytes,
+    running,
+    table,
+)
 
 APPS = {"echo": "bench.apps:echo", "plain": "bench.apps:plain_echo"}
 DEADLINE = 30.0  # seconds for one burst
@@ -225,9 +236,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     need_proc("tests/soak/connections.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     saved = {
         "what": f"{arguments.requests} requests over connections that come and go, one worker",
         "machine": machine("uvloop", "httptools", "orjson", "numpy", "gunicorn"),

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -36,6 +35,7 @@ from bench.host import (
     cpus_apart,
     machine,
     need_proc,
+    open_many_files,
     post,
     rss_bytes,
     running,
@@ -311,9 +311,7 @@ def main() -> None:
         print(json.dumps(be_good(arguments.good, arguments.seconds)))
         return
     need_proc("tests/soak/hostile.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     attacks = [one for one in ATTACKS if arguments.only in one.name]
     mine, others = cpus_apart()
     with running("virtex", command, check, mine) as server:

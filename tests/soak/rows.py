@@ -19,14 +19,12 @@ import io
 import json
 import os
 import random
-import resource
 import socket
 import struct
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from bench.host import GUNICORN, Running, conclude, machine, need_proc, post, rss_bytes, running, table
+from bench.host import GUNICORN, Running, conclude, machine, need_proc, open_many_files, post, rss_bytes, running, table
 
 from .apps import SHAPE
 
@@ -325,9 +323,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     need_proc("tests/soak/rows.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     seconds = arguments.seconds / len(arguments.executors)
     saved = {
         "what": f"{arguments.connections} clients that leave at random, bad items among good ones",
