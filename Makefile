@@ -40,8 +40,7 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 
 bench: $(VENV)/.dev  ## measure codec, engine, server and batches (about 15 minutes); the figures go to build/
 	@mkdir -p build
-	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json build/codec.json
-	@$(BIN)/python -m bench.codec --json build/codec-memory.json --draw build/codec.svg
+	@$(BIN)/python -m bench.codec --json build/codec.json --draw build/codec.svg
 	@$(BIN)/python -m bench.engine --json build/engine.json
 	@$(BIN)/python -m bench.serve --json build/serve.json
 	@$(BIN)/python -m bench.edges --json build/edges.json

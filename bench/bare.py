@@ -1,7 +1,7 @@
 """The least that a server can do: read each request, answer it with bytes made beforehand. Two yardsticks, both "bare".
 
-Run: python bench/bare.py PORT REPLY [--sink], REPLY being the body of every answer. It parses each request, on uvloop and
-httptools: the yardstick of bench/serve.py. --sink: the kernel copies bodies into one reused buffer, at which nobody
+Run: python bench/bare.py PORT REPLY [--sink], REPLY being the body of every answer. It parses each request, on uvloop
+and httptools: the yardstick of bench/serve.py. --sink: the kernel copies bodies into one reused buffer, at which nobody
 looks; that of bench/images.py.
 """
 

@@ -202,7 +202,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
     versions = {"virtex": __version__, "python": platform.python_version()}
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": sorted(os.sched_getaffinity(0)),
         "codec": str(codec_info()),
@@ -215,7 +215,7 @@ def wrk_version() -> str:
     return said.split()[1]
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
