@@ -17,14 +17,33 @@ from virtex.batch.batcher import Batch
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
 
-def pytest_sessionstart() -> None:
-    """Nobody is to test what was compiled before the last change."""
+# Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, and what a server's own process does
+COMPILED_ONLY = {
+    *("test_package.py", "test_readme.py", "test_codec.py", "test_codec_rows.py", "test_client.py", "test_cases.py"),
+    *("test_worker.py", "test_start.py", "test_proxies.py", "test_foreign.py", "test_examples.py", "test_embed.py"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plain", action="store_true", help="test the modules uncompiled: make test-plain")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.option.plain and collection_path.name in COMPILED_ONLY else None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Nobody is to test what was compiled before the last change, or another tree, or what they take for uncompiled."""
     for pxd in PACKAGE.rglob("*.pxd"):
         name = ".".join(pxd.relative_to(PACKAGE.parent).with_suffix("").parts)
         built = Path(importlib.import_module(name).__file__ or "")
         sources = [path for path in pxd.parent.glob(f"{pxd.stem}.p[xy]*") if path.suffix != ".pyi"]
+        if not built.parent.samefile(pxd.parent):
+            pytest.exit(f"{name} is that of {built.parent}: expected {pxd.parent}", returncode=3)
         if built.suffix == ".so" and max(path.stat().st_mtime for path in sources) > built.stat().st_mtime:
             pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
+        if session.config.option.plain and built.suffix == ".so" and pxd.stem != "_codec":
+            pytest.exit(f"{name} is compiled: expected {pxd.stem}.py", returncode=3)
 
 
 class Timer:
