@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.wire import StubServer, Wire
 
 from virtex.batch.batcher import Batch
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
 
-# Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, and what a server's own process does
+# Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
 COMPILED_ONLY = {
     *("test_package.py", "test_readme.py", "test_codec.py", "test_codec_rows.py", "test_client.py", "test_cases.py"),
     *("test_worker.py", "test_start.py", "test_proxies.py", "test_foreign.py", "test_examples.py", "test_embed.py"),
@@ -137,6 +138,17 @@ class ScriptedExecutor:
         batch, done = self._running.pop(0)
         batch.fail(error)
         done(batch)
+
+
+@pytest.fixture
+def server(event_loop: asyncio.AbstractEventLoop) -> StubServer:
+    return StubServer(event_loop)
+
+
+@pytest.fixture
+def wire(server: StubServer, event_loop: asyncio.AbstractEventLoop) -> Wire:
+    """A connection to it."""
+    return Wire(server, loop=event_loop)
 
 
 @pytest.fixture

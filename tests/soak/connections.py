@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import uvloop
+from kit.servers import read_answer
 
 from bench.host import (
     GUNICORN,
@@ -110,11 +111,9 @@ class Client:
     async def burst(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, numbers: list[int]) -> None:
         writer.write(b"".join([NUMBERED % number for number in numbers]))
         for number in numbers:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            body = await reader.readexactly(length)
-            if not head.startswith(b"HTTP/1.1 200 ") or body != b'{"data":[%d],"error":null}' % number:
-                self.plan.failures.append(f"expected the answer of {number}, got {head[:20]!r} {body[:100]!r}")
+            status, _, body = await read_answer(reader)
+            if status != 200 or body != b'{"data":[%d],"error":null}' % number:
+                self.plan.failures.append(f"expected the answer of {number}, got {status} {body[:100]!r}")
             self.plan.counts["answered"] += 1
 
     def leave(self, writer: asyncio.StreamWriter) -> None:

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import uvloop
+from kit.servers import read_answer
 
 from bench.host import GUNICORN, Running, conclude, machine, need_proc, open_many_files, post, rss_bytes, running, table
 
@@ -182,7 +183,7 @@ class Client:
             self.tally.counts["left"] += 1
             return
         await self.send(request, len(request.body))
-        status, headers, body = await self.receive()
+        status, headers, body = await read_answer(self.reader)
         self.tally.counts[str(status)] += 1
         why = request.wrong(status, headers, body)
         if why:
@@ -206,11 +207,6 @@ class Client:
             data = data[cut:]
         self.writer.write(data)
         await self.writer.drain()
-
-    async def receive(self) -> tuple[int, bytes, bytes]:
-        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        return int(head[9:12]), head, await self.reader.readexactly(length)
 
     def leave(self) -> None:
         """End the connection, or break it: the end alone does not say that nobody reads (RFC 9112 section 9.6)."""
