@@ -30,8 +30,8 @@ build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv
 	@$(BIN)/python setup.py -q build_ext --inplace
 
-test: $(VENV)/.dev  ## run every test (at most 5 minutes)
-	@$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## run every test, in two processes (at most 3 minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # In a copy of the tree, whose .so files are removed, but for the codec's
 test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at most 2 minutes)

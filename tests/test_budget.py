@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from pathlib import Path
 
 import pytest
 import uvloop
 from kit.asks import Echo, run
 from kit.cases import chunked, head, post
-from kit.servers import ECHO, eventually, read_answer, serving
+from kit.servers import CERTIFICATE, ECHO, eventually, read_answer, serving
 from kit.wire import Wire
 
 from virtex import Limits, http_server, serve
@@ -330,8 +329,6 @@ def test_no_request_reaches_an_asgi_application_while_there_is_no_room(event_loo
 
 
 # --- sockets --------------------------------------------------------------------------------------------
-
-CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
 
 
 def tls_contexts():

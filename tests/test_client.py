@@ -14,7 +14,6 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -23,13 +22,12 @@ import pytest
 import uvloop
 from kit.asks import Echo
 from kit.peer import DEADLINE, FACES, Face, Link, always, answering, echo, message, once, reply
+from kit.servers import CERTIFICATE
 
 from virtex import Limits, http_server, serve
 from virtex.client import LIMITS, HttpClient
 from virtex.errors import ClientError
 from virtex.message import HttpMessage
-
-CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
 
 
 @pytest.fixture(params=FACES.values(), ids=FACES.keys())

@@ -14,7 +14,7 @@ import threading
 import pytest
 import uvloop
 from kit.asks import Echo
-from kit.servers import eventually, listens, make_certificate, read_answer
+from kit.servers import CERTIFICATE, eventually, listens, read_answer
 
 from virtex import HttpProtocol, Limits, http_server, serve
 from virtex.wire.listener import Listener
@@ -357,11 +357,10 @@ def test_connection_that_comes_last_and_says_nothing_does_not_hold_the_end_up(ru
     run(main())
 
 
-def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long(run, tmp_path):
-    key, certificate = make_certificate(tmp_path)
+def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long(run):
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(certificate, key)
-    context = ssl.create_default_context(cafile=certificate)
+    server.load_cert_chain(CERTIFICATE)
+    context = ssl.create_default_context(cafile=CERTIFICATE)
 
     async def main():
         listener, again = await listening(tls=server)

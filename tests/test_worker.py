@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from kit.servers import ECHO, free_port, listens, make_certificate, read_all, read_answer, read_response, serving, until
+from kit.servers import CERTIFICATE, ECHO, free_port, listens, read_all, read_answer, read_response, serving, until
 
 from virtex import Limits
 from virtex.workers.scoreboard import DRAINING, FREE, LOADING, READY, RESTARTING, Board
@@ -159,11 +159,10 @@ def test_drain_delay_takes_connections_while_unready(monkeypatch):
         server.wait_log("worker index 0 is ready; workers=1", 2)  # gunicorn replaces the worker that left
 
 
-def test_tls(tmp_path):
-    key, certificate = make_certificate(tmp_path)
-    with serving("gunicorn", ECHO, "--keyfile", key, "--certfile", certificate) as server:
+def test_tls():
+    with serving("gunicorn", ECHO, "--keyfile", CERTIFICATE, "--certfile", CERTIFICATE) as server:
         server.wait_log("is ready; workers=1")
-        context = ssl.create_default_context(cafile=certificate)
+        context = ssl.create_default_context(cafile=CERTIFICATE)
         with server.connect() as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
             for body in (b'{"data":["a"]}', json.dumps({"data": ["x" * 400_000]}).encode()):
                 sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

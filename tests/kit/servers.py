@@ -26,6 +26,7 @@ from typing import Any
 from kit.asks import Echo
 
 ROOT = Path(__file__).resolve().parents[2]
+CERTIFICATE = str(ROOT / "tests" / "data" / "localhost.pem")  # with its key
 START_SECONDS = 30.0  # two busy cores start several interpreters at once
 
 ECHO = f"""
@@ -163,14 +164,6 @@ def serving(kind: str, source: str, *arguments: str, wait: bool = True, **popen:
             yield server
         finally:
             server.stop()
-
-
-def make_certificate(folder: Path) -> tuple[str, str]:
-    """A key and a certificate for localhost, as paths."""
-    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return key, certificate
 
 
 def free_port() -> int:
