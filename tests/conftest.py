@@ -17,11 +17,11 @@ from virtex.batch.batcher import Batch
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
-
 # Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
 COMPILED_ONLY = {
-    *("test_package.py", "test_readme.py", "test_codec.py", "test_codec_rows.py", "test_client.py", "test_cases.py"),
-    *("test_worker.py", "test_start.py", "test_proxies.py", "test_foreign.py", "test_examples.py", "test_embed.py"),
+    f"test_{name}.py"
+    for group in ("package readme docs", "codec codec_rows client", "cases worker start proxies foreign examples embed")
+    for name in group.split()
 }
 
 
