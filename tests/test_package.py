@@ -155,7 +155,9 @@ def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) ->
     os.utime(header, ns=(written.st_atime_ns, written.st_mtime_ns))  # still older than what Cython made
     for pxd in (checkout / "virtex").rglob("[!_]*.pxd"):
         pxd.unlink()  # the modules that are compiled besides would take a minute
-    ended = subprocess.run([sys.executable, "setup.py", "build_ext"], capture_output=True, text=True, cwd=checkout)
+    at_once = os.environ | {"CFLAGS": "-Wfatal-errors"}
+    command = [sys.executable, "setup.py", "build_ext"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=at_once)
     assert ended.returncode != 0
     assert "#error no" in ended.stderr
 
