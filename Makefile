@@ -5,17 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8081
 SECONDS ?= 1800
+PLAIN := build/plain
 
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve build test check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 venv: $(VENV)/.dev  ## make .venv with everything the targets below need
 
@@ -29,8 +30,15 @@ build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv
 	@$(BIN)/python setup.py -q build_ext --inplace
 
-test: $(VENV)/.dev  ## run every test (at most 5 minutes)
-	@$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## run every test, in two processes (at most 3 minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# In a copy of the tree, whose .so files are removed, but for the codec's
+test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at most 2 minutes)
+	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)
+	@cp -a pyproject.toml README.md docs bench examples tests virtex $(PLAIN)
+	@rm -f $(PLAIN)/virtex/[!_]*.so $(PLAIN)/virtex/*/[!_]*.so
+	@cd $(PLAIN) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest --plain
 
 check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check $(CHECKED)
@@ -40,8 +48,7 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 
 bench: $(VENV)/.dev  ## measure codec, engine, server and batches (about 15 minutes); the figures go to build/
 	@mkdir -p build
-	@$(BIN)/python -m pytest bench/test_codec.py --benchmark-enable --benchmark-only --benchmark-json build/codec.json
-	@$(BIN)/python -m bench.codec --json build/codec-memory.json --draw build/codec.svg
+	@$(BIN)/python -m bench.codec --json build/codec.json --draw build/codec.svg
 	@$(BIN)/python -m bench.engine --json build/engine.json
 	@$(BIN)/python -m bench.serve --json build/serve.json
 	@$(BIN)/python -m bench.edges --json build/edges.json
@@ -53,7 +60,7 @@ bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@$(BIN)/python -m bench.gpu --json build/gpu.json
 
 soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800) long: no wrong answer, no hang, flat memory
-	@$(BIN)/python -m bench.soak --seconds $(SECONDS)
+	@PYTHONPATH=tests $(BIN)/python -m soak.rows --seconds $(SECONDS)
 
 fuzz: $(VENV)/.dev  ## fuzz the codec's C core, the whole decode, and what handlers do with arrays, SECONDS (1800) each; needs clang, and atheris for the decode
 	@PYTHON=$(BIN)/python tests/fuzz/run $(SECONDS)
@@ -62,7 +69,7 @@ fuzz-wire: $(VENV)/.dev  ## random requests and what befalls connections, SECOND
 	@$(BIN)/python tests/test_fuzz.py $(SECONDS)
 
 hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long: its rate and its waits, memory beside the budget
-	@$(BIN)/python -m bench.hostile --seconds $(SECONDS)
+	@PYTHONPATH=tests $(BIN)/python -m soak.hostile --seconds $(SECONDS)
 
 sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
 	@tests/csrc/run sanitize

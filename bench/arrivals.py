@@ -12,7 +12,6 @@ then requests wait in line here.
 from __future__ import annotations
 
 import json
-import resource
 import select
 import socket
 import sys
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from .host import open_many_files
 
 NAP = 50e-6  # seconds between two looks at the clock and the sockets: a timer's grain would be too coarse
 MOST = 5000  # connections
@@ -93,8 +94,7 @@ class Client:
 
 
 def main(port: str, times: str, result: str) -> None:
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     client = Client(int(port), np.load(times))
     client.run()
     np.save(Path(result), client.result)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from .accelerator import MAX_BATCH_SIZE, WINDOW, busy_ns
+from .apps import MAX_BATCH_SIZE, WINDOW, busy_ns
 from .host import GUNICORN, Running, conclude, cpus_apart, fine_cpu_seconds, machine, need_proc, post, running, table
 from .virtual import Times, simulate, simulate_fixed_window
 
@@ -54,7 +54,7 @@ def check(port: int) -> str | None:
 
 
 def command(port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.accelerator:app"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:accelerator"]
 
 
 def send(server: Running, times: Times, folder: Path) -> np.ndarray[Any, Any]:

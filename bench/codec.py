@@ -1,8 +1,8 @@
 """The codec against a memory copy and against other ways to carry arrays, interleaved in one run.
 
-`python -m bench.codec` prints two tables and saves codec-memory.json; `--saved` prints those of a saved run, `--draw`
-makes a picture of them. VIRTEX_SIMD forces an instruction set. Every way is first checked to bring the same numbers
-back. A figure is the median of rounds in which all ways take turns, in CPU time of the thread: on a machine that does
+`python -m bench.codec` prints two tables and saves their figures; `--saved` prints those of a saved run, `--draw` makes
+a picture of them. VIRTEX_SIMD forces an instruction set. Every way is first checked to bring the same numbers back. A
+figure is the median of rounds in which all ways take turns, in CPU time of the thread: on a machine that does
 other things too, a clock on the wall measures those as well.
 """
 
@@ -11,9 +11,12 @@ import base64
 import gc
 import io
 import json
+import os
 import pickle
+import platform
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -26,7 +29,7 @@ import safetensors.numpy
 from virtex import _codec, codec_info
 from virtex.serial import decode_numpy, encode_numpy
 
-from .conftest import pytest_report_header
+from .host import cpu_name
 
 IMAGE = 3 * 224 * 224  # float32 values: 602112 bytes
 SIZES = [64, 1024, 65536, 4 * IMAGE, 4 << 20]
@@ -205,8 +208,20 @@ def interleaved(calls, rounds, budget_ns=4_000_000):
     return {name: statistics.median(s) for name, s in samples.items()}
 
 
+def header():
+    """What the figures depend on."""
+    info = codec_info()
+    packages = " ".join(f"{name} {version(name)}" for name in ("numpy", "orjson", "pybase64"))
+    python = f"python {platform.python_version()}, {packages}"
+    return [
+        f"virtex isa={info['isa']} (forced: {'yes' if info['forced'] else 'no'}; "
+        f"available: {' '.join(info['available'])})",
+        f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}, {python}",
+    ]
+
+
 def measure(rounds):
-    results = {"header": pytest_report_header(), "isa": codec_info()["isa"], "cases": {}, "ways": {}}
+    results = {"header": header(), "isa": codec_info()["isa"], "cases": {}, "ways": {}}
     for case in cases():
         case.check()
         calls = {"decode": case.decode, "encode": case.encode, "memcpy": case.copy, "empty call": lambda: len("")}
@@ -308,7 +323,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--json", type=Path, default=Path("codec-memory.json"), help="where to save the figures, or find them"
+        "--json", type=Path, default=Path("build/codec.json"), help="where to save the figures, or find them"
     )
     parser.add_argument("--saved", action="store_true", help="measure nothing: use the saved figures")
     parser.add_argument("--draw", type=Path, help="an SVG file")

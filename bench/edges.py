@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import resource
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -41,6 +40,7 @@ from .host import (
     keep_installed,
     machine,
     need_proc,
+    open_many_files,
     post,
     rss_bytes,
     running,
@@ -55,10 +55,10 @@ GRANIAN = [*PYTHON, "-m", "granian", "--interface", "asginl", "--workers", "1", 
 
 # name: (the module it needs, its command line for a port)
 SERVERS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
-    "virtex": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.bulk:virtex"]),
-    "virtex, ASGI": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.bulk:plain"]),
-    "uvicorn": ("uvicorn", lambda port: [*UVICORN, "--port", port, "bench.bulk:plain"]),
-    "granian": ("granian", lambda port: [*GRANIAN, "--port", port, "bench.bulk:plain"]),
+    "virtex": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:sizes"]),
+    "virtex, ASGI": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:plain_sizes"]),
+    "uvicorn": ("uvicorn", lambda port: [*UVICORN, "--port", port, "bench.apps:plain_sizes"]),
+    "granian": ("granian", lambda port: [*GRANIAN, "--port", port, "bench.apps:plain_sizes"]),
 }
 
 
@@ -194,7 +194,7 @@ def connected(port: int, count: int) -> Iterator[None]:
 
 def measure_idle(arguments: argparse.Namespace) -> dict[str, Any]:
     serving, _ = cpus_apart()
-    options = ["--bind", "127.0.0.1:{port}", "--worker-connections", str(arguments.connections), "bench.echo:app"]
+    options = ["--bind", "127.0.0.1:{port}", "--worker-connections", str(arguments.connections), "bench.apps:echo"]
     with running(
         "virtex", lambda port: [*GUNICORN, *(o.format(port=port) for o in options)], check_echo, serving
     ) as it:
@@ -251,9 +251,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     need_proc("bench/edges.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     keep_installed(arguments, {name: module for name, (module, _) in SERVERS.items()})
     saved = {
         "what": "bodies of 10 MB, and idle connections, one worker",

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .apps import IMAGE
 from .host import GUNICORN, Running, conclude, fine_cpu_seconds, machine, need_proc, post, running, table
 
 Array = npt.NDArray[Any]
@@ -46,8 +47,6 @@ def why_not(device: str) -> str | None:
 
 
 def images(count: int) -> Array:
-    from .conv import IMAGE
-
     return np.random.default_rng(0).random((count, *IMAGE), np.float32)
 
 
@@ -57,14 +56,58 @@ def npy(array: Array) -> bytes:
     return file.getvalue()
 
 
+# The network, and how long the device was idle between its batches
+
+WIDTHS = (32, 64, 128, 256)  # channels after each convolution, each of which halves the image
+
+
+def network() -> Any:
+    """The same weights in every process."""
+    import torch
+
+    torch.manual_seed(0)
+    layers: list[Any] = []
+    channels = IMAGE[0]
+    for width in WIDTHS:
+        layers += [torch.nn.Conv2d(channels, width, 3, 2, 1), torch.nn.ReLU()]
+        channels = width
+    return torch.nn.Sequential(
+        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 10)
+    )
+
+
+class Marks:
+    """When each batch began and ended, by the device's own clock; by the host's where it is a CPU."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.torch = torch
+        self.cuda = torch.device(device).type == "cuda"
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        if self.cuda:
+            event = self.torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def milliseconds(self) -> list[float]:
+        """Between each mark and the next."""
+        if self.cuda:
+            self.torch.cuda.synchronize()
+            return [one.elapsed_time(other) for one, other in zip(self.marks, self.marks[1:], strict=False)]
+        return [1e3 * (other - one) for one, other in zip(self.marks, self.marks[1:], strict=False)]
+
+
 # Offline
 
 
 def offline(device: str, batch: int, seconds: float) -> dict[str, float]:
     """Images per second without a server."""
     import torch
-
-    from .conv import network
 
     model = network().to(device).eval()
     host = torch.from_numpy(images(batch))
@@ -105,8 +148,6 @@ def per_call(f: Callable[[], None], device: str, seconds: float) -> float:
 def expected(count: int) -> Array:
     """The scores of the first images, by the network on the host."""
     import torch
-
-    from .conv import network
 
     with torch.inference_mode():
         return network().eval()(torch.from_numpy(images(count))).numpy()
@@ -149,7 +190,7 @@ def served(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def command(port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.conv:app"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:classifier"]
 
 
 def send(server: Running, file: Path, arguments: argparse.Namespace, seconds: float) -> float:

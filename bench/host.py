@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,7 +202,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
     versions = {"virtex": __version__, "python": platform.python_version()}
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": sorted(os.sched_getaffinity(0)),
         "codec": str(codec_info()),
@@ -214,7 +215,7 @@ def wrk_version() -> str:
     return said.split()[1]
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -234,6 +235,13 @@ def _version(name: str) -> str:
 def need_proc(what: str) -> None:
     if not Path("/proc/self/stat").exists():
         raise SystemExit(f"{what} reads CPU time from /proc: it needs Linux")
+
+
+def open_many_files() -> None:
+    """Raise the limit of open files, and so of connections, to what the system allows."""
+    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def need_wrk(what: str) -> None:

@@ -40,6 +40,7 @@ import numpy.typing as npt
 
 from virtex.serial.numpy import encode_numpy
 
+from .apps import IMAGE
 from .host import (
     GUNICORN,
     HERE,
@@ -59,7 +60,6 @@ from .host import (
     table,
     wrk_version,
 )
-from .pixels import IMAGE
 
 Array = npt.NDArray[Any]
 
@@ -96,16 +96,16 @@ PICKLE = Wire("application/json", pickle_body)
 CASES: dict[str, dict[str, tuple[Wire, str]]] = {
     "json": {
         "bare": (JSON, "sink"),
-        "tensor": (JSON, "virtex bench.pixels:tensor"),
-        "stacked": (JSON, "virtex bench.pixels:stacked"),
-        "plain": (JSON, "uvicorn bench.pixels_plain:as_json"),
-        "pickle": (PICKLE, "uvicorn bench.pixels_plain:as_pickle"),
+        "tensor": (JSON, "virtex bench.apps:pixel"),
+        "stacked": (JSON, "virtex bench.apps:stacked_pixel"),
+        "plain": (JSON, "uvicorn bench.apps:plain_pixel_json"),
+        "pickle": (PICKLE, "uvicorn bench.apps:plain_pixel_pickle"),
     },
     "npy": {
         "bare": (NPY, "sink"),
-        "tensor": (NPY, "virtex bench.pixels:tensor"),
-        "stacked": (NPY, "virtex bench.pixels:stacked"),
-        "plain": (NPY, "uvicorn bench.pixels_plain:as_npy"),
+        "tensor": (NPY, "virtex bench.apps:pixel"),
+        "stacked": (NPY, "virtex bench.apps:stacked_pixel"),
+        "plain": (NPY, "uvicorn bench.apps:plain_pixel_npy"),
     },
 }
 NEEDS = {"bare": "uvloop", "tensor": "gunicorn", "stacked": "gunicorn", "plain": "pybase64", "pickle": "pybase64"}
@@ -114,7 +114,7 @@ NEEDS = {"bare": "uvloop", "tensor": "gunicorn", "stacked": "gunicorn", "plain":
 def command(runs: str, port: str) -> list[str]:
     kind, _, app = runs.partition(" ")
     if kind == "sink":
-        return [*PYTHON, str(HERE / "sink.py"), port, '{"data":[0.5],"error":null}']
+        return [*PYTHON, str(HERE / "bare.py"), port, '{"data":[0.5],"error":null}', "--sink"]
     if kind == "virtex":
         return [*GUNICORN, "--bind", f"127.0.0.1:{port}", app]
     return [*UVICORN, "--port", port, app]

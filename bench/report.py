@@ -19,33 +19,12 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def keep() -> None:
-    """Take over what was measured; of pytest-benchmark's file only what the table needs."""
+    """Take over what was measured."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
-        shorten = shorten_codec if name == "codec" else dict
         measured = ROOT / "build" / f"{name}.json"
         if measured.exists():
-            saved = shorten(json.loads(measured.read_text()))
-            (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
-
-
-def shorten_codec(saved: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds of each recipe at each size, from pytest-benchmark's JSON."""
-    rows = []
-    for one in saved["benchmarks"]:
-        step = one["group"].partition(" ")[0]
-        recipe = (one["params"] or {}).get("recipe", "memcpy")
-        rows.append(
-            {
-                "step": step,
-                "recipe": recipe,
-                "bytes": one["extra_info"]["bytes"],
-                "isa": one["extra_info"]["isa"],
-                "median_seconds": one["stats"]["median"],
-                "rounds": one["stats"]["rounds"],
-            }
-        )
-    return {"python": saved["machine_info"]["python_version"], "cpu": saved["machine_info"]["cpu"], "rows": rows}
+            (RESULTS / f"{name}.json").write_text(json.dumps(json.loads(measured.read_text()), indent=1) + "\n")
 
 
 def render() -> dict[str, str]:
@@ -102,26 +81,6 @@ def share(row: dict[str, Any]) -> str:
 
 
 def codec_table(saved: dict[str, Any]) -> str:
-    steps = {"encode", "decode"}
-    recipes = list(dict.fromkeys(row["recipe"] for row in saved["rows"] if row["step"] in steps))
-    found = {(row["step"], row["bytes"], row["recipe"]): row["median_seconds"] for row in saved["rows"]}
-    sizes = sorted({row["bytes"] for row in saved["rows"]})
-    isas = ", ".join(sorted({row["isa"] for row in saved["rows"]}))
-    cpu = saved["cpu"].get("brand_raw", "unknown CPU")
-    lines = [
-        f"{cpu}, instruction set {isas}, Python {saved['python']}. Median microseconds per array of float32.",
-        "",
-        "| bytes | step | " + " | ".join(recipes) + " |",
-        "|--:|---|" + "--:|" * len(recipes),
-    ]
-    for size in sizes:
-        for step in ("encode", "decode"):
-            cells = " | ".join(f"{found[step, size, recipe] * 1e6:,.1f}" for recipe in recipes)
-            lines.append(f"| {size:,} | {step} | {cells} |")
-    return "\n".join(lines)
-
-
-def memory_table(saved: dict[str, Any]) -> str:
     from .codec import tables
 
     return "\n".join(["; ".join(saved["header"]) + ".", "", *tables(saved)]).rstrip()
@@ -173,7 +132,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "serve": serve_table,
     "edges": edges_table,
     "codec": codec_table,
-    "codec-memory": memory_table,
     "images": images_table,
     "batching": batching_table,
     "engine": engine_table,
@@ -193,11 +151,7 @@ def headline() -> str:
     }
     image = {row["server"]: row["us"] for row in images["cases"][0]["rows"]}
     body = {row["server"]: row["user_us_per_mb"] for row in edges["bodies"] if row["what"] == "read"}
-    decode = {
-        row["recipe"]: row["median_seconds"] * 1e6
-        for row in codec["rows"]
-        if (row["step"], row["bytes"]) == ("decode", 602_112)
-    }
+    decode = {name: ns["decode"]["602112"] / 1000 for name, ns in codec["ways"].items()}
     idle = edges["idle"]
     lines = [
         f"| {serve['machine']['cpu']} | Virtex | beside it |",

@@ -47,11 +47,11 @@ GRANIAN = [*PYTHON, "-m", "granian", "--interface", "asginl", "--workers", "1", 
 # name: (the module it needs, its command line for a port)
 SERVERS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
     "bare": ("uvloop", lambda port: [*PYTHON, str(HERE / "bare.py"), port, REPLY]),
-    "virtex": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.echo:app"]),
-    "uvicorn": ("uvicorn", lambda port: [*UVICORN, "--port", port, "bench.plain:app"]),
-    "granian": ("granian", lambda port: [*GRANIAN, "--port", port, "bench.plain:app"]),
-    "virtex, ASGI echo": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.plain:app"]),
-    "uvicorn, Virtex app": ("uvicorn", lambda port: [*UVICORN, "--lifespan", "on", "--port", port, "bench.echo:app"]),
+    "virtex": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:echo"]),
+    "uvicorn": ("uvicorn", lambda port: [*UVICORN, "--port", port, "bench.apps:plain_echo"]),
+    "granian": ("granian", lambda port: [*GRANIAN, "--port", port, "bench.apps:plain_echo"]),
+    "virtex, ASGI echo": ("gunicorn", lambda port: [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:plain_echo"]),
+    "uvicorn, Virtex app": ("uvicorn", lambda port: [*UVICORN, "--lifespan", "on", "--port", port, "bench.apps:echo"]),
 }
 
 

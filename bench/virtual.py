@@ -19,7 +19,8 @@ from virtex.batch.company import Peer
 from virtex.batch.ring import Ticket
 from virtex.batch.steps import Steps
 
-from .accelerator import QUEUE, Accelerator, busy_ns
+from .apps import QUEUE, busy_ns
+from .engine import Nothing
 
 Times = npt.NDArray[np.int64]  # nanoseconds
 
@@ -105,7 +106,7 @@ class Simulation:
         self.loop = VirtualLoop()
         self.executor = Punctual(self.loop)
         self.batcher = Batcher(self.loop, max_batch_size, window, QUEUE * 100, self.loop.clock)  # type: ignore[arg-type]
-        self.batcher.run_with(self.executor, Steps(Accelerator()))
+        self.batcher.run_with(self.executor, Steps(Nothing()))
         self.latencies: list[int] = []
         self.idle: list[Peer] = []
 

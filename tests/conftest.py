@@ -11,20 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.wire import StubServer, Wire
 
 from virtex.batch.batcher import Batch
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
+# Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
+COMPILED_ONLY = {
+    f"test_{name}.py"
+    for group in ("package readme docs", "codec codec_rows client", "cases worker start proxies foreign examples embed")
+    for name in group.split()
+}
 
-def pytest_sessionstart() -> None:
-    """Nobody is to test what was compiled before the last change."""
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plain", action="store_true", help="test the modules uncompiled: make test-plain")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.option.plain and collection_path.name in COMPILED_ONLY else None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Nobody is to test what was compiled before the last change, or another tree, or what they take for uncompiled."""
     for pxd in PACKAGE.rglob("*.pxd"):
         name = ".".join(pxd.relative_to(PACKAGE.parent).with_suffix("").parts)
         built = Path(importlib.import_module(name).__file__ or "")
         sources = [path for path in pxd.parent.glob(f"{pxd.stem}.p[xy]*") if path.suffix != ".pyi"]
+        if not built.parent.samefile(pxd.parent):
+            pytest.exit(f"{name} is that of {built.parent}: expected {pxd.parent}", returncode=3)
         if built.suffix == ".so" and max(path.stat().st_mtime for path in sources) > built.stat().st_mtime:
             pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
+        if session.config.option.plain and built.suffix == ".so" and pxd.stem != "_codec":
+            pytest.exit(f"{name} is compiled: expected {pxd.stem}.py", returncode=3)
 
 
 class Timer:
@@ -118,6 +138,17 @@ class ScriptedExecutor:
         batch, done = self._running.pop(0)
         batch.fail(error)
         done(batch)
+
+
+@pytest.fixture
+def server(event_loop: asyncio.AbstractEventLoop) -> StubServer:
+    return StubServer(event_loop)
+
+
+@pytest.fixture
+def wire(server: StubServer, event_loop: asyncio.AbstractEventLoop) -> Wire:
+    """A connection to it."""
+    return Wire(server, loop=event_loop)
 
 
 @pytest.fixture

@@ -5,31 +5,20 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from pathlib import Path
 
 import pytest
 import uvloop
 from kit.asks import Echo, run
 from kit.cases import chunked, head, post
-from kit.servers import serving
-from kit.wire import StubServer, Wire
+from kit.servers import CERTIFICATE, ECHO, eventually, read_answer, serving
+from kit.wire import Wire
 
-from virtex import Limits, RequestHandler, http_server, serve
+from virtex import Limits, http_server, serve
 from virtex.wire.connections import Connections
 from virtex.wire.reader import FIELD_BYTES, HEAD_KEPT
 from virtex.wire.requests import STEPS
 
 LONG = head(b"A: " + b"x" * 20_000)
-
-
-@pytest.fixture
-def server(event_loop):
-    return StubServer(event_loop)
-
-
-@pytest.fixture
-def wire(server, event_loop):
-    return Wire(server, loop=event_loop)
 
 
 def held_by_the_head(raw):
@@ -115,14 +104,8 @@ def test_the_lines_of_a_chunked_body_are_not_kept(wire):
 # --- answers ------------------------------------------------------------------------------------------------
 
 
-class Sized(RequestHandler):
+class Sized(Echo):
     """Answers each item, a number, with so many characters."""
-
-    def process_request(self, data):
-        return data
-
-    def run_inference(self, model_input):
-        return model_input
 
     def process_response(self, item):
         return "x" * item
@@ -149,16 +132,11 @@ def ask(n):
     return post(b'{"data":[%d]}' % n)
 
 
-async def until(holds):
-    while not holds():
-        await asyncio.sleep(0)
-
-
 def test_a_small_answer_that_is_written_at_once_is_never_charged():
     async def f(app, wire):
         wire.send(ask(1000))
         held = app.budget.held
-        await until(lambda: wire.statuses)
+        await eventually(lambda: wire.statuses)
         assert app.budget.held <= held  # the head's
 
     in_a_loop(f)
@@ -167,7 +145,7 @@ def test_a_small_answer_that_is_written_at_once_is_never_charged():
 def test_what_the_kernel_does_not_take_counts_until_it_does():
     async def f(app, wire):
         wire.send(ask(10))
-        await until(lambda: wire.statuses)
+        await eventually(lambda: wire.statuses)
         held = app.budget.held
         wire.transport.unsent = 5000
         wire.protocol.pause_writing()
@@ -182,14 +160,14 @@ def test_what_the_kernel_does_not_take_counts_until_it_does():
 def test_answers_wait_charged_while_the_client_reads_nothing_and_go_out_in_order_when_it_does():
     async def f(app, wire):
         wire.send(ask(1))
-        await until(lambda: wire.statuses)
+        await eventually(lambda: wire.statuses)
         wire.send(ask(100_000) + ask(10) + ask(200_000))
         wire.transport.unsent = 1
         wire.protocol.pause_writing()
-        await until(lambda: app.budget.held > 300_000)
+        await eventually(lambda: app.budget.held > 300_000)
         assert wire.statuses == [200]
         wire.protocol.resume_writing()
-        await until(lambda: len(wire.statuses) == 4)
+        await eventually(lambda: len(wire.statuses) == 4)
         assert [len(body) for _, _, body in wire.replies()[1:]] == [n + 26 for n in (100_000, 10, 200_000)]
         assert app.budget.held < 2000
 
@@ -207,15 +185,15 @@ def test_no_answer_is_written_behind_a_large_one_that_the_client_does_not_read()
 
         wire.transport.writelines = stall
         wire.send(ask(100_000) + ask(100_001) + ask(3))
-        await until(lambda: wire.statuses)
+        await eventually(lambda: wire.statuses)
         for _ in range(10):
             await asyncio.sleep(0)
         assert wire.statuses == [200]
         assert 200_000 < app.budget.held < 203_000, "the transport keeps all of an answer until it is all taken"
         wire.protocol.resume_writing()
-        await until(lambda: len(wire.statuses) == 2)
+        await eventually(lambda: len(wire.statuses) == 2)
         wire.protocol.resume_writing()
-        await until(lambda: len(wire.statuses) == 3)
+        await eventually(lambda: len(wire.statuses) == 3)
 
     in_a_loop(f)
 
@@ -224,12 +202,12 @@ def test_an_answer_for_which_there_is_no_room_is_a_503_and_a_request_while_there
     async def f(app, wire):
         app.budget.budget = 1_000_000
         wire.send(ask(1))
-        await until(lambda: wire.statuses)
+        await eventually(lambda: wire.statuses)
         wire.transport.unsent = 1
         wire.protocol.pause_writing()
         others = Wire(app, loop=wire.loop, shared=wire.connections)
         others.send(ask(2_000_000))
-        await until(lambda: others.statuses)
+        await eventually(lambda: others.statuses)
         ((status, headers, body),) = others.replies()
         assert (status, headers[b"retry-after"]) == (503, b"1")
         assert b"no room for an answer of 2000026 bytes" in body and b"limits.max_bytes" in body
@@ -238,7 +216,7 @@ def test_an_answer_for_which_there_is_no_room_is_a_503_and_a_request_while_there
         assert others.statuses == [503, 503] and not others.ended
         app.budget.budget = 1_000_000
         others.send(ask(900_000))
-        await until(lambda: len(others.statuses) == 3)
+        await eventually(lambda: len(others.statuses) == 3)
         assert others.statuses[-1] == 200
 
     in_a_loop(f)
@@ -248,7 +226,7 @@ def test_answers_that_wait_are_forgotten_with_their_client():
     async def f(app, wire):
         wire.send(ask(200_000) + ask(5) + ask(200_000))
         wire.protocol.pause_writing()
-        await until(lambda: app.budget.held > 400_000)
+        await eventually(lambda: app.budget.held > 400_000)
 
     in_a_loop(f)
 
@@ -353,8 +331,6 @@ def test_no_request_reaches_an_asgi_application_while_there_is_no_room(event_loo
 
 # --- sockets --------------------------------------------------------------------------------------------
 
-CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
-
 
 def tls_contexts():
     ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -374,27 +350,24 @@ def test_answers_of_every_size_come_whole_to_a_client_that_reads_late(run, tls):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port, ssl=theirs)
             for n in (1, 70_000, 3_000_000, 10_000_000, 1):
                 writer.write(ask(n) * 2)
-                await until(lambda: app.admission.unsettled)
-                await until(lambda: not app.admission.unsettled)
+                await eventually(lambda: app.admission.unsettled)
+                await eventually(lambda: not app.admission.unsettled)
                 for _ in range(2):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    body = await reader.readexactly(n + 26)
-                    assert head.startswith(b"HTTP/1.1 200 ") and body.endswith(b'"],"error":null}')
-                await until(lambda: app.budget.held < 2000)
+                    status, _, body = await read_answer(reader)
+                    assert status == 200 and len(body) == n + 26 and body.endswith(b'"],"error":null}')
+                await eventually(lambda: app.budget.held < 2000)
             writer.close()
         assert app.budget.held == 0
 
     run(asyncio.wait_for(main(), 30))
 
 
-LARGE_ANSWERS = """
-from virtex import Limits, RequestHandler, http_server
+LARGE_ANSWERS = (
+    ECHO
+    + """
+from virtex import Limits
 
-class Large(RequestHandler):
-    def process_request(self, data):
-        return data
-    def run_inference(self, model_input):
-        return model_input
+class Large(Echo):
     def process_response(self, item):
         return "x" * item
 
@@ -402,6 +375,7 @@ LIMITS = Limits(max_bytes=32 << 20)
 # What the handler makes of one batch is its own to bound.
 app = http_server(name="large", handler=Large(), max_batch_size=8, max_queue_size=1000, limits=LIMITS)
 """
+)
 
 
 def resident(pid):

@@ -14,7 +14,6 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,14 +21,13 @@ import orjson
 import pytest
 import uvloop
 from kit.asks import Echo
-from kit.peer import DEADLINE, FACES, Face, Wire, always, echo, message, once, reply, serving
+from kit.peer import DEADLINE, FACES, Face, Link, always, answering, echo, message, once, reply
+from kit.servers import CERTIFICATE
 
 from virtex import Limits, http_server, serve
 from virtex.client import LIMITS, HttpClient
 from virtex.errors import ClientError
 from virtex.message import HttpMessage
-
-CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
 
 
 @pytest.fixture(params=FACES.values(), ids=FACES.keys())
@@ -41,7 +39,7 @@ def face(request: pytest.FixtureRequest) -> Face:
 
 
 def test_a_message_is_posted_and_its_answer_comes_back_in_order(face: Face) -> None:
-    with serving(echo) as peer, HttpClient(peer.url()) as client:
+    with answering(echo) as peer, HttpClient(peer.url()) as client:
         answer = face(client, "post", message(1, "zwei", [3.0, None]))
         assert isinstance(answer, HttpMessage)
         assert answer.data == [1, "zwei", [3.0, None]]
@@ -51,11 +49,11 @@ def test_a_message_is_posted_and_its_answer_comes_back_in_order(face: Face) -> N
 def test_the_request_names_its_path_host_type_and_length() -> None:
     seen = []
 
-    def keep(wire: Wire) -> None:
-        seen.append(wire.read())
-        wire.send(reply({"data": [1]}))
+    def keep(link: Link) -> None:
+        seen.append(link.read())
+        link.send(reply({"data": [1]}))
 
-    with serving(keep) as peer, HttpClient(headers={"X-Key": "s3cret"}) as client:
+    with answering(keep) as peer, HttpClient(headers={"X-Key": "s3cret"}) as client:
         client.post(peer.url("/a b/%2F?q=1 2"), message(1))
         head, body = seen[0]
     target, *lines = head.decode().split("\r\n")
@@ -68,21 +66,21 @@ def test_the_request_names_its_path_host_type_and_length() -> None:
 
 
 def test_the_url_of_a_post_goes_before_the_clients() -> None:
-    with serving(echo) as first, serving(echo) as second, HttpClient(first.url()) as client:
+    with answering(echo) as first, answering(echo) as second, HttpClient(first.url()) as client:
         assert client.post(second.url(), message(1)).data == [1]
         assert client.post(url=second.url(), message=message(2)).data == [2]
         assert client.post(message=message(3)).data == [3]
-        assert len(second.wires) == 1
-        assert len(first.wires) == 1
+        assert len(second.links) == 1
+        assert len(first.links) == 1
 
 
 def test_a_host_name_is_looked_up(face: Face) -> None:
-    with serving(echo) as peer, HttpClient(peer.url().replace("127.0.0.1", "localhost")) as client:
+    with answering(echo) as peer, HttpClient(peer.url().replace("127.0.0.1", "localhost")) as client:
         assert face(client, "post", message(1)).data == [1]
 
 
 def test_a_message_of_twenty_megabytes_goes_and_comes(face: Face) -> None:
-    with serving(echo) as peer, HttpClient(peer.url()) as client:
+    with answering(echo) as peer, HttpClient(peer.url()) as client:
         item = "x" * 20_000_000
         assert face(client, "post", message(item)).data == [item]
 
@@ -162,11 +160,11 @@ def test_an_argument_that_cannot_be_meant_is_refused_by_name(options: dict[str, 
 def test_an_answer_that_is_no_message_becomes_one_whose_error_says_why(
     face: Face, answer: bytes, words: str, status: int
 ) -> None:
-    with serving(once(answer)) as peer, HttpClient(peer.url()) as client:
+    with answering(once(answer)) as peer, HttpClient(peer.url()) as client:
         got = face(client, "post", message(1))
         assert got.data == []
         assert words in got.error
-    with serving(once(answer)) as peer, HttpClient(peer.url(), raise_errors=True) as client:
+    with answering(once(answer)) as peer, HttpClient(peer.url(), raise_errors=True) as client:
         with pytest.raises(ClientError) as caught:
             face(client, "post", message(1))
         assert caught.value.status == status
@@ -198,11 +196,11 @@ def test_a_compressed_answer_is_read_and_one_that_is_cut_anywhere_is_an_error(
     header = f"content-encoding: {coding}\r\n"
     answers = iter([reply(whole[:length], headers=header) for length in range(len(whole) + 1)])
 
-    def next_answer(wire: Wire) -> None:
-        while wire.read() is not None:
-            wire.send(next(answers))
+    def next_answer(link: Link) -> None:
+        while link.read() is not None:
+            link.send(next(answers))
 
-    with serving(next_answer) as peer, HttpClient(peer.url()) as client:
+    with answering(next_answer) as peer, HttpClient(peer.url()) as client:
         got = [face(client, "post", message(1)) for _ in range(len(whole) + 1)]
     assert got[-1].data == [7] and got[-1].error is None
     assert all(answer.data == [] and answer.error for answer in got[:-1])
@@ -212,19 +210,19 @@ def test_a_compressed_answer_is_read_and_one_that_is_cut_anywhere_is_an_error(
 def test_an_answer_of_several_codings_and_members_is_read(face: Face) -> None:
     members = gzip.compress(b'{"data":') + gzip.compress(b" [7]}")
     answer = reply(zlib.compress(members), headers="content-encoding: gzip, identity\r\ncontent-encoding: deflate\r\n")
-    with serving(always(answer)) as peer, HttpClient(peer.url()) as client:
+    with answering(always(answer)) as peer, HttpClient(peer.url()) as client:
         assert face(client, "post", message(1)).data == [7]
 
 
 def test_no_answer_in_time_is_an_error_and_its_connection_is_closed(face: Face) -> None:
     left = threading.Event()
 
-    def silent(wire: Wire) -> None:
-        wire.read()
-        if wire.read() is None:
+    def silent(link: Link) -> None:
+        link.read()
+        if link.read() is None:
             left.set()
 
-    with serving(silent) as peer, HttpClient(peer.url(), timeout=0.05) as client:
+    with answering(silent) as peer, HttpClient(peer.url(), timeout=0.05) as client:
         assert face(client, "post", message(1)).error == f"{peer.url()}: no answer within 0.05 s"
         assert left.wait(DEADLINE)
 
@@ -232,21 +230,21 @@ def test_no_answer_in_time_is_an_error_and_its_connection_is_closed(face: Face) 
 def test_a_post_whose_connection_breaks_is_not_sent_again() -> None:
     read = []
 
-    def answer_the_first(wire: Wire) -> None:
-        read.append(wire.read())
-        wire.send(reply({"data": [1]}))
-        read.append(wire.read())
+    def answer_the_first(link: Link) -> None:
+        read.append(link.read())
+        link.send(reply({"data": [1]}))
+        read.append(link.read())
 
     async def main(client: HttpClient) -> list[HttpMessage]:
         return [await client.post_async(message(1)), await client.post_async(message(2))]
 
     for post_twice in (lambda: [client.post(message(1)), client.post(message(2))], lambda: asyncio.run(main(client))):
         read.clear()
-        with serving(answer_the_first) as peer, HttpClient(peer.url()) as client:
+        with answering(answer_the_first) as peer, HttpClient(peer.url()) as client:
             first, second = post_twice()
             assert first.data == [1]
             assert "disconnected without sending a response" in second.error
-            assert (len(read), len(peer.wires)) == (2, 1)
+            assert (len(read), len(peer.links)) == (2, 1)
 
 
 # Bundles
@@ -256,14 +254,14 @@ def test_a_bundle_is_answered_in_order_whatever_order_the_answers_come_in(face: 
     answered = [threading.Event() for _ in range(5)]
     answered[4].set()
 
-    def last_first(wire: Wire) -> None:
-        while (request := wire.read()) is not None:
+    def last_first(link: Link) -> None:
+        while (request := link.read()) is not None:
             n = orjson.loads(request[1])["data"][0]
             assert answered[n + 1].wait(DEADLINE)
-            wire.send(reply({"data": [n]}))
+            link.send(reply({"data": [n]}))
             answered[n].set()
 
-    with serving(last_first) as peer, HttpClient(peer.url()) as client:
+    with answering(last_first) as peer, HttpClient(peer.url()) as client:
         answers = face(client, "post_bundle", [message(n) for n in range(4)])
         assert [answer.data for answer in answers] == [[0], [1], [2], [3]]
 
@@ -271,25 +269,25 @@ def test_a_bundle_is_answered_in_order_whatever_order_the_answers_come_in(face: 
 def test_no_more_messages_of_a_bundle_are_under_way_than_max_connections(face: Face) -> None:
     together = threading.Barrier(3)
 
-    def in_threes(wire: Wire) -> None:
-        while (request := wire.read()) is not None:
+    def in_threes(link: Link) -> None:
+        while (request := link.read()) is not None:
             together.wait(DEADLINE)  # passes only while three are under way
-            wire.send(reply({"data": orjson.loads(request[1])["data"]}))
+            link.send(reply({"data": orjson.loads(request[1])["data"]}))
 
-    with serving(in_threes) as peer, HttpClient(peer.url(), max_connections=3) as client:
+    with answering(in_threes) as peer, HttpClient(peer.url(), max_connections=3) as client:
         answers = face(client, "post_bundle", (message(n) for n in range(30)))
         assert [answer.data for answer in answers] == [[n] for n in range(30)]
-        assert len(peer.wires) == 3
+        assert len(peer.links) == 3
 
 
 def test_one_failure_in_a_bundle_leaves_the_others_their_answers(face: Face) -> None:
-    def odd_ones_fail(wire: Wire) -> None:
-        while (request := wire.read()) is not None:
+    def odd_ones_fail(link: Link) -> None:
+        while (request := link.read()) is not None:
             n = orjson.loads(request[1])["data"][0]
             refusal = reply({"data": [], "error": f"no {n}"}, "422 Unprocessable Content")
-            wire.send(refusal if n % 2 else reply({"data": [n]}))
+            link.send(refusal if n % 2 else reply({"data": [n]}))
 
-    with serving(odd_ones_fail) as peer, HttpClient(peer.url()) as client:
+    with answering(odd_ones_fail) as peer, HttpClient(peer.url()) as client:
         answers = face(client, "post_bundle", [message(n) for n in range(4)])
         assert [answer.data for answer in answers] == [[0], [], [2], []]
         assert [answer.error for answer in answers] == [None, "no 1", None, "no 3"]
@@ -299,22 +297,22 @@ def test_one_failure_in_a_bundle_leaves_the_others_their_answers(face: Face) -> 
 
 
 def test_a_bundle_with_something_else_in_it_is_refused_before_anything_is_sent(face: Face) -> None:
-    with serving(echo) as peer, HttpClient(peer.url()) as client:
+    with answering(echo) as peer, HttpClient(peer.url()) as client:
         with pytest.raises(TypeError, match="expected an HttpMessage, got int"):
             face(client, "post_bundle", [message(1), 2])
         with pytest.raises(TypeError, match="expected an iterable of HttpMessages, got HttpMessage"):
             face(client, "post_bundle", message(1))
         assert face(client, "post_bundle", []) == []
-        assert peer.wires == []
+        assert peer.links == []
 
 
 def test_each_message_of_a_bundle_has_its_own_time(face: Face) -> None:
-    def never_for_one(wire: Wire) -> None:
-        while (request := wire.read()) is not None:
+    def never_for_one(link: Link) -> None:
+        while (request := link.read()) is not None:
             if orjson.loads(request[1])["data"] != [1]:
-                wire.send(reply({"data": [0]}))
+                link.send(reply({"data": [0]}))
 
-    with serving(never_for_one) as peer, HttpClient(peer.url(), timeout=0.1, max_connections=2) as client:
+    with answering(never_for_one) as peer, HttpClient(peer.url(), timeout=0.5, max_connections=2) as client:
         answers = face(client, "post_bundle", [message(n) for n in range(50)])
         assert [n for n, answer in enumerate(answers) if answer.error] == [1]
 
@@ -325,11 +323,11 @@ def test_each_message_of_a_bundle_has_its_own_time(face: Face) -> None:
 def test_close_ends_the_idle_connections_and_a_later_post_is_refused(face: Face) -> None:
     left = threading.Event()
 
-    def until_left(wire: Wire) -> None:
-        echo(wire)
+    def until_left(link: Link) -> None:
+        echo(link)
         left.set()
 
-    with serving(until_left) as peer:
+    with answering(until_left) as peer:
         client = HttpClient(peer.url())
         client.post(message(1))
         client.close()
@@ -346,7 +344,7 @@ def test_a_client_is_a_context_manager_of_both_kinds() -> None:
         await client.aclose()
         return client
 
-    with serving(echo) as peer:
+    with answering(echo) as peer:
         client = asyncio.run(main(peer.url()))
         with pytest.raises(RuntimeError, match="closed"):
             client.post(message(1))
@@ -360,43 +358,43 @@ def test_a_connection_is_used_again_by_plain_code_and_within_each_loop() -> None
         for n in range(3):
             assert (await client.post_async(message(n))).data == [n]
 
-    with serving(echo) as peer, HttpClient(peer.url()) as client:
+    with answering(echo) as peer, HttpClient(peer.url()) as client:
         for n in range(3):
             assert client.post(message(n)).data == [n]
             asyncio.run(main())
             uvloop.run(main())
-        assert len(peer.wires) == 1 + 3 + 3
+        assert len(peer.links) == 1 + 3 + 3
 
 
 def test_a_connection_that_the_server_ends_is_not_used_again(face: Face) -> None:
     answer = reply({"data": [1]}, headers="connection: close\r\n")
-    with serving(always(answer)) as peer, HttpClient(peer.url()) as client:
+    with answering(always(answer)) as peer, HttpClient(peer.url()) as client:
         for _ in range(3):
             assert face(client, "post", message(1)).data == [1]
-        assert len(peer.wires) == 3
+        assert len(peer.links) == 3
 
 
 def test_a_connection_is_given_up_before_the_server_would_close_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < LIMITS.keepalive_expiry < Limits().keep_alive_seconds
     monkeypatch.setattr("virtex.client.LIMITS", httpx2.Limits(keepalive_expiry=0))
-    with serving(echo) as peer, HttpClient(peer.url()) as client:
+    with answering(echo) as peer, HttpClient(peer.url()) as client:
         assert [client.post(message(n)).data for n in range(2)] == [[0], [1]]
-        assert len(peer.wires) == 2
+        assert len(peer.links) == 2
 
 
 def test_no_more_idle_connections_are_kept_than_max_connections() -> None:
     together = threading.Barrier(4)
     left = threading.Semaphore(0)
 
-    def in_fours(wire: Wire) -> None:
-        wire.read()
+    def in_fours(link: Link) -> None:
+        link.read()
         together.wait(DEADLINE)
-        wire.send(reply({"data": [1]}))
-        if wire.read() is None:
+        link.send(reply({"data": [1]}))
+        if link.read() is None:
             left.release()
 
     with (
-        serving(in_fours) as peer,
+        answering(in_fours) as peer,
         HttpClient(peer.url(), max_connections=1) as client,
         ThreadPoolExecutor(4) as threads,
     ):
@@ -410,15 +408,15 @@ def test_nothing_is_taken_from_the_environment_and_no_cookie_is_kept(
 ) -> None:
     heads = []
 
-    def keep(wire: Wire) -> None:
-        while (request := wire.read()) is not None:
+    def keep(link: Link) -> None:
+        while (request := link.read()) is not None:
             heads.append(request[0].lower())
-            wire.send(reply({"data": [1]}, headers="set-cookie: a=b\r\n"))
+            link.send(reply({"data": [1]}, headers="set-cookie: a=b\r\n"))
 
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
-    with serving(keep) as peer, HttpClient(peer.url()) as client:
+    with answering(keep) as peer, HttpClient(peer.url()) as client:
         answers = face(client, "post_bundle", [message(1)] * 20)
         assert {tuple(answer.data) for answer in answers} == {(1,)}
         assert not any(b"cookie" in head for head in heads)
@@ -427,12 +425,12 @@ def test_nothing_is_taken_from_the_environment_and_no_cookie_is_kept(
 def test_a_connection_that_the_server_closed_while_idle_is_replaced(face: Face) -> None:
     gone = threading.Event()
 
-    def leave(wire: Wire) -> None:
-        once(reply({"data": [1]}))(wire)
-        wire.sock.close()
+    def leave(link: Link) -> None:
+        once(reply({"data": [1]}))(link)
+        link.sock.close()
         gone.set()
 
-    with serving(leave) as peer, HttpClient(peer.url()) as client:
+    with answering(leave) as peer, HttpClient(peer.url()) as client:
         for _ in range(3):
             gone.clear()
             assert face(client, "post", message(1)).error is None
@@ -443,26 +441,26 @@ def test_threads_share_a_client_and_each_gets_its_own_answers() -> None:
     def post(n: int) -> bool:
         return client.post(message(n, str(n))).data == [n, str(n)]
 
-    with serving(echo) as peer, HttpClient(peer.url()) as client, ThreadPoolExecutor(8) as threads:
+    with answering(echo) as peer, HttpClient(peer.url()) as client, ThreadPoolExecutor(8) as threads:
         assert all(threads.map(post, range(400)))
-        assert len(peer.wires) <= 8
+        assert len(peer.links) <= 8
 
 
 def test_the_plain_face_works_while_a_loop_runs_in_the_thread() -> None:
     async def main() -> list[Any]:
         return [client.post(message(1)).data, *(answer.data for answer in client.post_bundle([message(2), message(3)]))]
 
-    with serving(echo) as peer, HttpClient(peer.url()) as client:
+    with answering(echo) as peer, HttpClient(peer.url()) as client:
         assert asyncio.run(main()) == [[1], [2], [3]]
 
 
 def test_a_cancelled_post_closes_its_connection() -> None:
     arrived, left = threading.Event(), threading.Event()
 
-    def wait(wire: Wire) -> None:
-        wire.read()
+    def wait(link: Link) -> None:
+        link.read()
         arrived.set()
-        if wire.read() is None:
+        if link.read() is None:
             left.set()
 
     async def main() -> None:
@@ -472,7 +470,7 @@ def test_a_cancelled_post_closes_its_connection() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    with serving(wait) as peer, HttpClient(peer.url()) as client:
+    with answering(wait) as peer, HttpClient(peer.url()) as client:
         asyncio.run(main())
         assert left.wait(DEADLINE)
 
@@ -480,14 +478,14 @@ def test_a_cancelled_post_closes_its_connection() -> None:
 def test_a_connection_in_use_when_the_client_is_closed_answers_and_ends(face: Face) -> None:
     left = threading.Event()
 
-    def close_and_answer(wire: Wire) -> None:
-        wire.read()
+    def close_and_answer(link: Link) -> None:
+        link.read()
         client.close()
-        wire.send(reply({"data": [1]}))
-        if wire.read() is None:
+        link.send(reply({"data": [1]}))
+        if link.read() is None:
             left.set()
 
-    with serving(close_and_answer) as peer:
+    with answering(close_and_answer) as peer:
         client = HttpClient(peer.url())
         assert face(client, "post", message(1)).data == [1]
         assert left.wait(DEADLINE)
@@ -518,15 +516,15 @@ sys.exit(os.waitpid(child, 0)[1])
 def test_a_forked_child_opens_its_own_connection_and_holds_none_of_its_parents() -> None:
     ended = threading.Barrier(3)
 
-    def until_left(wire: Wire) -> None:
-        echo(wire)
+    def until_left(link: Link) -> None:
+        echo(link)
         ended.wait(DEADLINE)
 
-    with serving(until_left) as peer:
+    with answering(until_left) as peer:
         command = [sys.executable, "-W", "error", "-c", FORK, peer.url()]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             ended.wait(DEADLINE)  # both connections have ended, though the child still lives
-            assert len(peer.wires) == 2
+            assert len(peer.links) == 2
             process.communicate(b"\n", timeout=DEADLINE)
         assert process.returncode == 0
 
@@ -556,17 +554,17 @@ assert held == [True]
 def test_a_child_forked_during_a_post_of_another_thread_can_post_and_the_answer_is_the_parents() -> None:
     arrived, release = threading.Event(), threading.Event()
 
-    def hold(wire: Wire) -> None:
-        while (request := wire.read()) is not None:
+    def hold(link: Link) -> None:
+        while (request := link.read()) is not None:
             item = orjson.loads(request[1])["data"][0]
             if item == "held":
                 arrived.set()
                 assert release.wait(DEADLINE)
             if item == "parent":
                 release.set()
-            wire.send(reply({"data": [item]}))
+            link.send(reply({"data": [item]}))
 
-    with serving(hold) as peer:
+    with answering(hold) as peer:
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BUSY_FORK, peer.url()]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             assert arrived.wait(DEADLINE)
@@ -598,7 +596,7 @@ for run in asyncio.run, uvloop.run:
 
 
 def test_a_dropped_client_leaves_no_warning() -> None:
-    with serving(echo) as peer:
+    with answering(echo) as peer:
         command = [sys.executable, "-W", "error", "-c", DROPPED, peer.url()]
         ended = subprocess.run(command, capture_output=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
@@ -606,7 +604,7 @@ def test_a_dropped_client_leaves_no_warning() -> None:
 
 def test_no_descriptor_is_left_behind(face: Face) -> None:
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
-    with serving(once(b"")) as peer, HttpClient(peer.url(), timeout=5) as client:
+    with answering(once(b"")) as peer, HttpClient(peer.url(), timeout=5) as client:
         for _ in range(20):
             face(client, "post", message(1))
     assert before is None or len(os.listdir("/proc/self/fd")) <= before
@@ -624,7 +622,7 @@ def _server_context() -> ssl.SSLContext:
 def test_https_posts_over_a_verified_connection(face: Face) -> None:
     trusting = ssl.create_default_context(cafile=CERTIFICATE)
     with (
-        serving(echo, context=_server_context()) as peer,
+        answering(echo, context=_server_context()) as peer,
         HttpClient(peer.url(scheme="https"), ssl_context=trusting) as client,
     ):
         for item in ("small", "x" * 5_000_000, "small"):
@@ -632,7 +630,7 @@ def test_https_posts_over_a_verified_connection(face: Face) -> None:
 
 
 def test_a_certificate_nobody_vouches_for_is_an_error(face: Face) -> None:
-    with serving(echo, context=_server_context()) as peer, HttpClient(peer.url(scheme="https")) as client:
+    with answering(echo, context=_server_context()) as peer, HttpClient(peer.url(scheme="https")) as client:
         assert "certificate verify failed" in face(client, "post", message(1)).error
 
 

@@ -21,16 +21,6 @@ from virtex.wire.requests import STEPS
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def server(event_loop):
-    return StubServer(event_loop)
-
-
-@pytest.fixture
-def wire(server, event_loop):
-    return Wire(server, loop=event_loop)
-
-
 # --- the table of cases -------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from kit.names import shown
 
 from virtex import HttpMessage, ItemError, RequestHandler
 from virtex.batch.steps import Steps, async_methods, drive, rows_of
@@ -87,7 +88,7 @@ def test_an_item_error_that_knows_its_index_is_believed():
     assert len(handler.decoded) == 1
 
 
-@pytest.mark.parametrize("index", [-1, 3, 2**70, "1", 0.5, object()], ids=str)
+@pytest.mark.parametrize("index", [-1, 3, 2**70, "1", 0.5, object()], ids=shown)
 def test_an_index_that_is_none_of_the_items_is_looked_for(index):
     class Odd(Doubler):
         def process_request(self, data):
@@ -206,7 +207,7 @@ class Frame:
         (np.array([1.5, 2.5]), [1.5, 2.5]),
         (Frame(), ["first row", "second row"]),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_rows_iterate_along_the_zeroth_dimension(outputs, rows):
     assert rows_of(outputs, 2) == rows
@@ -234,7 +235,7 @@ def test_rows_of_an_array_are_its_subarrays():
         (np.float32(1), "no dimensions|returned a float32"),
         (np.array(1), "of no dimensions"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_other_outputs_are_refused_with_what_came(outputs, says):
     with pytest.raises(HandlerError, match=says):
@@ -328,7 +329,7 @@ def test_validate_leaves_the_threads_event_loop_as_it_is():
         ([object()], "message gave a object"),
         ("abc", "of type str; expected a list"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_validate_is_none_with_a_line_in_the_log_or_raises_when_strict(data, says, caplog):
     message = HttpMessage(data=data)

@@ -13,24 +13,13 @@ import threading
 
 import pytest
 import uvloop
-from kit.servers import listens, make_certificate
+from kit.asks import Echo
+from kit.servers import CERTIFICATE, eventually, listens, read_answer
 from kit.workers import scoreboard_of
 
-from virtex import HttpProtocol, Limits, RequestHandler, http_server, serve
+from virtex import HttpProtocol, Limits, http_server, serve
 from virtex.wire.listener import Listener
 from virtex.workers.share import PATIENCE, Share
-
-
-class Echo(RequestHandler):
-    def process_request(self, data):
-        return data
-
-    def run_inference(self, model_input):
-        return model_input
-
-    def process_response(self, item):
-        return item
-
 
 REQUEST = b'POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 14\r\n\r\n{"data":["a"]}'
 ANSWER = b'{"data":["a"],"error":null}'
@@ -152,7 +141,7 @@ def test_probes_are_answered_and_messages_refused_while_a_setup_that_leaves_the_
     async def main():
         gate, (sock, port) = threading.Event(), bound()
         starting = asyncio.ensure_future(serve(loading(kind, gate), sock=sock))
-        await until(lambda: listens(port))
+        await eventually(lambda: listens(port))
         seen, refusal = await statuses(port)
         assert not starting.done()
         gate.set()
@@ -169,7 +158,7 @@ def test_setup_that_fails_while_probes_are_answered_is_raised_and_nothing_listen
     async def main():
         gate, (sock, port) = threading.Event(), bound()
         starting = asyncio.ensure_future(serve(loading(kind, gate, FileNotFoundError("model.bin")), sock=sock))
-        await until(lambda: listens(port))
+        await eventually(lambda: listens(port))
         assert (await statuses(port))[0] == [200, 503, 503]
         gate.set()
         with pytest.raises(FileNotFoundError, match=r"model\.bin"):
@@ -360,7 +349,7 @@ def test_connection_that_comes_last_and_says_nothing_does_not_hold_the_end_up(ru
         listener, again = await listening()
         again.close()
         (client,) = connect(listener, 1)
-        async with asyncio.timeout(5):  # Limits.idle_seconds are 15
+        async with asyncio.timeout(9):  # drain() would cut it at 10, Limits.idle_seconds at 15
             await listener.drain(10)
         client.setblocking(False)
         assert client.recv(100) == b""
@@ -369,11 +358,10 @@ def test_connection_that_comes_last_and_says_nothing_does_not_hold_the_end_up(ru
     run(main())
 
 
-def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long(run, tmp_path):
-    key, certificate = make_certificate(tmp_path)
+def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long(run):
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(certificate, key)
-    context = ssl.create_default_context(cafile=certificate)
+    server.load_cert_chain(CERTIFICATE)
+    context = ssl.create_default_context(cafile=CERTIFICATE)
 
     async def main():
         listener, again = await listening(tls=server)
@@ -383,7 +371,7 @@ def test_tls_handshake_may_be_finished_while_draining_but_is_not_waited_for_long
         while not listener.connections.draining:
             await asyncio.sleep(0)
         answer = await ask_by(client, ssl=context, server_hostname="localhost")
-        async with asyncio.timeout(6):
+        async with asyncio.timeout(9):
             await draining
         silent.close()
         return answer
@@ -406,7 +394,7 @@ def test_hung_sibling_does_not_throttle_accepting(run):
         clients = []
         for count in 1, 100, 200:
             clients += connect(listener, count - len(clients))
-            await until(lambda count=count: len(listener.connections.open) == count)
+            await eventually(lambda count=count: len(listener.connections.open) == count)
         assert share.pauses <= PATIENCE
         await listener.close()
         for client in clients:
@@ -502,18 +490,6 @@ def large(size):
     return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-async def until(holds):
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.005)
-
-
-async def answer_of(reader):
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-    return int(head.split()[1]), head, await reader.readexactly(length)
-
-
 def test_body_that_goes_over_the_budget_is_refused_and_gives_its_bytes_back_while_others_go_on(run):
     async def main():
         app = http_server(name="echo", handler=Echo, limits=SMALL_BUDGET)
@@ -522,17 +498,17 @@ def test_body_that_goes_over_the_budget_is_refused_and_gives_its_bytes_back_whil
             other_reader, other = await asyncio.open_connection("127.0.0.1", listener.port)
             first, second = large(3 * MB), large(MB)
             other.write(second[: MB // 2])
-            await until(lambda: app.admission.bodies.held > MB // 2 - 1000)
+            await eventually(lambda: app.admission.bodies.held > MB // 2 - 1000)
             held = app.admission.bodies.held
             writer.write(first[: MB + MB // 2])
-            await until(lambda: app.admission.bodies.held > 2 * MB - 1000)
+            await eventually(lambda: app.admission.bodies.held > 2 * MB - 1000)
             writer.write(first[MB + MB // 2 :][: 2 * HEADS])  # midway
-            status, head, body = await answer_of(reader)
+            status, head, body = await read_answer(reader)
             assert status == 503 and b"connection: close" in head and b"retry-after: 1" in head, head
             assert b"more than %d bytes" % SMALL_BUDGET.max_bytes in body and await reader.read() == b""
             assert app.admission.bodies.held < held + HEADS
             other.write(second[MB // 2 :] + large(100))
-            answers = [await answer_of(other_reader) for _ in range(2)]
+            answers = [await read_answer(other_reader) for _ in range(2)]
             assert [status for status, _, _ in answers] == [200, 200] and len(answers[0][2]) > MB
             assert app.admission.bodies.held < HEADS
             writer.close()
@@ -549,13 +525,13 @@ def test_large_body_cut_by_a_reset_gives_its_bytes_back(run):
             for _ in range(3):  # together more than the budget
                 _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
                 writer.write(large(2 * MB)[:MB])
-                await until(lambda: app.admission.bodies.held > MB - 1000)
+                await eventually(lambda: app.admission.bodies.held > MB - 1000)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
-                await until(lambda: app.admission.bodies.held == 0)
+                await eventually(lambda: app.admission.bodies.held == 0)
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(large(2 * MB))
-            assert (await answer_of(reader))[0] == 200 and app.admission.bodies.held < HEADS
+            assert (await read_answer(reader))[0] == 200 and app.admission.bodies.held < HEADS
             writer.close()
         assert app.admission.bodies.held == 0
 

@@ -7,6 +7,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.names import shown
 
 from virtex import HttpMessage
 from virtex.errors import HandlerError, RequestError
@@ -232,7 +233,7 @@ def test_null_and_none_are_no_floats():
     assert encode_data([None, "null", {"a": None}, [None]]) == b'[null,"null",{"a":null},[null]]'
 
 
-@pytest.mark.parametrize("row", [object(), b"bytes", 1j, {1: 2}, {"a": {3}}, 2**64, np.array([1j])], ids=repr)
+@pytest.mark.parametrize("row", [object(), b"bytes", 1j, {1: 2}, {"a": {3}}, 2**64, np.array([1j])], ids=shown)
 def test_what_json_can_not_carry_names_its_item_and_type(row):
     with pytest.raises(HandlerError, match=f"item 2: process_response gave a {type(row).__name__} that can't be sent"):
         encode_data([1, 2, row])

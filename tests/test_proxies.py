@@ -38,7 +38,7 @@ async def app(scope, receive, send):
             raise ValueError("midway")
 """
 
-SIZES = [100_000, 2_000_000, 40_000_000]
+SIZES = [100_000, 2_000_000, 10_000_000]  # the last one is more than the kernel takes
 REFUSALS = {"/401": 401, "/403": 403, "/415": 415, "/503": 503, "/": 413}
 
 
@@ -140,24 +140,22 @@ def test_half_an_answer_is_not_passed_on_as_a_whole():
                     proxy.post(way, path, b"")
 
 
-SLOW = """
+SLOW = (
+    ECHO
+    + """
 import time
-from virtex import RequestHandler, http_server
 
-class Slow(RequestHandler):
+class Slow(Echo):
     items = 0
-    def process_request(self, data):
-        return data
     def run_inference(self, model_input):
         self.items += len(model_input)
         print("a batch runs", flush=True)
         time.sleep(0.3)
         return [self.items] * len(model_input)
-    def process_response(self, item):
-        return item
 
 app = http_server(name="slow", handler=Slow(), max_batch_size=4, executor={executor!r})
 """
+)
 REQUEST = b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n{"data":[1]}'
 
 

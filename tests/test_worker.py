@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from kit.servers import ECHO, free_port, listens, make_certificate, read_all, read_response, serving, until
+from kit.servers import CERTIFICATE, ECHO, free_port, listens, read_all, read_answer, read_response, serving, until
 
 from virtex import Limits
 from virtex.workers.settings import merge_limits, trust
@@ -41,25 +41,23 @@ app = http_server(name="loading", handler=Loading)
 REQUEST = b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":["a"]}'
 ANSWER = b'{"data":["a"],"error":null}'
 
-SLOW = """
-import threading, time
-from virtex import RequestHandler, http_server
+SLOW = (
+    ECHO
+    + """
+import time
 
-class Slow(RequestHandler):
+class Slow(Echo):
     def setup(self, worker):
         print("setup", worker.index, worker.count, flush=True)
     def teardown(self):
         print("teardown", flush=True)
-    def process_request(self, data):
-        return data
     def run_inference(self, model_input):
         time.sleep(max(model_input))
         return model_input
-    def process_response(self, item):
-        return item
 
 app = http_server(name="slow", handler=Slow, executor="thread", max_batch_size=1, max_queue_size=64)
 """
+)
 
 
 def post(server, body=b'{"data":["a"]}'):
@@ -160,11 +158,10 @@ def test_drain_delay_takes_connections_while_unready(monkeypatch):
         server.wait_log("worker index 0 is ready; workers=1", 2)  # gunicorn replaces the worker that left
 
 
-def test_tls(tmp_path):
-    key, certificate = make_certificate(tmp_path)
-    with serving("gunicorn", ECHO, "--keyfile", key, "--certfile", certificate) as server:
+def test_tls():
+    with serving("gunicorn", ECHO, "--keyfile", CERTIFICATE, "--certfile", CERTIFICATE) as server:
         server.wait_log("is ready; workers=1")
-        context = ssl.create_default_context(cafile=certificate)
+        context = ssl.create_default_context(cafile=CERTIFICATE)
         with server.connect() as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
             for body in (b'{"data":["a"]}', json.dumps({"data": ["x" * 400_000]}).encode()):
                 sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -182,19 +179,17 @@ def test_sigint_does_not_wait_for_answers():
             begun = time.monotonic()
             server.signal(signal.SIGINT)
             assert server.wait_exit() == 0
-            assert time.monotonic() - begun < 8
+            assert time.monotonic() - begun < 15
 
 
 def test_graceful_timeout_cuts_what_takes_longer():
-    with serving("gunicorn", SLOW, "--graceful-timeout", "3") as server:
+    with serving("gunicorn", SLOW, "--graceful-timeout", "1") as server:
         server.wait_log("is ready; workers=1")
         with server.connect(30) as sock:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"data":[60]}')
             until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work")
             server.signal(signal.SIGTERM)
-            begun = time.monotonic()
-            server.wait_exit()
-            assert time.monotonic() - begun < 8
+            server.wait_exit()  # before the 60 s are over
 
 
 def test_sigterm_during_a_long_load_ends_the_worker():
@@ -313,18 +308,16 @@ def test_max_requests_restarts_the_worker():
 
 
 def test_hup_serves_on_while_the_new_workers_load():
-    source = SLOW_LOAD.replace("{seconds}", "1.5")
-    with serving("gunicorn", source) as server:
+    source = SLOW_LOAD.replace("time.sleep({seconds})", "while not os.path.exists('go'): time.sleep(0.01)")
+    with serving("gunicorn", "import os\n" + source) as server:
+        (server.folder / "go").touch()
         server.wait_log("is ready; workers=1")
+        (server.folder / "go").unlink()
         server.signal(signal.SIGHUP)
-        server.wait_log("Handling signal: hup")
-        answered = 0
-        while server.log.count("is ready; workers=1") < 2:
-            with server.connect(1.0) as sock:  # a loading worker alone would not answer this soon
-                sock.sendall(REQUEST)
-                assert read_response(sock)[2] == ANSWER
-            answered += 1
-        assert answered > 3
+        server.wait_log("loading", 2)
+        assert [post(server) for _ in range(20)] == [(200, ANSWER)] * 20  # a loading worker would not answer
+        (server.folder / "go").touch()
+        server.wait_log("is ready; workers=1", 2)
         server.wait_log("Worker exiting")
         assert post(server)[0] == 200
 
@@ -417,7 +410,7 @@ def test_service_ends_at_once_though_a_reload_hangs(end):
                 assert json.loads(read_response(sock)[2])["data"] == [1]
             server.wait_exit()
             until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "the workers to leave")
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 20
 
 
 def test_ttin_and_ttou_change_the_number_of_workers():
@@ -538,20 +531,18 @@ def test_setting_that_can_not_be_honoured_is_refused_by_name(options):
         assert options[0][2:].replace("-", "_") in server.log
 
 
-EXITS = """
+EXITS = (
+    ECHO
+    + """
 import sys
-from virtex import RequestHandler, http_server
 
-class Exits(RequestHandler):
-    def process_request(self, data):
-        return data
-    def run_inference(self, model_input):
-        return model_input
+class Exits(Echo):
     {method} def process_response(self, item):
         return sys.exit(item) if item in (3, 4) else item
 
 app = http_server(name="exits", handler=Exits())
 """
+)
 
 
 @pytest.mark.parametrize("method", ["", "async"], ids=["inline", "async"])
@@ -694,21 +685,19 @@ def test_no_limit_in_gunicorn_is_none_here():
 
 # --- nothing is lost -------------------------------------------------------------------------------------------
 
-BATCHING = """
+BATCHING = (
+    ECHO
+    + """
 import time
-from virtex import RequestHandler, http_server
 
-class Slow(RequestHandler):
-    def process_request(self, data):
-        return data
+class Slow(Echo):
     def run_inference(self, model_input):
         time.sleep(0.02)
         return model_input
-    def process_response(self, item):
-        return item
 
 app = http_server(name="slow", handler=Slow, executor="thread", max_batch_size=64, max_queue_size=4096)
 """
+)
 
 
 def request_of(number):
@@ -767,9 +756,8 @@ class Load:
         while not (closes or self.stopping):
             number = next(self.numbers)
             writer.write(request_of(number))
-            head = await reader.readuntil(b"\r\n\r\n")
-            body = await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
-            if not head.startswith(b"HTTP/1.1 200 ") or body != b'{"data":[%d],"error":null}' % number:
+            status, head, body = await read_answer(reader)
+            if status != 200 or body != b'{"data":[%d],"error":null}' % number:
                 self.failures.append((number, head, body))
             self.answered += 1
             closes = b"connection: close" in head

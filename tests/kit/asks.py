@@ -17,8 +17,8 @@ class Echo(RequestHandler):
     def run_inference(self, model_input):
         return model_input
 
-    def process_response(self, model_output_item):
-        return model_output_item
+    def process_response(self, item):
+        return item
 
 
 class Answer:

@@ -21,7 +21,7 @@ DEADLINE = 10.0  # seconds; nothing here takes one
 
 
 @dataclass
-class Wire:
+class Link:
     """A connection as the peer sees it."""
 
     sock: socket.socket
@@ -49,10 +49,10 @@ class Wire:
 class Peer:
     """A server for one test: `answer` runs once per connection, in a thread of its own."""
 
-    answer: Callable[[Wire], None]
+    answer: Callable[[Link], None]
     context: ssl.SSLContext | None = None
     host: str = "127.0.0.1"
-    wires: list[Wire] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
 
     @contextmanager
     def running(self) -> Iterator[Peer]:
@@ -63,8 +63,8 @@ class Peer:
                 yield self
             finally:
                 self.listener.shutdown(socket.SHUT_RDWR)
-                for wire in self.wires:
-                    wire.sock.close() if wire.sock.fileno() < 0 else _hang_up(wire.sock)
+                for link in self.links:
+                    link.sock.close() if link.sock.fileno() < 0 else _hang_up(link.sock)
 
     def url(self, path: str = "/", scheme: str = "http") -> str:
         return f"{scheme}://{self.host}:{self.port}{path}"
@@ -81,9 +81,9 @@ class Peer:
     def _serve(self, sock: socket.socket) -> None:
         try:
             with self.context.wrap_socket(sock, server_side=True) if self.context else sock as sock:
-                wire = Wire(sock, len(self.wires))
-                self.wires.append(wire)
-                self.answer(wire)
+                link = Link(sock, len(self.links))
+                self.links.append(link)
+                self.answer(link)
         except OSError:
             pass  # the client left, as many of these tests want
 
@@ -98,31 +98,31 @@ def reply(content: object, status: str = "200 OK", headers: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
-def echo(wire: Wire) -> None:
-    while (request := wire.read()) is not None:
-        wire.send(reply({"data": orjson.loads(request[1])["data"], "error": None}))
+def echo(link: Link) -> None:
+    while (request := link.read()) is not None:
+        link.send(reply({"data": orjson.loads(request[1])["data"], "error": None}))
 
 
-def always(answer: bytes) -> Callable[[Wire], None]:
-    def run(wire: Wire) -> None:
-        while wire.read() is not None:
-            wire.send(answer)
+def always(answer: bytes) -> Callable[[Link], None]:
+    def run(link: Link) -> None:
+        while link.read() is not None:
+            link.send(answer)
 
     return run
 
 
-def once(answer: bytes) -> Callable[[Wire], None]:
+def once(answer: bytes) -> Callable[[Link], None]:
     """Answer one request and close the connection."""
 
-    def run(wire: Wire) -> None:
-        wire.read()
-        wire.send(answer)
+    def run(link: Link) -> None:
+        link.read()
+        link.send(answer)
 
     return run
 
 
 @contextmanager
-def serving(answer: Callable[[Wire], None], **options: Any) -> Iterator[Peer]:
+def answering(answer: Callable[[Link], None], **options: Any) -> Iterator[Peer]:
     with Peer(answer, **options).running() as peer:
         yield peer
 

@@ -8,8 +8,10 @@ SOURCE is a module with an `app`. Every server is a process group of its own, en
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
+import inspect
 import os
 import signal
 import socket
@@ -21,20 +23,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kit.asks import Echo
+
 ROOT = Path(__file__).resolve().parents[2]
+CERTIFICATE = str(ROOT / "tests" / "data" / "localhost.pem")  # with its key
 START_SECONDS = 30.0  # two busy cores start several interpreters at once
 
-ECHO = """
+ECHO = f"""
 from virtex import RequestHandler, http_server
 
-class Echo(RequestHandler):
-    def process_request(self, data):
-        return data
-    def run_inference(self, model_input):
-        return model_input
-    def process_response(self, item):
-        return item
-
+{inspect.getsource(Echo)}
 app = http_server(name="echo", handler=Echo())
 """
 
@@ -168,14 +166,6 @@ def serving(kind: str, source: str, *arguments: str, wait: bool = True, **popen:
             server.stop()
 
 
-def make_certificate(folder: Path) -> tuple[str, str]:
-    """A key and a certificate for localhost, as paths."""
-    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return key, certificate
-
-
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -196,6 +186,20 @@ def until(holds: Callable[[], bool], what: str, server: Running | None = None, s
             why = "the server ended" if ended else f"{seconds} s were not enough"
             raise AssertionError(f"waited for {what}: {why}" + (f"; log:\n{server.log}" if server else ""))
         time.sleep(0.01)
+
+
+async def eventually(holds: Callable[[], object], seconds: float = 10.0) -> None:
+    """until() beside what it waits for, on the same loop."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0)
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
+    """Status, head in lower case, and body of one answer from a connection that stays open."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.split()[1]), head, await reader.readexactly(length)
 
 
 def read_response(sock: socket.socket, head_only: bool = False) -> tuple[int, dict[str, str], bytes]:

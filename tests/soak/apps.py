@@ -1,4 +1,4 @@
-"""The service of bench/soak.py: answers each row with itself, and takes a while now and then."""
+"""The services of the soak tests: rows that come back as they are, and answers as long as they are asked for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from virtex import Limits, Server, Tensor, TensorHandler, http_server
+from virtex import Limits, RequestHandler, Server, Tensor, TensorHandler, http_server
 
 SHAPE = (64,)
+BUDGET = 128 << 20
 
 
 class Identity(TensorHandler):
@@ -28,7 +29,20 @@ class Identity(TensorHandler):
         return batch.copy() if chance > 0.9 else batch[::-1][::-1] if chance > 0.8 else batch
 
 
-def service(executor: str) -> Server:
+class Sized(RequestHandler):
+    """Costs nothing to ask, and what is asked for to answer: a number with so many characters."""
+
+    def process_request(self, data: list[Any]) -> list[Any]:
+        return data
+
+    def run_inference(self, model_input: list[Any]) -> list[Any]:
+        return model_input
+
+    def process_response(self, item: Any) -> Any:
+        return "x" * item if isinstance(item, int) else 0
+
+
+def identity(executor: str) -> Server:
     return http_server(
         name="soak",
         handler=Identity,
@@ -40,5 +54,10 @@ def service(executor: str) -> Server:
     )
 
 
-inline = service("inline")
-thread = service("thread")
+inline = identity("inline")
+thread = identity("thread")
+
+# What the handler makes of one batch is its own to bound: 16 answers of 2 MB, not 512.
+sized = http_server(
+    name="hostile", handler=Sized, max_batch_size=16, max_queue_size=1024, limits=Limits(max_bytes=BUDGET)
+)

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import os
 import random
-import resource
 import socket
 import struct
 import sys
@@ -29,10 +28,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import uvloop
+from kit.servers import read_answer
 
-from .host import GUNICORN, Running, conclude, cpu_seconds, machine, need_proc, post, rss_bytes, running, table
+from bench.host import (
+    GUNICORN,
+    Running,
+    conclude,
+    cpu_seconds,
+    machine,
+    need_proc,
+    open_many_files,
+    post,
+    rss_bytes,
+    running,
+    table,
+)
 
-APPS = {"echo": "bench.echo:app", "plain": "bench.plain:app"}
+APPS = {"echo": "bench.apps:echo", "plain": "bench.apps:plain_echo"}
 DEADLINE = 30.0  # seconds for one burst
 SAMPLE_SECONDS = 0.5
 WARM = 0.1  # of all requests: pools, caches and the allocator's arenas fill during these
@@ -99,11 +111,9 @@ class Client:
     async def burst(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, numbers: list[int]) -> None:
         writer.write(b"".join([NUMBERED % number for number in numbers]))
         for number in numbers:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            body = await reader.readexactly(length)
-            if not head.startswith(b"HTTP/1.1 200 ") or body != b'{"data":[%d],"error":null}' % number:
-                self.plan.failures.append(f"expected the answer of {number}, got {head[:20]!r} {body[:100]!r}")
+            status, _, body = await read_answer(reader)
+            if status != 200 or body != b'{"data":[%d],"error":null}' % number:
+                self.plan.failures.append(f"expected the answer of {number}, got {status} {body[:100]!r}")
             self.plan.counts["answered"] += 1
 
     def leave(self, writer: asyncio.StreamWriter) -> None:
@@ -224,10 +234,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    need_proc("bench/soak_http.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    need_proc("tests/soak/connections.py")
+    open_many_files()
     saved = {
         "what": f"{arguments.requests} requests over connections that come and go, one worker",
         "machine": machine("uvloop", "httptools", "orjson", "numpy", "gunicorn"),

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -28,8 +27,22 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from .host import GUNICORN, PYTHON, Running, conclude, cpus_apart, machine, need_proc, post, rss_bytes, running, table
-from .hostile_app import BUDGET
+from bench.host import (
+    GUNICORN,
+    PYTHON,
+    Running,
+    conclude,
+    cpus_apart,
+    machine,
+    need_proc,
+    open_many_files,
+    post,
+    rss_bytes,
+    running,
+    table,
+)
+
+from .apps import BUDGET
 
 ROUND_SECONDS = 1.0  # that one attack goes on
 SLACK = 160 << 20  # bytes beyond the budget: what the handler makes of one batch, pools, what malloc does not give back
@@ -195,7 +208,7 @@ def read_answer(sock: socket.socket) -> tuple[int, bool]:
 
 async def good(port: int, seconds: float) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        *PYTHON, "-m", "bench.hostile", "--good", str(port), "--seconds", str(seconds), stdout=asyncio.subprocess.PIPE
+        *PYTHON, "-m", "soak.hostile", "--good", str(port), "--seconds", str(seconds), stdout=asyncio.subprocess.PIPE
     )
     said, _ = await process.communicate()
     return json.loads(said)  # type: ignore[no-any-return]
@@ -268,7 +281,7 @@ def check(port: int) -> str | None:
 
 
 def command(port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.hostile_app:app"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "soak.apps:sized"]
 
 
 def report(saved: dict[str, Any]) -> str:
@@ -297,10 +310,8 @@ def main() -> None:
     if arguments.good:
         print(json.dumps(be_good(arguments.good, arguments.seconds)))
         return
-    need_proc("bench/hostile.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    need_proc("tests/soak/hostile.py")
+    open_many_files()
     attacks = [one for one in ATTACKS if arguments.only in one.name]
     mine, others = cpus_apart()
     with running("virtex", command, check, mine) as server:

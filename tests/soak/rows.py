@@ -19,14 +19,12 @@ import io
 import json
 import os
 import random
-import resource
 import socket
 import struct
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -36,9 +34,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import uvloop
+from kit.servers import read_answer
 
-from .host import GUNICORN, Running, conclude, machine, need_proc, post, rss_bytes, running, table
-from .soaked import SHAPE
+from bench.host import GUNICORN, Running, conclude, machine, need_proc, open_many_files, post, rss_bytes, running, table
+
+from .apps import SHAPE
 
 Array = npt.NDArray[Any]
 
@@ -183,7 +183,7 @@ class Client:
             self.tally.counts["left"] += 1
             return
         await self.send(request, len(request.body))
-        status, headers, body = await self.receive()
+        status, headers, body = await read_answer(self.reader)
         self.tally.counts[str(status)] += 1
         why = request.wrong(status, headers, body)
         if why:
@@ -207,11 +207,6 @@ class Client:
             data = data[cut:]
         self.writer.write(data)
         await self.writer.drain()
-
-    async def receive(self) -> tuple[int, bytes, bytes]:
-        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        return int(head[9:12]), head, await self.reader.readexactly(length)
 
     def leave(self) -> None:
         """End the connection, or break it: the end alone does not say that nobody reads (RFC 9112 section 9.6)."""
@@ -255,7 +250,7 @@ def check(port: int) -> str | None:
 
 
 def command(executor: str, log: Path, port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "--log-file", str(log), f"bench.soaked:{executor}"]
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "--log-file", str(log), f"soak.apps:{executor}"]
 
 
 def soak(executor: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
@@ -323,10 +318,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    need_proc("bench/soak.py")
-    with suppress(ValueError):  # where the hard limit is unlimited and the kernel's is not
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    need_proc("tests/soak/rows.py")
+    open_many_files()
     seconds = arguments.seconds / len(arguments.executors)
     saved = {
         "what": f"{arguments.connections} clients that leave at random, bad items among good ones",
