@@ -20,25 +20,28 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from . import __version__
-from .batch.batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, Observer, ThreadExecutor
+from .batch.batcher import Batcher
 from .batch.company import Peer
 from .batch.device import Device
+from .batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
+from .batch.rows import RowRing, allocate, fitting
 from .batch.steps import Steps, TensorSteps, async_methods
 from .errors import RETRY_SOON, Headers, RequestError, quoted
-from .handler import RequestHandler, TensorHandler, Worker
+from .handler import RequestHandler, TensorHandler, Worker, answers_json
 from .limits import Limits
+from .observer import Observer, as_one
 from .service.asgi_app import GONE, Shell, body_of, refuse_websocket, retrieve, start_of
 from .service.bodies import Bodies
 from .service.exchange import Admission, Exchange
 from .service.seam import ACCEPTS, JSON, Head, Response, refusal
-from .tensor import RowRing, Tensor, allocate, describe, reader
+from .tensor import Tensor, describe, reader
 
 log = logging.getLogger("virtex")
 
@@ -174,8 +177,9 @@ class Server:
     def _plan(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Callable[[], None]:
         """How batches of this handler run; raises for what can't be."""
         executor = self._choose(handler, thread)
+        clock = None if self.observer is None else self._clock  # whom nobody observes is not measured
         if not isinstance(handler, TensorHandler):
-            return partial(self.batcher.run_with, executor, Steps(handler, self._clock))
+            return partial(self.batcher.run_with, executor, Steps(handler, clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
@@ -186,14 +190,14 @@ class Server:
         ring = self._rows_for(handler, device)
         self.admission.read = partial(reader, handler.inputs)
         self._info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
-        steps = TensorSteps(handler, self._clock, device, executor.depth > 1)
+        steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
         return partial(self.batcher.run_with, executor, steps, ring)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         new = allocate if device is None else device.allocate
         if self._queue_may_shrink:
-            fitting = RowRing.fitting(handler.inputs, self.max_batch_size, self.limits.max_bytes // 2)
-            self.max_queue_size = min(self.max_queue_size, fitting)
+            fits = fitting(handler.inputs, self.max_batch_size, self.limits.max_bytes // 2)
+            self.max_queue_size = min(self.max_queue_size, fits)
         most = self.limits.max_bytes - self.limits.body  # for a body must be room too
         ring = RowRing(handler.inputs, self.max_batch_size, self.max_queue_size, most, new)
         self.admission.bodies.budget = self.limits.max_bytes - ring.slabs * ring.slab_bytes
@@ -480,7 +484,7 @@ def http_server(
     max_queue_size: int | None = None,
     executor: str = "inline",
     limits: Limits | None = None,
-    observer: Observer | None = None,
+    observer: Observer | Sequence[Observer] | None = None,
     watchdog: float | None = None,
     authorize: Callable[[Head], int | None] | None = None,
 ) -> Server:
@@ -491,7 +495,8 @@ def http_server(
     most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size or
     1024, whichever is more, for declared inputs no more than fits into half of limits.max_bytes.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
-    coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
+    coroutines on the loop. limits: of protocol and queue. observer: is told what happens, or each of
+    several. watchdog: seconds after which
     a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
     authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
     status to refuse it with (401, 403, 429). It must return at once: the loop waits.
@@ -522,7 +527,7 @@ def http_server(
     )
     _check(executor in ("inline", "thread"), "executor", executor, '"inline" or "thread"')
     _check(limits is None or isinstance(limits, Limits), "limits", limits, "a Limits, or None")
-    _check(observer is None or isinstance(observer, Observer), "observer", observer, "an Observer, or None")
+    observers = _observers(observer)
     _check(watchdog is None or (_number(watchdog) and watchdog > 0), "watchdog", watchdog, "seconds above 0, or None")
     _check(authorize is None or callable(authorize), "authorize", authorize, "a function of the head, or None")
     _check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
@@ -534,10 +539,18 @@ def http_server(
         max_queue_size=max_queue_size,
         executor=executor,
         limits=limits or Limits(),
-        observer=observer,
+        observer=as_one(observers),
         watchdog=watchdog,
         authorize=authorize,
     )
+
+
+def _observers(given: Observer | Sequence[Observer] | None) -> Sequence[Observer]:
+    if given is None or isinstance(given, Observer):
+        return () if given is None else (given,)
+    holds = isinstance(given, Sequence) and all(isinstance(one, Observer) for one in given)
+    _check(holds, "observer", given, "an Observer, a sequence of them, or None")
+    return given
 
 
 def _check_prom(host: object, port: object, mode: object, interval: object) -> None:

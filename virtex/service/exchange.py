@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from .._codec import count_values, encode_npy, weigh
-from ..batch.batcher import Batcher, Observer
+from ..batch.batcher import Batcher
 from ..batch.company import Peer
+from ..batch.outputs import Rows
 from ..batch.ring import Ticket
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError
 from ..limits import Limits
 from ..message import Account, decode_items, encode_data
-from ..tensor import Rows
+from ..observer import Observer
 from .bodies import Bodies
 from .seam import JSON, NPY, Head, Response, Wants, negotiate, refusal
 
@@ -46,7 +47,7 @@ class Exchange(Ticket):
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
         # What Ticket.__init__ sets, which is not called
         self.items = self.rows = None
-        self.count = self.taken = self.answered = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.place = 0
         self.resolved = False
         # The exchange's
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
@@ -469,7 +470,7 @@ class Admission:
     def settled(self, peer: Peer | None) -> int:
         """A request that was taken is answered or given up; returns the time, which is one for a batch."""
         now = self.batcher.now or self._clock()
-        self.company.answered(peer, now)
+        self.company.settled(peer, now)
         self.unsettled -= 1
         if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
             self._all_settled.set_result(None)
