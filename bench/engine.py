@@ -1,4 +1,4 @@
-"""What the engine costs per item: ring, batcher and ticket, without codec, sockets or model: make bench, or see --help.
+"""What the engine costs: ring, batcher and ticket, without sockets or model: make bench, or see --help.
 
 Requests of one item each, of as many connections as a batch has items, are admitted in one turn of a uvloop loop; the
 batch is cut in the next, answered at once, and every request gets its row. Three depths of it:
@@ -6,6 +6,10 @@ batch is cut in the next, answered at once, and every request gets its row. Thre
   engine   company, ring, batcher and ticket; the rows are there already
   list     the same with the three methods of a RequestHandler that does nothing
   rows     the same with a TensorHandler that does nothing; items are put into rows by a decoder that writes nothing
+
+And one request of one item, from the bytes on its connection to the bytes of its answer, on transports that are lists:
+
+  1, 2 or 64 connections   each sends again when all were answered; a batch has as many items
 
 Beside them: a call of a Python function that does nothing. Every number is the median of several runs, interleaved.
 """
@@ -23,16 +27,23 @@ from typing import Any
 
 import uvloop
 
-from virtex.batch.batcher import Batch, Batcher, InlineExecutor
+from virtex import HttpProtocol, http_server
+from virtex.batch.batcher import Batcher
 from virtex.batch.company import Peer
-from virtex.batch.ring import Ring, Ticket
+from virtex.batch.executors import InlineExecutor
+from virtex.batch.ring import Batch, Ring, Ticket
+from virtex.batch.rows import RowRing
 from virtex.batch.steps import Steps, TensorSteps
 from virtex.handler import RequestHandler, TensorHandler
-from virtex.tensor import RowRing, Tensor
+from virtex.tensor import Tensor
 
 from .host import conclude, machine, table
 
 TARGET = 2.0  # us per item of "engine", at most
+ONE_TARGET = 4.5  # us per request on one connection, at most
+CONNECTIONS = (1, 2, 64)
+BODY = b'{"data":[1]}'
+REQUEST = b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n" + BODY
 ROUNDS = 2000  # batches per run
 WINDOW = 0.005  # seconds; as http_server's default
 
@@ -60,8 +71,8 @@ class Ready:
 
     depth = 1
 
-    def start(self, batch: Batch, done: Callable[[Batch], None]) -> None:
-        batch.outcomes = list(batch.load.work)
+    def start(self, batch: Batch, steps: Steps, done: Callable[[Batch], None]) -> None:
+        batch.outcomes = list(batch.work)
         done(batch)
 
 
@@ -115,7 +126,7 @@ class Engine:
             self.batcher.run_with(InlineExecutor(), Steps(Nothing()))
         else:
             ring: Ring = RowRing(NoRows.inputs, size, 4 * size, 1 << 20)
-            self.batcher.run_with(InlineExecutor(), TensorSteps(NoRows()), ring)
+            self.batcher.run_with(InlineExecutor(), TensorSteps(NoRows(), False), ring)
 
     def run(self, rounds: int) -> float:
         """CPU seconds per item: others on the machine do not count."""
@@ -136,7 +147,73 @@ class Engine:
             batcher.admit(Request(self, peer, items((i,))), time.perf_counter_ns())
 
     def answered(self, peer: Peer) -> None:
-        self.batcher.company.answered(peer, time.perf_counter_ns())
+        self.batcher.company.settled(peer, time.perf_counter_ns())
+        self.open -= 1
+        if not self.open:
+            self.left -= 1
+            if self.left:
+                self.loop.call_soon(self.send)
+            else:
+                self.loop.stop()
+
+
+class Sink:
+    """What a connection needs of its transport; each write is an answer."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written = data
+        self.front.answered()
+
+    def get_extra_info(self, name: str) -> Any:
+        return {"socket": self, "peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+
+class Front:
+    """A service with its connections, whose clients send again when all of them were answered."""
+
+    def __init__(self, loop: Any, connections: int) -> None:
+        self.loop = loop
+        self.kind = f"{connections} connection{'s' * (connections > 1)}"
+        self.checks = True
+        app = http_server("nothing", Nothing(), max_batch_size=64)
+        loop.run_until_complete(app.startup())
+        self.protocols = [HttpProtocol(app, loop=loop) for _ in range(connections)]
+        self.sinks = [Sink(self) for _ in self.protocols]
+        for protocol, sink in zip(self.protocols, self.sinks, strict=True):
+            protocol.connection_made(sink)  # type: ignore[arg-type]
+        self.left = self.open = 0
+
+    def run(self, rounds: int) -> float:
+        """CPU seconds per request: others on the machine do not count."""
+        self.left = rounds
+        self.loop.call_soon(self.send)
+        started = time.thread_time()
+        self.loop.run_forever()
+        spent = time.thread_time() - started
+        for sink in self.sinks:
+            if not sink.written.startswith(b"HTTP/1.1 200") or not sink.written.endswith(b'{"data":[1],"error":null}'):
+                raise SystemExit(f"{self.kind}: got {sink.written!r}")
+        return spent / rounds / len(self.protocols)
+
+    def send(self) -> None:
+        self.open = len(self.protocols)
+        for protocol in self.protocols:
+            protocol.data_received(REQUEST)
+
+    def answered(self) -> None:
         self.open -= 1
         if not self.open:
             self.left -= 1
@@ -160,7 +237,8 @@ def call_seconds() -> float:
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All kinds, interleaved; each is checked first."""
     loop = uvloop.new_event_loop()
-    engines = [Engine(loop, arguments.size, kind) for kind in ("engine", "list", "rows")]
+    engines: list[Engine | Front] = [Engine(loop, arguments.size, kind) for kind in ("engine", "list", "rows")]
+    engines += [Front(loop, connections) for connections in CONNECTIONS]
     for engine in engines:
         engine.run(100)
         engine.checks = False
@@ -184,7 +262,12 @@ def report(saved: dict[str, Any]) -> str:
     rows += [(row["what"], f"{row['us']:.3f}", f"{row['us'] / call:.0f}") for row in saved["rows"]]
     came = next(row["us"] for row in saved["rows"] if row["what"] == "engine")
     verdict = "met" if came <= TARGET else "MISSED"
-    return f"{table(rows)}\nengine: {came:.2f} us per item, at most {TARGET:g}: {verdict}"
+    one = next(row["us"] for row in saved["rows"] if row["what"] == "1 connection")
+    alone = "met" if one <= ONE_TARGET else "MISSED"
+    return (
+        f"{table(rows)}\nengine: {came:.2f} us per item, at most {TARGET:g}: {verdict}"
+        f"\none connection: {one:.2f} us per request, at most {ONE_TARGET:g}: {alone}"
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

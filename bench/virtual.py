@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from virtex.batch.batcher import Batch, Batcher
+from virtex.batch.batcher import Batcher
 from virtex.batch.company import Peer
-from virtex.batch.ring import Ticket
+from virtex.batch.ring import Batch, Ticket
 from virtex.batch.steps import Steps
 
 from .apps import QUEUE, busy_ns
@@ -92,10 +92,10 @@ class Punctual:
         self._free = 0
         self.batches = 0
 
-    def start(self, batch: Batch, done: Callable[[Batch], None]) -> None:
+    def start(self, batch: Batch, steps: Steps, done: Callable[[Batch], None]) -> None:
         self.batches += 1
-        self._free = max(self._loop.now, self._free) + busy_ns(batch.load.size)
-        batch.outcomes = list(batch.load.work)
+        self._free = max(self._loop.now, self._free) + busy_ns(batch.size)
+        batch.outcomes = list(batch.work)
         self._loop.call_at(self._free, done, batch)
 
 
@@ -130,7 +130,7 @@ class Request(Ticket):
         simulation = self.simulation
         now = simulation.loop.now
         simulation.latencies.append(now - self.born)
-        simulation.batcher.company.answered(self.peer, now)
+        simulation.batcher.company.settled(self.peer, now)
         simulation.idle.append(self.peer)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from kit.wire import StubServer, Wire
 
-from virtex.batch.batcher import Batch
+from virtex.batch.executors import compute, fail
+from virtex.batch.ring import Batch
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
@@ -112,31 +113,31 @@ class ScriptedExecutor:
         self.depth = depth
         self.works: list[Any] = []
         self.sizes: list[int] = []
-        self._running: list[tuple[Batch, Callable[[Batch], None]]] = []
+        self._running: list[tuple[Batch, Any, Callable[[Batch], None]]] = []
 
-    def start(self, batch: Batch, done: Callable[[Batch], None]) -> None:
-        self.works.append(batch.load.work)
-        self.sizes.append(batch.load.size)
-        self._running.append((batch, done))
+    def start(self, batch: Batch, steps: Any, done: Callable[[Batch], None]) -> None:
+        self.works.append(batch.work)
+        self.sizes.append(batch.size)
+        self._running.append((batch, steps, done))
 
     @property
     def running(self) -> int:
         return len(self._running)
 
     def finish(self, answer: Callable[[list[Any]], Any] = lambda items: [("row of", item) for item in items]) -> None:
-        batch, done = self._running.pop(0)
-        batch.outcomes = [answer(items) for items in batch.load.work]
+        batch, _, done = self._running.pop(0)
+        batch.outcomes = [answer(items) for items in batch.work]
         done(batch)
 
     def run(self) -> None:
         """Give the oldest batch back as its own steps compute it."""
-        batch, done = self._running.pop(0)
-        batch.run()
+        batch, steps, done = self._running.pop(0)
+        compute(batch, steps)
         done(batch)
 
     def fail(self, error: BaseException) -> None:
-        batch, done = self._running.pop(0)
-        batch.fail(error)
+        batch, _, done = self._running.pop(0)
+        fail(batch, error)
         done(batch)
 
 

@@ -78,7 +78,7 @@ def test_it_is_the_rule_in_whatever_order_things_happen(events):
             company.arrived(peers[i], took)
             model.arrived(i, took)
         elif event == "answered" and model.open[i] > waits:
-            company.answered(peers[i], now)
+            company.settled(peers[i], now)
             model.answered(i, now)
         elif event == "leaves":
             company.leaves(peers[i])
@@ -86,18 +86,18 @@ def test_it_is_the_rule_in_whatever_order_things_happen(events):
         elif event == "until":
             assert company.until(now) == model.until(now)
         assert [peer.open for peer in peers] == model.open
-        assert [bool(peer.since) for peer in peers] == [at is not None for at in model.since]
+        assert [bool(peer.expected_since) for peer in peers] == [at is not None for at in model.since]
 
 
 def test_who_comes_and_goes_again_and_again_leaves_the_others_as_they_were():
     company, (first, second) = Company(WINDOW), (Peer(), Peer())
     for peer in (first, second):
         company.arrives(peer)
-        company.answered(peer, 1)
+        company.settled(peer, 1)
     for _ in range(2):
         company.arrives(first)
         assert company.until(2) == 1 + WINDOW
-        company.answered(first, 2)
+        company.settled(first, 2)
         assert company.until(2) == 2 + WINDOW
     company.leaves(first)
     assert company.until(3) == 1 + WINDOW
@@ -111,15 +111,15 @@ def test_a_window_of_zero_waits_for_nobody():
     company.awaits(peer, 1)
     assert company.until(1) == 0
     company.arrived(peer, 1)
-    company.answered(peer, 2)
-    assert company.until(3) == 0 and peer.since == 0
+    company.settled(peer, 2)
+    assert company.until(3) == 0 and peer.expected_since == 0
 
 
 def test_a_clock_that_begins_at_zero_counts_too():
     company, peer = Company(WINDOW), Peer()
     for _ in range(2):
         company.arrives(peer)
-        company.answered(peer, 0)
+        company.settled(peer, 0)
     assert company.until(0) > 0
     company.leaves(peer)
     assert company.until(0) == 0
@@ -131,7 +131,7 @@ def test_a_client_that_cannot_be_told_from_others_is_never_company():
     company.awaits(None, 1)
     assert company.until(1) == 0
     company.arrived(None, 1)
-    company.answered(None, 2)
+    company.settled(None, 2)
     assert company.until(3) == 0
 
 
@@ -160,7 +160,7 @@ def test_strangers_who_begin_and_leave_in_time_are_waited_for_once():
     company, peer = Company(WINDOW), Peer()
     assert awaited(company, peer, 1)
     company.arrived(peer, 1 << 62)
-    company.answered(peer, 2)
+    company.settled(peer, 2)
     company.leaves(peer)
     assert not awaited(company, Peer(), 3)
 
@@ -198,7 +198,7 @@ def test_who_is_not_expected_any_more_is_not_kept():
     peers = [Kept() for _ in range(3)]
     for now, peer in enumerate(peers, 1):
         company.arrives(peer)
-        company.answered(peer, now)
+        company.settled(peer, now)
     kept = [weakref.ref(peer) for peer in peers]
     company.leaves(peers[1])
     peers.clear()

@@ -5,7 +5,7 @@ import pytest
 from virtex import Tensor
 from virtex._codec import items_of
 from virtex.batch.ring import Ring, Ticket
-from virtex.tensor import RowRing
+from virtex.batch.rows import RowRing
 
 
 class Recorder(Ticket):
@@ -20,10 +20,10 @@ class Recorder(Ticket):
 
 
 def spans(ring, limit):
-    load = ring.take(limit)
-    assert load.work == [ticket.items[start:stop] for ticket, start, stop in load.spans]
-    assert load.size == sum(map(len, load.work))
-    return load.work
+    batch = ring.take(limit)
+    assert batch.work == [ticket.items[start:stop] for ticket, start, stop in batch.spans]
+    assert batch.size == sum(map(len, batch.work))
+    return batch.work
 
 
 def test_slots_come_out_in_the_order_they_went_in():
@@ -69,9 +69,9 @@ def test_a_cancelled_request_gives_back_the_slots_that_no_batch_has_taken():
 def test_a_batch_that_was_answered_lets_go_of_its_items():
     ring = Ring(1)
     ring.put(Recorder("a"))
-    load = ring.take(1)
-    load.release()
-    assert load.work is None
+    batch = ring.take(1)
+    ring.release(batch)
+    assert batch.work is None
 
 
 def test_an_empty_ring_has_no_oldest():

@@ -20,7 +20,7 @@ _HOME = {
     "HttpProtocol": "wire.protocol",
     "ItemError": "errors",
     "Limits": "limits",
-    "Observer": "batch.batcher",
+    "Observer": "observer",
     "RequestHandler": "handler",
     "Server": "server",
     "Tensor": "tensor",
@@ -50,12 +50,12 @@ __all__ = [  # noqa: RUF022 (in the order of the README)
 
 if TYPE_CHECKING:
     from ._codec import codec_info
-    from .batch.batcher import Observer
     from .client import HttpClient
     from .errors import ItemError
     from .handler import RequestHandler, TensorHandler
     from .limits import Limits
     from .message import HttpMessage
+    from .observer import Observer
     from .server import Server, http_server
     from .tensor import Tensor
     from .wire.listener import serve

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from ._codec import encode_numpy, items_of
+from .batch.device import Device
+from .batch.outputs import Rows
+from .batch.rows import allocate
+from .batch.steps import Outcome, Steps, TensorSteps
 from .errors import HandlerError, ItemError
 from .message import HttpMessage, encode_data
-from .tensor import Inputs, Rows, Tensor, allocate
-
-if TYPE_CHECKING:
-    from .batch.steps import Steps
+from .tensor import Inputs, Tensor
 
 log = logging.getLogger("virtex")
 
@@ -91,7 +92,7 @@ class RequestHandler(ABC):
         if not items:
             return HttpMessage(data=[])
         steps, work = self._planned(items)
-        (outcome,) = _in_a_loop(steps.run(work), steps.is_async)
+        (outcome,) = _in_a_loop(steps, work)
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, Rows):
@@ -100,29 +101,28 @@ class RequestHandler(ABC):
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
-        from .batch.steps import Steps
-
         return Steps(self), [items]
 
 
-def _in_a_loop(run: Coroutine[Any, Any, list[Any]], is_async: bool) -> list[Any]:
+def _in_a_loop(steps: Steps, work: Any) -> list[Outcome]:
     """The outcomes of a batch that runs as the server runs it: what asyncio refuses there, it refuses here too."""
-    from .batch.steps import drive
-
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _in_a_new_loop(run)
-    if not is_async:
-        found: list[Any] = drive(run)
-        return found
+        return _in_a_new_loop(steps, work)
+    if not steps.is_async:
+        return steps.run(work)
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(copy_context().run, _in_a_new_loop, run).result()
+        return thread.submit(copy_context().run, _in_a_new_loop, steps, work).result()
 
 
-def _in_a_new_loop(run: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+def _in_a_new_loop(steps: Steps, work: Any) -> list[Outcome]:
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # given, or it would become the thread's own
-        return runner.run(run)
+        return runner.run(_outcomes(steps, work))
+
+
+async def _outcomes(steps: Steps, work: Any) -> list[Outcome]:
+    return await steps.run_async(work) if steps.is_async else steps.run(work)
 
 
 class TensorHandler(RequestHandler):
@@ -170,11 +170,13 @@ class TensorHandler(RequestHandler):
         return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
-        from .batch.device import Device
-        from .batch.steps import TensorSteps
-
         device = None if self.device is None else Device(self.device)
-        return TensorSteps(self, device=device), (self.process_request(items), [len(items)])
+        return TensorSteps(self, answers_json(self), device=device), (self.process_request(items), [len(items)])
+
+
+def answers_json(handler: TensorHandler) -> bool:
+    """Whether process_response is overridden: it makes a JSON value of each row, which are else encoded together."""
+    return type(handler).process_response is not TensorHandler.process_response
 
 
 class Worker:

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .batch.batcher import Batcher, Observer
+from .batch.batcher import Batcher
 from .batch.company import Peer
 from .errors import Headers, RequestError
 from .handler import RequestHandler, Worker
 from .limits import Limits
+from .observer import Observer
 from .service import asgi_app, routes
 from .service.admission import Admission
 from .service.bodies import Bodies
@@ -47,7 +48,7 @@ class Server(Service):
         super().__init__(self.options.limits, Bodies(self.options.limits.max_bytes))
         # Process
         self.name = name
-        self.observer: Observer | None = self.options.observer
+        self.observer = self.options.told
         self.max_batch_size: int = self.options.max_batch_size
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock
@@ -197,7 +198,7 @@ def http_server(
     max_queue_size: int | None = None,
     executor: str = "inline",
     limits: Limits | None = None,
-    observer: Observer | None = None,
+    observer: Observer | Sequence[Observer] | None = None,
     watchdog: float | None = None,
     authorize: Callable[[Head], int | None] | None = None,
 ) -> Server:
@@ -208,8 +209,9 @@ def http_server(
     most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size or
     1024, whichever is more, for declared inputs no more than fits into half of limits.max_bytes.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
-    coroutines on the loop. limits: of protocol and queue. observer: is told what happens. watchdog: seconds after which
-    a batch that has not come back makes /health/live answer 503; for "thread" and async methods.
+    coroutines on the loop. limits: of protocol and queue. observer: is told what happens, or each of several.
+    watchdog: seconds after which a batch that has not come back makes /health/live answer 503; for "thread" and async
+    methods.
     authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
     status to refuse it with (401, 403, 429). It must return at once: the loop waits.
     prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name

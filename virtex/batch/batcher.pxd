@@ -1,20 +1,11 @@
 cimport cython
 
 from .company cimport Company
-from .ring cimport Load, Ring, Ticket
-
-
-cdef class Batch:
-    cdef public Load load
-    cdef public object steps
-    cdef public str cut
-    cdef public long long cut_at
-    cdef public list outcomes
-    cdef public dict seconds
+from .ring cimport Batch, Ring, Ticket
 
 
 cdef class Batcher:
-    cdef object _loop, _clock, _observer, _executor, _steps, _timer, _newest
+    cdef object _loop, _clock, _observer, _executor, _steps, _timer, _newest, _call_soon, _cut_soon, _take_back
     cdef Ring _ring
     cdef list _running
     cdef long long _window, _settles_until
@@ -25,7 +16,7 @@ cdef class Batcher:
     cdef readonly object tracebacks
     cdef public long long now
 
-    @cython.locals(ticket=Ticket, span=tuple)
+    @cython.locals(ticket=Ticket, outcomes=list)
     cdef bint _answer(self, Batch batch) except -1
     cpdef room_for(self, Py_ssize_t count)
     cpdef admit(self, Ticket ticket, long long now)

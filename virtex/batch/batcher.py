@@ -2,7 +2,7 @@
 
 Rules: it decides by a clock when a batch is cut; exchange.py, when a request is too late; steps.py only measures. The
 loop's thread alone admits, cancels and cuts. Nothing polls: a cut is considered when a request is admitted, when
-company leaves, when a batch comes back, and at one timer's end.
+company leaves, when a batch comes back, and at one timer's end. What nobody observes is not measured.
 
 A batch is cut when the executor is free and
     it is full;
@@ -19,217 +19,23 @@ the ends of the connections whose clients have left.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextvars import Context, copy_context
-from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
 from ..logs import Tracebacks
+from ..observer import BatchReport, Observer
 from .company import Company
-from .ring import Load, Ring, Span, Ticket
-from .steps import Outcome, Steps, drive, failure_of
-
-log = logging.getLogger("virtex")
+from .executors import Executor
+from .ring import Batch, Ring, Ticket
+from .steps import Steps, failure_of
 
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut
 SETTLING = 10  # the part of those ns that settling may take at most: a tenth
 QUIET_TURNS = 4  # of the loop without a new request, until it has settled: an ASGI server takes some to say who left
-
-
-class BatchReport(NamedTuple):
-    """One batch that came back, as the Observer gets it.
-
-    size: items. cut: why it was cut, "full", "no company", "time" or "drain". waits: seconds that each item waited
-    from its admission to the cut. seconds: how long each of the handler's steps took, by its name. ok: whether every
-    request in it was answered with rows.
-    """
-
-    size: int
-    cut: str
-    waits: list[float]
-    seconds: dict[str, float]
-    ok: bool
-
-
-class Observer:
-    """What happens in a service, told at fixed points, on the event loop; override what you want to know.
-
-    It must return at once: the loop waits. What it raises is logged and goes no further.
-    """
-
-    def request_done(self, status: int, items: int, seconds: float) -> None:
-        """A request was answered: its HTTP status, how many items it held, seconds since its headers were read."""
-
-    def batch_done(self, batch: BatchReport) -> None:
-        """A batch came back from the handler."""
-
-    def dropped(self, reason: str, items: int) -> None:
-        """Items left without an answer: "the client left", "deadline passed", "the server gave the request up"."""
-
-
-class Batch:
-    """A load of requests on its way through the handler."""
-
-    def __init__(self, load: Load, steps: Steps, cut: str, cut_at: int) -> None:
-        self.load = load
-        self.steps = steps
-        self.cut = cut
-        self.cut_at = cut_at
-        self.outcomes: list[Outcome] = []
-        self.seconds: dict[str, float] = {}
-
-    def run(self) -> None:
-        """Compute the outcomes here and now; for handlers without async methods. Raises KeyboardInterrupt only."""
-        try:
-            self.outcomes = drive(self.steps.run(self.load.work))
-            self.seconds = self.steps.seconds
-        except KeyboardInterrupt as error:
-            self.fail(error)
-            raise
-        except BaseException as error:  # SystemExit too: the event loop is not the handler's to end
-            self.fail(error)
-
-    async def run_async(self) -> None:
-        """Compute the outcomes as a coroutine."""
-        try:
-            self.outcomes = await self.steps.run(self.load.work)
-            self.seconds = self.steps.seconds
-        except SystemExit as error:
-            self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        """Give every request of the batch the same failure."""
-        self.outcomes = [failure_of(error)] * len(self.load.spans)
-
-    def answers(self) -> list[tuple[Span, Outcome]]:
-        """Each span with its outcome, those of one ticket in the order of its slots."""
-        answers = list(zip(self.load.spans, self.outcomes, strict=True))
-        if self.load.shuffled:
-            answers.sort(key=lambda answer: answer[0][1])
-        self.outcomes = []
-        return answers
-
-
-Done = Callable[[Batch], None]
-
-
-class Executor(Protocol):
-    """Who runs batches. depth: how many it takes at a time; start() runs one and calls done, on the loop's thread."""
-
-    depth: int
-
-    def start(self, batch: Batch, done: Done) -> None: ...
-
-
-class InlineExecutor:
-    """Runs a batch on the loop, now: nothing else happens meanwhile, and nothing is handed between threads.
-
-    context: what setup() ran in: decimal's precision and numpy's errstate are set there.
-    """
-
-    depth = 1
-
-    def __init__(self, context: Context | None = None) -> None:
-        self._run = (context or copy_context()).run
-
-    def start(self, batch: Batch, done: Done) -> None:
-        try:
-            self._run(batch.run)
-        finally:
-            done(batch)
-
-
-class AsyncExecutor:
-    """Runs a batch of an async handler as a task on the loop, one at a time. context: as of InlineExecutor."""
-
-    depth = 1
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context | None = None) -> None:
-        self._loop = loop
-        self._context = context
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, batch: Batch, done: Done) -> None:
-        def finished(task: asyncio.Task[None]) -> None:
-            self._task = None
-            error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            if error is not None:
-                batch.fail(error)
-            done(batch)
-
-        # A loop holds its tasks weakly: keep it.
-        self._task = self._loop.create_task(batch.run_async(), context=self._context)
-        self._task.add_done_callback(finished)
-
-
-class ThreadExecutor:
-    """Runs batches, and whatever else is called, on one thread of its own, in order.
-
-    The thread is a daemon: a model that hangs must not keep the process from ending.
-    """
-
-    depth = 2
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
-        self._loop = loop
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    def start(self, batch: Batch, done: Done) -> None:
-        def job() -> None:
-            try:
-                batch.run()
-            except BaseException:
-                log.exception("a batch broke off")
-            self._tell(done, batch)
-
-        self._jobs.put(job)
-
-    def call(self, f: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """Run f(*args) on the thread; the future has its result or what it raised."""
-        future = self._loop.create_future()
-
-        def job() -> None:
-            try:
-                result = f(*args)
-            except BaseException as error:
-                self._tell(_settle, future, None, error)
-            else:
-                self._tell(_settle, future, result, None)
-
-        self._jobs.put(job)
-        return future
-
-    def stop(self) -> None:
-        """End the thread once its jobs are done; does not wait for it."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    def _tell(self, f: Callable[..., None], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(f, *args)
-        except RuntimeError:
-            log.warning("the event loop was closed while the handler ran")
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-        future.set_exception(error)
-    else:
-        future.set_exception(RuntimeError(f"raised {type(error).__name__}: {error}"))
 
 
 class Batcher:
@@ -260,6 +66,9 @@ class Batcher:
         self._executor: Executor | None = None
         self._steps: Steps
         self._running: list[Batch] = []
+        self._call_soon = loop.call_soon
+        self._cut_soon = self._cut  # bound once, not once per batch
+        self._take_back = self._done
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
@@ -312,19 +121,19 @@ class Batcher:
             self.room_for(ticket.count)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._cut)
+            self._call_soon(self._cut_soon)
 
     def cancel(self, ticket: Ticket, reason: str) -> None:
         """Take a request out that nobody wants answered any more; what no batch has taken yet costs no inference."""
         self._ring.cancel(ticket)
         if self._observer is not None:
-            self.tell(self._observer.dropped, reason, ticket.count - ticket.answered)
+            self.tell(self._observer.dropped, reason, ticket.count - ticket.returned)
         self.wake()
 
     def unanswered(self) -> Iterator[Ticket]:
         """The requests in batches that run, then those that wait; a request that spans both comes twice."""
         for batch in self._running:
-            for ticket, _, _ in batch.load.spans:
+            for ticket, _, _ in batch.spans:
                 yield ticket
         yield from self._ring
 
@@ -337,7 +146,7 @@ class Batcher:
         """Consider a cut soon: something changed that may have been waited for."""
         if self._ring.size and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._cut)
+            self._call_soon(self._cut_soon)
 
     def tell(self, f: Callable[..., None], *args: Any) -> None:
         """Tell the observer; what it raises must not reach the requests."""
@@ -355,7 +164,7 @@ class Batcher:
         if not self._running:
             if self._settles_until and not self._has_settled(now):
                 self._scheduled = True
-                self._loop.call_soon(self._cut)
+                self._call_soon(self._cut_soon)
                 return
             why = self._why(now, due)
             if why is None:
@@ -367,9 +176,11 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch = Batch(self._ring.take(self.max_batch_size), self._steps, why, now)
+        batch = self._ring.take(self.max_batch_size)
+        batch.why = why
+        batch.cut_at = now
         self._running.append(batch)
-        executor.start(batch, self._done)
+        executor.start(batch, self._steps, self._take_back)
         self.wake()
 
     def _has_settled(self, now: int) -> bool:
@@ -415,14 +226,17 @@ class Batcher:
             self.now = 0
         if self._observer is not None:
             self.tell(self._observer.batch_done, self._report(batch, ok))
-        batch.load.release()
+        self._ring.release(batch)
         self.wake()
 
     def _answer(self, batch: Batch) -> bool:
         """Returns whether every request got rows."""
+        if batch.is_shuffled:
+            batch.sort()
         ok = True
-        for span, outcome in batch.answers():
-            ticket = span[0]
+        outcomes, batch.outcomes = batch.outcomes, []  # or rows of a batch that was answered would still be held
+        for i, (ticket, start, _) in enumerate(batch.spans):
+            outcome = outcomes[i]
             if type(outcome) is list or not isinstance(outcome, (HandlerError, ItemError)):
                 try:
                     ticket.fill(outcome)
@@ -432,11 +246,9 @@ class Batcher:
             ok = False
             if not ticket.resolved:
                 self._ring.cancel(ticket)
-                ticket.resolve([], moved(outcome, span[1]))  # from within the span to within the request
+                ticket.resolve([], moved(outcome, start))  # from within the span to within the request
         return ok
 
     def _report(self, batch: Batch, ok: bool) -> BatchReport:
-        waits = [
-            (batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.load.spans for _ in range(start, stop)
-        ]
-        return BatchReport(batch.load.size, batch.cut, waits, batch.seconds, ok)
+        waits = [(batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.spans for _ in range(start, stop)]
+        return BatchReport(batch.size, batch.why, waits, batch.seconds, ok)

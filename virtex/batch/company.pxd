@@ -1,6 +1,6 @@
 cdef class Peer:
     cdef public Py_ssize_t open
-    cdef public long long since
+    cdef public long long expected_since
     cdef public bint is_known, is_late
     cdef Peer _before, _after
 
@@ -12,7 +12,7 @@ cdef class Company:
     cpdef arrives(self, Peer peer)
     cpdef awaits(self, Peer peer, long long now)
     cpdef arrived(self, Peer peer, long long took)
-    cpdef answered(self, Peer peer, long long now)
+    cpdef settled(self, Peer peer, long long now)
     cdef _expect(self, Peer peer, long long now)
     cpdef leaves(self, Peer peer)
     cpdef long long until(self, long long now) except -1

@@ -15,13 +15,13 @@ WARY = 16  # strangers whose body must come in time before strangers are waited 
 class Peer:
     """One connection, as the batcher sees it.
 
-    open: its requests that are arriving, waiting or running. since: when it began to be expected, in ns; 0 while it is
-    not. is_known: it was answered before. is_late: the rest of its latest body did not come in time.
+    open: its requests that are arriving, waiting or running. expected_since: in ns; 0 while it is not. is_known: it
+    was answered before. is_late: the rest of its latest body did not come in time.
     """
 
     def __init__(self) -> None:
         self.open = 0
-        self.since = 0
+        self.expected_since = 0
         self.is_known = False
         self.is_late = False
         self._before: Peer | None = None  # its neighbours among those who are expected
@@ -63,7 +63,7 @@ class Company:
         elif self._wary:
             self._wary -= 1
 
-    def answered(self, peer: Peer | None, now: int) -> None:
+    def settled(self, peer: Peer | None, now: int) -> None:
         """A request that arrived was answered, or given up."""
         if peer is None:
             return
@@ -73,7 +73,7 @@ class Company:
             self._expect(peer, now)
 
     def _expect(self, peer: Peer, now: int) -> None:
-        peer.since = now or 1
+        peer.expected_since = now or 1
         peer._before = last = self._last
         if last is None:
             self._first = peer
@@ -83,9 +83,9 @@ class Company:
 
     def leaves(self, peer: Peer) -> None:
         """The peer is not expected any more: it is here again, or its connection is gone."""
-        if not peer.since:
+        if not peer.expected_since:
             return
-        peer.since = 0
+        peer.expected_since = 0
         before, after = peer._before, peer._after
         peer._before = peer._after = None
         if before is None:
@@ -100,9 +100,9 @@ class Company:
     def until(self, now: int) -> int:
         """When the last of those expected now stops being expected, in ns; 0 when nobody is."""
         first = self._first
-        while first is not None and first.since <= now - self._window:
+        while first is not None and first.expected_since <= now - self._window:
             if not first.is_known:
                 self._wary = WARY
             self.leaves(first)
             first = self._first
-        return 0 if self._last is None else self._last.since + self._window
+        return 0 if self._last is None else self._last.expected_since + self._window

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..tensor import Array, Tensor, allocate
+from ..tensor import Array, Tensor
+from .rows import allocate
 
 # What torch takes from NumPy as plain bits: dtypes that it has under the same name, and NumPy only by ml_dtypes
 _BY_BITS = {"bfloat16": "int16", "float8_e4m3fn": "int8", "float8_e5m2": "int8"}

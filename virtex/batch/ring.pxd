@@ -1,7 +1,10 @@
+cimport cython
+
+
 cdef class Ticket:
     cdef public object items
     cdef public list rows
-    cdef public Py_ssize_t count, taken, answered
+    cdef public Py_ssize_t count, taken, returned
     cdef public long long born, place
     cdef public bint resolved
     cpdef deliver(self, rows, error)
@@ -9,12 +12,15 @@ cdef class Ticket:
     cpdef resolve(self, rows, error)
 
 
-cdef class Load:
-    cdef public list spans
-    cdef public object work
+cdef class Batch:
+    cdef public list spans, outcomes
+    cdef public object work, slab
     cdef public Py_ssize_t size
-    cdef public bint shuffled
-    cpdef release(self)
+    cdef public bint is_shuffled
+    cdef public str why
+    cdef public long long cut_at
+    cdef public dict seconds
+    cpdef sort(self)
 
 
 cdef class Ring:
@@ -22,6 +28,10 @@ cdef class Ring:
     cdef public object _tickets
     cdef Py_ssize_t _gone
     cpdef bint put(self, Ticket ticket) except -1
-    cpdef Load take(self, Py_ssize_t limit)
+
+    @cython.locals(
+        ticket=Ticket, spans=list, work=list, left=Py_ssize_t, size=Py_ssize_t, start=Py_ssize_t, stop=Py_ssize_t)
+    cpdef Batch take(self, Py_ssize_t limit)
+    cpdef release(self, Batch batch)
     cpdef Py_ssize_t cancel(self, Ticket ticket) except -1
     cpdef _pass_over(self)

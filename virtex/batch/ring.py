@@ -19,14 +19,14 @@ class Ticket:
     """One request in the ring: `count` slots, resolved exactly once by deliver().
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
-    answered: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
+    returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
     nanoseconds. place: where its slots begin, for a ring that has places. resolved: delivered, or given up.
     """
 
     def __init__(self) -> None:
         self.items: Any = None
         self.rows: list[Any] | None = None
-        self.count = self.taken = self.answered = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.place = 0
         self.resolved = False
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
@@ -37,8 +37,8 @@ class Ticket:
         """Add the rows of the next slots that came back, a list or Rows; the last of them resolves the ticket."""
         if self.resolved:
             return
-        self.answered += len(rows)
-        if self.answered < self.count:
+        self.returned += len(rows)
+        if self.returned < self.count:
             # A copy: the original may alias rows of a batch that is used again. A new list: `items` may be the old one.
             self.rows = [*(self.rows or ()), rows.copy()]
         elif self.rows:
@@ -58,22 +58,31 @@ class Ticket:
 Span = tuple[Ticket, int, int]  # the slots [start, stop) of one ticket, as one batch takes them
 
 
-class Load:
-    """What one batch takes from the ring.
+class Batch:
+    """What the handler computes at a time, taken from the ring, and what came of it.
 
-    spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. shuffled:
-    whether the spans of one ticket may stand in another order than its slots.
+    spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. is_shuffled:
+    whether the spans of one ticket may stand in another order than its slots. slab: the buffer that `work` lies in, for
+    a ring that has buffers. why: it was cut; cut_at: when, in ns.
+    outcomes: one per span, once it was computed. seconds: how long each step took, where that is measured.
     """
 
-    def __init__(self, spans: list[Span], work: Any, size: int, shuffled: bool = False) -> None:
+    def __init__(self, spans: list[Span], work: Any, size: int, is_shuffled: bool = False, slab: Any = None) -> None:
         self.spans = spans
         self.work = work
         self.size = size
-        self.shuffled = shuffled
+        self.is_shuffled = is_shuffled
+        self.slab = slab
+        self.why = ""
+        self.cut_at = 0
+        self.outcomes: list[Any] = []
+        self.seconds: dict[str, float] = {}
 
-    def release(self) -> None:
-        """Every reply is encoded: let go of what the batch was made of."""
-        self.work = None
+    def sort(self) -> None:
+        """Put the spans, with their outcomes, into the order of the slots of each ticket."""
+        order = sorted(range(len(self.spans)), key=[start for _, start, _ in self.spans].__getitem__)
+        self.spans = [self.spans[i] for i in order]
+        self.outcomes = [self.outcomes[i] for i in order]
 
 
 class Ring:
@@ -106,7 +115,7 @@ class Ring:
         self.size += ticket.count
         return True
 
-    def take(self, limit: int) -> Load:
+    def take(self, limit: int) -> Batch:
         """Take up to `limit` slots from the front; the last ticket may be split and stays in front with the rest."""
         spans = []
         work = []
@@ -129,7 +138,11 @@ class Ring:
             work.append(ticket.items if stop - start == ticket.count else ticket.items[start:stop])
         if tickets and not self.size:
             tickets.clear()
-        return Load(spans, work, size)
+        return Batch(spans, work, size)
+
+    def release(self, batch: Batch) -> None:
+        """Every reply of the batch is encoded: let go of what it was made of."""
+        batch.work = None
 
     def __iter__(self) -> Iterator[Ticket]:
         """The waiting tickets, oldest first."""

@@ -1,4 +1,5 @@
 from ..message cimport encode_row
+from .outputs cimport Rows, as_rows, on_host, rows_of
 
 cdef object ndarray
 cdef frozenset _SCALARS
@@ -6,14 +7,25 @@ cdef _encode(encode, list rows, Py_ssize_t start, Py_ssize_t stop, list done)
 cdef _owned(result)
 cdef bint _is_flat(dict values) except -1
 cdef list _joined(list requests)
+cdef list _counts(list requests)
+cdef list _parts(Rows rows, list counts)
 
 
 cdef class Steps:
     cdef object _handler, _clock, _awaits
     cdef public bint is_async
     cdef public dict seconds
+    cpdef list run(self, requests)
+    cdef _call(self, str name, argument)
+    cdef _now(self)
+    cdef _lap(self, str name, started)
+    cdef list _computed(self, batch, list counts)
+    cdef list _encoded(self, list rows, list counts)
 
 
 cdef class TensorSteps(Steps):
     cdef bint _shares, _encodes
     cdef object _outputs, _device
+    cpdef list run(self, work)
+    cdef _inferred(self, batch)
+    cdef _rows(self, outputs, Py_ssize_t count)

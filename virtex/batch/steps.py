@@ -1,26 +1,25 @@
 """What the methods of a handler mean to a batch of requests.
 
-Rules: this file knows neither the loop nor the ring. run() never raises what the handler raised: each request gets its
-own outcome, so that one request's bad item costs no other request its answer.
+Rules: this file knows neither the loop nor the ring, no clock but the one it is given, and no class of handlers: any
+object with the three methods will do. Nothing that the handler raises leaves run(): each request gets its own outcome,
+so that one request's bad item costs no other request its answer.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
-from itertools import accumulate, islice
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 from numpy import ndarray
 
 from ..errors import HandlerError, ItemError
-from ..handler import RequestHandler, TensorHandler
 from ..message import encode_row
-from ..tensor import Rows, check_no_tuple, on_host
+from ..tensor import Inputs
 from .device import Device
+from .outputs import Rows, as_rows, on_host, rows_of
 
 log = logging.getLogger("virtex")
 
@@ -30,8 +29,25 @@ Outcome = list[Any] | Rows | HandlerError | ItemError
 _SCALARS = frozenset({str, int, float, bool, type(None), *(np.dtype(code).type for code in "?bhilqBHILQefd")})
 
 
+class Model(Protocol):
+    """The three methods; any of them may be `async def`."""
+
+    def process_request(self, data: list[Any]) -> Any: ...
+
+    def run_inference(self, model_input: Any) -> Any: ...
+
+    def process_response(self, model_output_item: Any) -> Any: ...
+
+
+class RowModel(Model, Protocol):
+    """What runs on rows, too: `outputs` declares what it gives."""
+
+    @property
+    def outputs(self) -> Inputs | None: ...
+
+
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that never suspends, without a loop: handlers of plain methods share one code path with async."""
+    """Run a coroutine that never suspends, without a loop: what is rare shares one code path with async methods."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -40,70 +56,63 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("a handler without async methods has awaited something")
 
 
-def rows_of(outputs: Any, count: int) -> list[Any]:
-    """The rows of what run_inference gave, exactly `count`; an iterator is read to count + 1 at most.
-
-    Arrays that an iterator gives are copied as they come: it may fill the same one again.
-    Raises HandlerError naming both numbers, or the type that does not iterate along a zeroth dimension.
-    """
-    kind = type(outputs).__name__
-    check_no_tuple(outputs, "run_inference returned ")
-    if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not hasattr(outputs, "__iter__"):
-        raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
-    if getattr(outputs, "shape", None) == ():
-        raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
-    has_length = hasattr(outputs, "__len__")
-    found = len(outputs) if has_length else count
-    if found == count:
-        if hasattr(outputs, "iloc"):
-            rows = [outputs.iloc[i] for i in range(count)]
-        else:
-            drawn = islice(outputs, count + 1)
-            rows = list(drawn if has_length else map(_owned_array, drawn))
-        found = len(rows)  # of what has a length too: it may iterate over something else
-        if found > count:
-            raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
-    if found != count:
-        raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
-    return rows
-
-
 class Steps:
     """The three methods of a handler over the items of several requests, with the blame where it belongs.
 
-    is_async: whether one of them is `async def`; run() then has to be awaited on a loop, else drive() will do.
-    seconds: how long each step took in the last run(), by its name.
+    is_async: whether one of them is `async def`; then run_async() is to be awaited on a loop, else run() will do.
+    clock: nanoseconds; None: nothing is measured. seconds: how long each step took in the last run, by its name.
     """
 
-    def __init__(self, handler: RequestHandler, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(self, handler: Model, clock: Callable[[], int] | None = None) -> None:
         self._handler = handler
         self._clock = clock
         self._awaits = frozenset(async_methods(handler))
         self.is_async = bool(self._awaits)
         self.seconds: dict[str, float] = {}
 
+    def run(self, requests: Any) -> list[Outcome]:
+        """Compute one outcome per request: its rows, as process_response gave them, or its error."""
+        self.seconds = {}
+        try:
+            batch = self._call("process_request", _joined(requests))
+        except Exception as error:
+            found: list[Outcome] = drive(self._run_without_the_guilty(requests, error))
+            return found
+        return self._computed(batch, _counts(requests))
+
+    async def run_async(self, requests: Any) -> list[Outcome]:
+        """The same for methods of which some are to be awaited."""
+        self.seconds = {}
+        try:
+            batch = await self._decode(_joined(requests))
+        except Exception as error:
+            return await self._run_without_the_guilty(requests, error)
+        return await self._computed_async(batch, _counts(requests))
+
+    def _call(self, name: str, argument: Any) -> Any:
+        started = self._now()
+        try:
+            return getattr(self._handler, name)(argument)
+        finally:
+            self._lap(name, started)
+
     async def _step(self, name: str, argument: Any) -> Any:
-        started = self._clock()
+        started = self._now()
         try:
             result = getattr(self._handler, name)(argument)
             return await result if name in self._awaits else result
         finally:
             self._lap(name, started)
 
-    def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
-        return self._step("process_request", items)
+    def _now(self) -> int:
+        return 0 if self._clock is None else self._clock()
 
     def _lap(self, name: str, started: int) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + (self._clock() - started) / 1e9
+        if self._clock is not None:
+            self.seconds[name] = self.seconds.get(name, 0.0) + (self._clock() - started) / 1e9
 
-    async def run(self, requests: list[list[Any]]) -> list[Outcome]:
-        """Compute one outcome per request: its rows, as process_response gave them, or its error."""
-        self.seconds = {}
-        try:
-            batch = await self._decode(_joined(requests))
-        except Exception as error:
-            return await self._run_without_the_guilty(requests, error)
-        return await self._computed(batch, [len(items) for items in requests])
+    def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
+        return self._step("process_request", items)
 
     async def _run_without_the_guilty(self, requests: list[list[Any]], error: Exception) -> list[Outcome]:
         """process_request raised: find for whom it does, one request at a time, and compute the others."""
@@ -118,7 +127,7 @@ class Steps:
                 outcomes[i] = await self._blamed(items, error)
         for members, batch in await self._regrouped(singly, requests):
             counts = [len(requests[i]) for i in members]
-            for i, outcome in zip(members, await self._computed(batch, counts), strict=True):
+            for i, outcome in zip(members, await self._computed_async(batch, counts), strict=True):
                 outcomes[i] = outcome
         return outcomes
 
@@ -151,86 +160,131 @@ class Steps:
                 return _failure("process_request", found, i)
         return ItemError(error.reason, None, error.offset)
 
-    async def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
+    def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
+        try:
+            rows = rows_of(self._call("run_inference", batch), sum(counts))
+        except Exception as error:
+            return _model_failed(error, counts)
+        return self._encoded(rows, counts)
+
+    async def _computed_async(self, batch: Any, counts: list[int]) -> list[Outcome]:
         try:
             rows = rows_of(await self._step("run_inference", batch), sum(counts))
         except Exception as error:
-            return [_model_failure(error)] * len(counts)
-        return await self._encoded(rows, counts)
+            return _model_failed(error, counts)
+        return await self._encoded_async(rows, counts)
 
-    async def _encoded(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
+    def _encoded(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
         """process_response over the rows, `counts` of them a request; one that raises fails its own request."""
-        started = self._clock()
+        started = self._now()
         encode = self._handler.process_response
-        awaits = "process_response" in self._awaits
         outcomes: list[Outcome] = []
         start = 0
         for count in counts:
             done: list[Any] = []
-            outcome: Outcome = done
             try:
-                if awaits:
-                    for row in rows[start : start + count]:
-                        done.append(_owned(await encode(row)))
-                else:
-                    _encode(encode, rows, start, start + count, done)
-            except ItemError as error:
-                outcome = ItemError(error.reason, len(done), error.offset)
-            except HandlerError as error:
-                outcome = HandlerError(error.reason, len(done))
-                outcome.__cause__ = error.__cause__
+                _encode(encode, rows, start, start + count, done)
+                outcomes.append(done)
             except Exception as error:
-                outcome = _failure("process_response", error, len(done))
-            outcomes.append(outcome)
+                outcomes.append(_response_failure(error, len(done)))
+            start += count
+        self._lap("process_response", started)
+        return outcomes
+
+    async def _encoded_async(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
+        if "process_response" not in self._awaits:
+            return self._encoded(rows, counts)
+        started = self._now()
+        encode = self._handler.process_response
+        outcomes: list[Outcome] = []
+        start = 0
+        for count in counts:
+            done: list[Any] = []
+            try:
+                for row in rows[start : start + count]:
+                    done.append(_owned(await encode(row)))
+                outcomes.append(done)
+            except Exception as error:
+                outcomes.append(_response_failure(error, len(done)))
             start += count
         self._lap("process_response", started)
         return outcomes
 
 
 class TensorSteps(Steps):
-    """The steps of a TensorHandler: the batch is decoded before, and its output rows are the answers.
+    """The steps of a handler whose batch is decoded before, and whose output rows are the answers.
 
-    shares: whether the next batch may run before the replies of this one are made; then no answer lies where the
-    handler could write to.
+    encodes: whether its process_response makes a JSON value of each row instead. shares: whether the next batch may run
+    before the replies of this one are made; then no answer lies where the handler could write to.
     """
 
     def __init__(
         self,
-        handler: TensorHandler,
-        clock: Callable[[], int] = time.perf_counter_ns,
+        handler: RowModel,
+        encodes: bool,
+        clock: Callable[[], int] | None = None,
         device: Device | None = None,
         shares: bool = False,
     ) -> None:
-        super().__init__(handler, clock)
+        Steps.__init__(self, handler, clock)
+        self._encodes = encodes
         self._shares = shares
         self._outputs = handler.outputs
         self._device = device
-        self._encodes = type(handler).process_response is not TensorHandler.process_response
 
-    async def run(self, work: Any) -> list[Outcome]:
+    def run(self, work: Any) -> list[Outcome]:
         """Compute one outcome per request from (batch, how many rows of it each has)."""
         self.seconds = {}
         batch, counts = work
         try:
-            outputs = on_host(await self._inferred(batch))
-            if self._encodes:
-                rows = rows_of(outputs, sum(counts))
-            else:
-                answers = Rows.of(outputs, sum(counts), self._outputs)
-                del outputs
-                if self._shares:
-                    answers = answers.unshared()
+            rows = self._rows(self._inferred(batch), sum(counts))
         except Exception as error:
-            return [_model_failure(error)] * len(counts)
-        if self._encodes:
-            return await self._encoded(rows, counts)
-        return [answers.part(stop - n, stop) for n, stop in zip(counts, accumulate(counts), strict=True)]
+            return _model_failed(error, counts)
+        return self._encoded(rows, counts) if self._encodes else _parts(rows, counts)
 
-    async def _inferred(self, batch: Any) -> Any:
+    async def run_async(self, work: Any) -> list[Outcome]:
+        """The same for methods of which some are to be awaited."""
+        self.seconds = {}
+        batch, counts = work
+        try:
+            rows = self._rows(await self._inferred_async(batch), sum(counts))
+        except Exception as error:
+            return _model_failed(error, counts)
+        return await self._encoded_async(rows, counts) if self._encodes else _parts(rows, counts)
+
+    def _inferred(self, batch: Any) -> Any:
+        if self._device is None:
+            return self._call("run_inference", batch)
+        with self._device.running():
+            return self._device.fetch(self._call("run_inference", self._device.load(batch)))
+
+    async def _inferred_async(self, batch: Any) -> Any:
         if self._device is None:
             return await self._step("run_inference", batch)
         with self._device.running():
             return self._device.fetch(await self._step("run_inference", self._device.load(batch)))
+
+    def _rows(self, outputs: Any, count: int) -> Any:
+        """The rows to be encoded, or to be answered as they are; in memory of their own where that is shared."""
+        outputs = on_host(outputs)
+        if self._encodes:
+            return rows_of(outputs, count)
+        rows = as_rows(outputs, count, self._outputs)
+        if not self._shares:
+            return rows
+        del outputs
+        return rows.unshared()
+
+
+def _parts(rows: Rows, counts: list[int]) -> list[Outcome]:
+    if len(counts) == 1:
+        return [rows]
+    parts: list[Outcome] = []
+    start = 0
+    for count in counts:
+        parts.append(rows.part(start, start + count))
+        start += count
+    return parts
 
 
 def _encode(encode: Callable[[Any], Any], rows: list[Any], start: int, stop: int, done: list[Any]) -> None:
@@ -261,16 +315,28 @@ def _is_flat(values: dict[Any, Any]) -> bool:
     return True
 
 
-def _owned_array(row: Any) -> Any:
-    return row.copy() if isinstance(row, ndarray) else row
-
-
 def _joined(requests: list[list[Any]]) -> list[Any]:
     return [item for items in requests for item in items]
 
 
-def _model_failure(error: Exception) -> HandlerError:
-    return error if isinstance(error, HandlerError) else _failure("run_inference", error)
+def _counts(requests: list[list[Any]]) -> list[int]:
+    return [len(items) for items in requests]
+
+
+def _model_failed(error: Exception, counts: list[int]) -> list[Outcome]:
+    failure = error if isinstance(error, HandlerError) else _failure("run_inference", error)
+    return [failure] * len(counts)
+
+
+def _response_failure(error: Exception, index: int) -> HandlerError | ItemError:
+    """The error of a request of which process_response raised for that item."""
+    if isinstance(error, ItemError):
+        return ItemError(error.reason, index, error.offset)
+    if not isinstance(error, HandlerError):
+        return _failure("process_response", error, index)
+    failure = HandlerError(error.reason, index)
+    failure.__cause__ = error.__cause__
+    return failure
 
 
 def _failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
@@ -284,7 +350,7 @@ def failure_of(error: BaseException) -> HandlerError:
     return _failure("the batch", error)
 
 
-def async_methods(handler: RequestHandler) -> Iterator[str]:
+def async_methods(handler: Model) -> Iterator[str]:
     """The names of those of the three methods that are coroutine functions."""
     for name in ("process_request", "run_inference", "process_response"):
         if inspect.iscoroutinefunction(getattr(handler, name)):

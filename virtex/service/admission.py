@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..batch.batcher import Batcher, Observer
+from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, RequestError, too_large
 from ..limits import Limits
+from ..observer import Observer
 from .bodies import Bodies
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
@@ -133,7 +134,7 @@ class Admission(Keeper):
     def settle(self, peer: Peer | None) -> int:
         """A request that was taken is answered or given up; returns the time, which is one for a batch."""
         now = self.batcher.now or self._clock()
-        self.company.answered(peer, now)
+        self.company.settled(peer, now)
         self.unsettled -= 1
         if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
             self._all_settled.set_result(None)

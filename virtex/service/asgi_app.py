@@ -125,7 +125,7 @@ class Shell:
     def _forget(self) -> None:
         """ASGI does not say when a connection ends: forget those that nobody expects, once they are many."""
         self._admission.company.until(self._clock())
-        self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.since}
+        self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.expected_since}
         self._peers_kept = max(PEERS_KEPT, 2 * len(self.peers))
 
     def take(self, exchange: Exchange, message: Any) -> Any:

@@ -88,7 +88,7 @@ class Exchange(BaseExchange):
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
         # What the bases' __init__ set, which is not called
         self.items = self.rows = None
-        self.count = self.taken = self.answered = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.place = 0
         self.resolved = self.started = False
         self.budget = admission.bodies
         self.keeper = admission

@@ -21,12 +21,14 @@ from functools import partial
 from typing import Any
 
 from .. import __version__
-from ..batch.batcher import AsyncExecutor, Batcher, Executor, InlineExecutor, ThreadExecutor
+from ..batch.batcher import Batcher
 from ..batch.device import Device
+from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
+from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import Steps, TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
-from ..handler import RequestHandler, TensorHandler, Worker
-from ..tensor import RowRing, Tensor, allocate, describe
+from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..tensor import Tensor, describe
 from .admission import Admission
 from .bodies import Bodies
 from .formats import ACCEPTS
@@ -58,10 +60,10 @@ class Model:
             options.max_time_on_queue,
             self.max_queue_size,
             options.clock,
-            options.observer,
+            options.told,
         )
         self.admission = Admission(
-            self.loop, options.clock, options.limits, self.batcher, options.observer, self.max_queue_size, bodies
+            self.loop, options.clock, options.limits, self.batcher, options.told, self.max_queue_size, bodies
         )
         self._pid = os.getpid()
         self._is_lazy = is_lazy
@@ -141,8 +143,9 @@ class Model:
     def _plan(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Callable[[], None]:
         """How batches of this handler run; raises for what can't be."""
         executor = self._choose(handler, thread)
+        clock = None if self.options.told is None else self.options.clock  # whom nobody observes is not measured
         if not isinstance(handler, TensorHandler):
-            return partial(self.batcher.run_with, executor, Steps(handler, self.options.clock))
+            return partial(self.batcher.run_with, executor, Steps(handler, clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
@@ -153,7 +156,7 @@ class Model:
         ring = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
         self.info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
-        steps = TensorSteps(handler, self.options.clock, device, executor.depth > 1)
+        steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
         return partial(self.batcher.run_with, executor, steps, ring)
 
     def _choose(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Executor:
@@ -173,7 +176,7 @@ class Model:
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         name, size, limits = self.options.name, self.options.max_batch_size, self.options.limits
         if self.options.max_queue_size is None:
-            self.max_queue_size = min(self.max_queue_size, RowRing.fitting(handler.inputs, size, limits.max_bytes // 2))
+            self.max_queue_size = min(self.max_queue_size, fitting(handler.inputs, size, limits.max_bytes // 2))
         most = limits.max_bytes - limits.body  # for a body must be room too
         new = allocate if device is None else device.allocate
         ring = RowRing(handler.inputs, size, self.max_queue_size, most, new)

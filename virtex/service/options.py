@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..batch.batcher import Observer
 from ..handler import RequestHandler
 from ..limits import Limits
+from ..observer import Observer, as_one
 from .seam import Head
 
 MOST_ITEMS = 1 << 32  # items in a batch: what is counted fits 64 bits, with room for sums
@@ -30,6 +30,12 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def are_observers(value: object) -> bool:
+    """Whether it is one, or a sequence of them."""
+    several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    return all(isinstance(one, Observer) for one in several)
+
+
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("name", lambda v: isinstance(v, str) and v != "", "a string that is not empty"),
     ("handler", lambda v: isinstance(v, RequestHandler) or callable(v), "a RequestHandler, its class or a factory"),
@@ -42,7 +48,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("executor", lambda v: v in ("inline", "thread"), '"inline" or "thread"'),
     ("limits", lambda v: isinstance(v, Limits), "a Limits, or None"),
-    ("observer", lambda v: v is None or isinstance(v, Observer), "an Observer, or None"),
+    ("observer", lambda v: v is None or are_observers(v), "an Observer, a sequence of them, or None"),
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
 )
@@ -59,7 +65,7 @@ class Options:
     max_queue_size: int | None
     executor: str
     limits: Limits
-    observer: Observer | None
+    observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
     clock: Callable[[], int] = time.perf_counter_ns
@@ -68,6 +74,11 @@ class Options:
         for name, holds, expected in _CHECKS:
             value = getattr(self, name)
             check(holds(value), name, value, expected)
+
+    @property
+    def told(self) -> Observer | None:
+        """Who is told what happens: one that tells the others, where there are several."""
+        return as_one(self.observer)
 
     @property
     def queue(self) -> int:

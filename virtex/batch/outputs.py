@@ -1,0 +1,237 @@
+"""What a model gave, as rows that can be answered.
+
+Rules: knows arrays and lists, neither the handler nor the ring. Rows are views of what the model gave until they are
+copied or encoded: both happen before it may write there again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence, Set
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from .._codec import encode_npy, encode_numpy, encode_rows
+from ..errors import HandlerError
+from ..message import encode_data
+from ..tensor import Array, Inputs, Tensor
+
+
+def on_host(outputs: Any) -> Any:
+    """Tensors of torch as arrays in host memory, detached; a dict of them by name; anything else as it is."""
+    if type(outputs) is ndarray:
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {name: on_host(value) for name, value in outputs.items()}
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(outputs, torch.Tensor):
+        host = outputs.detach().resolve_conj().resolve_neg().cpu()
+        if host.dtype is torch.bfloat16:  # NumPy has none of its own
+            import ml_dtypes
+
+            return host.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return host.numpy()
+    return outputs
+
+
+def rows_of(outputs: Any, count: int) -> list[Any]:
+    """The rows of what run_inference gave, exactly `count`; an iterator is read to count + 1 at most.
+
+    Arrays that an iterator gives are copied as they come: it may fill the same one again.
+    Raises HandlerError naming both numbers, or the type that does not iterate along a zeroth dimension.
+    """
+    if type(outputs) is list and len(outputs) == count:
+        return outputs[:]
+    kind = type(outputs).__name__
+    check_no_tuple(outputs, "run_inference returned ")
+    if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not hasattr(outputs, "__iter__"):
+        raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
+    if getattr(outputs, "shape", None) == ():
+        raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
+    has_length = hasattr(outputs, "__len__")
+    found = len(outputs) if has_length else count
+    if found == count:
+        if hasattr(outputs, "iloc"):
+            rows = [outputs.iloc[i] for i in range(count)]
+        else:
+            drawn = islice(outputs, count + 1)
+            rows = list(drawn if has_length else map(_owned_array, drawn))
+        found = len(rows)  # of what has a length too: it may iterate over something else
+        if found > count:
+            raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
+    if found != count:
+        raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
+    return rows
+
+
+def _owned_array(row: Any) -> Any:
+    return row.copy() if isinstance(row, ndarray) else row
+
+
+class Rows:
+    """Answers to consecutive items: the rows [start, stop) of an array, or of one per name.
+
+    values: of the whole arrays, by name, which the parts of a batch share; each is made when it is first needed.
+    """
+
+    def __init__(self, arrays: dict[str, Array], start: int, stop: int, values: dict[str, list[Any] | None]) -> None:
+        self._arrays = arrays
+        self._start = start
+        self._stop = stop
+        self._values = values
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def arrays(self) -> dict[str, Array]:
+        """Views of the rows, by name."""
+        return {name: self._view(name) for name in self._arrays}
+
+    def part(self, start: int, stop: int) -> Rows:
+        """The rows [start, stop) of these, in the same memory."""
+        return Rows(self._arrays, self._start + start, self._start + stop, self._values)
+
+    def unshared(self) -> Rows:
+        """All rows of the arrays, those in memory of their own that are views, or that somebody else refers to."""
+        arrays = self._arrays
+        alone = {name for name in arrays if arrays[name].base is None and is_alone(arrays, name)}
+        return rows_by_name({name: array if name in alone else array.copy() for name, array in arrays.items()})
+
+    def copy(self) -> Rows:
+        """The same rows in memory of their own."""
+        return rows_by_name({name: array.copy() for name, array in self.arrays().items()})
+
+    def joined(self, parts: Sequence[Rows]) -> Rows:
+        """The rows of the parts, one after another. Raises HandlerError for rows of other names or shapes."""
+        views = [part.arrays() for part in parts]
+        shapes = [{name: array.shape[1:] for name, array in arrays.items()} for arrays in views]
+        for other in shapes:
+            if other != shapes[0]:
+                raise HandlerError(f"run_inference returned rows of {shapes[0]}, then of {other}, for one request")
+        return rows_by_name({name: np.concatenate([arrays[name] for arrays in views]) for name in shapes[0]})
+
+    def json(self) -> bytes:
+        """The body of the reply. Raises HandlerError for a float that is not finite."""
+        try:
+            return self._json()
+        except TypeError as error:
+            raise _does_not_travel(error) from None
+
+    def npy(self) -> bytes | None:
+        """The rows as one .npy document; None when they have names. Raises HandlerError for what does not travel."""
+        try:
+            return encode_npy(self._view("")) if "" in self._arrays else None
+        except TypeError as error:
+            raise _does_not_travel(error) from None
+
+    def _view(self, name: str) -> Array:
+        array = self._arrays[name]
+        return array if self._stop - self._start == len(array) else array[self._start : self._stop]
+
+    def _json(self) -> bytes:
+        if "" not in self._arrays:
+            columns = {name: self._column(name) for name in self._arrays}
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        elif self._values_of("") is None and self._arrays[""].ndim > 1:
+            return encode_rows(self._view(""))
+        else:
+            rows = self._column("")
+        return b'{"data":%b,"error":null}' % encode_data(rows, "run_inference")
+
+    def _column(self, name: str) -> list[Any]:
+        """JSON values: numbers, booleans and text of rows of no dimension, base64 of .npy of others."""
+        values = self._values_of(name)
+        return [encode_numpy(row) for row in self._view(name)] if values is None else values[self._start : self._stop]
+
+    def _values_of(self, name: str) -> list[Any] | None:
+        """The values of the whole array: of a batch of single items, all are wanted, and made in one go."""
+        if name not in self._values:
+            array = self._arrays[name]
+            is_plain = array.ndim == 1 and array.dtype.kind in "biufU"
+            self._values[name] = array.tolist() if is_plain else None
+        return self._values[name]
+
+
+def rows_by_name(arrays: dict[str, Array]) -> Rows:
+    """All rows of the arrays, which are equally many."""
+    for array in arrays.values():
+        return Rows(arrays, 0, len(array), {})
+    raise ValueError("expected one array at least")
+
+
+def as_rows(outputs: Any, count: int, declared: Inputs | None) -> Rows:
+    """What run_inference gave, as exactly `count` rows of the declared dtype and shape.
+
+    Raises HandlerError that says what was expected and what came.
+    """
+    named = {"": outputs} if type(outputs) is ndarray or not isinstance(outputs, Mapping) else outputs
+    arrays = {name: _array_out(value, count, name) for name, value in named.items()}
+    if declared is not None:
+        expected = {"": declared} if isinstance(declared, Tensor) else declared
+        if not _is_as_declared(arrays, expected):
+            came = {name: f"{array.dtype} {array.shape[1:]}" for name, array in arrays.items()}
+            raise HandlerError(f"run_inference returned rows of {came}; declared are {dict(expected)}")
+    if not arrays:
+        raise HandlerError(f"run_inference returned an empty dict; expected {count} rows by name")
+    return Rows(arrays, 0, count, {})
+
+
+def _is_as_declared(arrays: Mapping[str, Array], declared: Mapping[str, Tensor]) -> bool:
+    if arrays.keys() != declared.keys():
+        return False
+    for name, array in arrays.items():
+        tensor = declared[name]
+        if array.dtype != tensor.dtype or array.shape[1:] != tensor.shape:
+            return False
+    return True
+
+
+def is_alone(arrays: Any, key: Any) -> bool:
+    """Whether a dict or list holds the only reference to its array: NumPy's views, and what they make, refer to it."""
+    return _references(arrays, key) <= _ALONE
+
+
+def _references(arrays: Any, key: Any) -> int:
+    return sys.getrefcount(arrays[key])
+
+
+_ALONE = _references([np.empty(1)], 0)
+
+
+def _does_not_travel(error: TypeError) -> HandlerError:
+    return HandlerError(f"run_inference gave rows that can't be sent: {error}")
+
+
+def check_no_tuple(outputs: Any, where: str) -> None:
+    """Raise HandlerError for a tuple, torch's and named ones too: with as many items as members it would pass for rows.
+
+    where: how the sentence begins.
+    """
+    if isinstance(outputs, tuple):
+        kind = type(outputs)
+        name = kind.__name__ if kind is tuple else f"{kind.__module__}.{kind.__qualname__}"
+        remedy = f"if its {len(outputs)} members are the rows, return list(...)"
+        raise HandlerError(f"{where}a {name}, which may be several results: {remedy}")
+
+
+def _array_out(value: Any, count: int, name: str) -> Array:
+    if type(value) is ndarray and value.ndim and len(value) == count and not value.dtype.hasobject:
+        return value
+    where = f"run_inference returned {name and repr(name) + ' as '}"
+    check_no_tuple(value, where)
+    if not hasattr(value, "__array__") and not isinstance(value, list):
+        raise HandlerError(f"{where}a {type(value).__name__}; expected an array of {count} rows")
+    if isinstance(value, np.ma.MaskedArray):
+        raise HandlerError(f"{where}a masked array, whose mask would be lost; expected it filled, as by filled(0)")
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise HandlerError(f"{where}rows of different shapes; override process_response to answer such") from None
+    if array.dtype.hasobject or not array.ndim:
+        raise HandlerError(f"{where}{array.dtype} {array.shape}; expected an array of {count} rows")
+    if len(array) != count:
+        raise HandlerError(f"{where}{len(array)} rows for {count} items; expected one per item")
+    return array
