@@ -16,7 +16,7 @@ from virtex.batch.batcher import Batcher
 from virtex.batch.rows import RowRing, allocate
 from virtex.batch.steps import TensorSteps
 from virtex.errors import RequestError
-from virtex.tensor import reader
+from virtex.service.formats import JSON, NPY
 
 
 @pytest.mark.parametrize("executor", ["inline", "thread", "async"])
@@ -140,7 +140,7 @@ def test_a_body_that_turns_out_to_be_no_json_takes_no_rows():
     ring = ring_of(size=1)  # the first item is in a buffer of its own when the second fails
     bad = Recorder("a")
     good = encode_numpy(vector())
-    bad.items = reader(VECTOR, b'{"data":["%b","%b\x01"]}' % (good.encode(), good[:-1].encode()), False, None)
+    bad.items = JSON.source(b'{"data":["%b","%b\x01"]}' % (good.encode(), good[:-1].encode()), VECTOR, None)
     bad.count = 2
     with pytest.raises(RequestError, match="expected JSON") as error:
         ring.put(bad)

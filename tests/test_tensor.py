@@ -15,7 +15,7 @@ from virtex.batch.rows import allocate
 from virtex.errors import HandlerError, RequestError
 from virtex.service.bodies import SMALLEST
 from virtex.service.seam import Head
-from virtex.tensor import reader
+from virtex.service.formats import JSON, NPY
 
 
 @pytest.fixture(params=[ask_asgi, ask_direct], ids=["asgi", "direct"])
@@ -240,9 +240,9 @@ def test_a_tensor_that_can_not_be_is_refused(wrong):
 def test_reader_says_what_it_takes():
     account = SimpleNamespace(admit_documents=lambda count: None)
     with pytest.raises(RequestError, match="one array an item"):
-        reader(Tokens.inputs, b"", True, account)
+        NPY.source(b"", Tokens.inputs, account)
     with pytest.raises(ItemError, match="expected float32"):
-        reader(VECTOR, encode_npy([np.zeros(3)]), True, account).into(allocate(VECTOR, 1))
+        NPY.source(encode_npy([np.zeros(3)]), VECTOR, account).into(allocate(VECTOR, 1))
 
 
 def test_a_document_of_fields_in_fortran_order_is_refused_before_it_is_copied():
