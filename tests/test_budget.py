@@ -120,7 +120,7 @@ def in_a_loop(f, handler=None, **limits):
         loop = asyncio.get_running_loop()
         wire = Wire(app, loop=loop, shared=Connections(app, clock=time.perf_counter_ns, loop=loop))
         await asyncio.wait_for(f(app, wire), 10)
-        for protocol in list(wire.connections.open):
+        for protocol in list(wire.connections.members):
             protocol.connection_lost(None)
         assert (app.budget.held, app.admission.unsettled) == (0, 0)
         await app.shutdown()

@@ -29,8 +29,8 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 from kit.wire import StubServer
 
 class Live(StubServer):
-    async def __call__(self, scope, receive, send):  # gunicorn wants a callable
-        raise NotImplementedError
+    async def __call__(self, scope, receive, send):
+        raise NotImplementedError  # gunicorn asks for one; we never call it
     async def startup(self, worker=None):
         pass
     def drain(self):

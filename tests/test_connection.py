@@ -848,7 +848,7 @@ def test_ten_thousand_idle_connections_cost_nothing_per_tick(server, event_loop)
     asked = []
     for _ in range(10_000):
         wire.transport_of(HttpProtocol(server, connections=wire.connections)).protocol.data_received(OK)
-    for connection in wire.connections.open:
+    for connection in wire.connections.members:
         asked.append(connection)
     before = len(asked)
     wire.advance(16)  # each is asked once when its first wait would have ended, then once per keep-alive time

@@ -1,74 +1,178 @@
-"""The architecture as a test: who may know what, and how long a function may be."""
+"""The house as a test: which room may know which, what each file may import, how long files and functions may be."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-CORE = {"ring", "company", "seam", "message", "tensor", "errors", "limits"}
-OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools"}
-NO_CLOCK = CORE | {"exchange", "bodies", "device"}
-PARTS = {
+STATIONS = [path for path in MODULES if path.name != "__init__.py"]
+MOST_LINES = 400
+
+# A request's way leads down through the rooms. Each knows those that stand beside it here, itself, and GROUND.
+GROUND = {"errors", "limits", "logs", "virtex"}
+MAY_KNOW = {
+    "worker": {"workers", "wire", "service.seam"},
+    "workers": {"wire", "service.seam"},
+    "wire": {"service.seam"},
+    "http": {"server", "message", "client", "handler"},
+    "inference": {"handler"},
+    "server": {"service", "service.seam", "batch", "handler", "observer"},
+    "service.seam": {"batch.ring"},
+    "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial"},
+    "handler": {"batch", "tensor", "message", "_codec"},
+    "client": {"message"},
+    "batch": {"tensor", "message", "observer", "_codec"},
+    "tensor": {"message", "serial", "_codec"},
+    "observer": set(),
+    "message": {"serial", "_codec"},
+    "serial": {"_codec"},
+    "errors": set(),
+    "limits": set(),
+    "logs": set(),
+}
+ONLY = {  # who alone may import it
+    "gunicorn": {"worker", "workers"},
+    "prometheus_client": {"metrics"},
+    "httptools": {"wire"},
+    "uvloop": {"worker"},
+    "httpx2": {"client"},
+}
+NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
+READS_A_CLOCK = {"batch.batcher", "wire.replies"}  # the rest is given one, or the time; replies writes the date
+LOOPS = {"asyncio", "socket", "threading", "ssl"}
+NO_LOOP = {"batch.ring", "batch.rows", "batch.outputs", "batch.company", "wire.grammar", "wire.reader", "wire.replies"}
+TESTED_BY = {  # where a file's tests have another name
+    "acceptor": "listener",
     "access_log": "worker",
     "addresses": "listener",
-    "answers": "connection",
-    "asgi_app": "server",
-    "chunked": "connection",
+    "chunked": "reader",
     "connections": "connection",
-    "filler": "connection",
-    "grammar": "connection",
-    "scoreboard": "worker",
+    "into_place": "connection",
+    "requests": "connection",
     "seam": "exchange",
-    "settings": "worker",
-    "steps": "handler",
+    "stream": "asgi_host",
 }
 
 
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def name_of(path: Path) -> str:
+    """As virtex.batch.ring imports it: "batch.ring"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "virtex"
+
+
+NAMES = {name_of(path) for path in MODULES} | {"_codec"}
+
+
+def room_of(name: str) -> str:
+    return name if name in MAY_KNOW else name.partition(".")[0]
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(tree: ast.AST, with_types: bool) -> list[ast.stmt]:
+    """Every import of a file, wherever it stands."""
+    found: list[ast.stmt] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        elif with_types or not is_for_types(node):
+            found += statements(node, with_types)
+    return found
+
+
+@cache
+def imports_of(path: Path, with_types: bool = True) -> frozenset[str]:
+    """What a file imports: the project's as in NAMES, of others the top name with a space before it."""
+    package = ["virtex", *path.relative_to(PACKAGE).parts[:-1]]
+    found: set[str] = set()
+    for node in statements(ast.parse(path.read_text()), with_types):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            found.update(" " + alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.partition(".")[0]
+            found.add(" " + (node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part][1:]
+            for alias in node.names:
+                whole, module = ".".join([*base, alias.name]), ".".join(base) or "virtex"
+                found.add(whole if whole in NAMES else module)
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_modules_import_what_their_station_may_know(path):
-    imports = set(imports_of(path))
-    name = path.stem
-    if name in CORE:
-        assert not imports & OUTSIDE_CORE
-    if name not in ("worker", "settings", "access_log"):
-        assert "gunicorn" not in imports
-    if name in NO_CLOCK:
-        assert "time" not in imports
-    assert not imports & {"pickle", "marshal"}
+def test_every_file_stands_in_a_room() -> None:
+    assert {room_of(name) for name in NAMES} - set(MAY_KNOW) <= {"virtex", "_codec"}
 
 
-def test_the_codec_imports_none_of_it_when_loaded():
-    script = f"import sys, virtex._codec; print(sorted(set(sys.modules) & {OUTSIDE_CORE!r}))"
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_room_knows_only_the_rooms_below_it(path: Path) -> None:
+    name = name_of(path)
+    if name == "virtex":
+        return  # the public names, each loaded when it is used
+    room = room_of(name)
+    allowed = MAY_KNOW[room] | GROUND | {room}
+    assert {other for other in imports_of(path) & NAMES if not {other, room_of(other)} & allowed} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_is_for_one_room_is_imported_there_alone(path: Path) -> None:
+    imports, room = {name.strip() for name in imports_of(path) - NAMES}, room_of(name_of(path))
+    for library, rooms in ONLY.items():
+        assert library not in imports or room in rooms, library
+    assert not imports & NO_ONE
+    if name_of(path) in NO_LOOP:
+        assert not imports & LOOPS
+    if room in ("batch", "wire", "service", "service.seam") and name_of(path) not in READS_A_CLOCK:
+        assert "time" not in imports or is_default_clock(path)
+
+
+def is_default_clock(path: Path) -> bool:
+    """Whether the clock is only what an argument is by default, or the loop's business."""
+    used = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    return {name for name in used if name.startswith("time.")} <= {"time.perf_counter_ns", "time.monotonic"}
+
+
+def test_no_import_makes_a_circle() -> None:
+    graph = {name_of(path): imports_of(path, with_types=False) & NAMES for path in STATIONS}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_the_codec_loads_nothing_of_loops_and_sockets() -> None:
+    outside = {"asyncio", "socket", "gunicorn", "uvloop", "httptools"}
+    script = f"import sys, virtex._codec; print(sorted(set(sys.modules) & {outside!r}))"
     loaded = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_functions_are_short(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0]
             documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
             start = first.end_lineno if documented and first.end_lineno else node.lineno
-            assert node.end_lineno - start <= 60, f"{path.name}:{node.lineno} {node.name}"
+            assert node.end_lineno is not None and node.end_lineno - start <= 60, f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES if p.stem != "__init__" and "serial" not in p.parts], ids=lambda p: p.stem
-)
-def test_every_station_has_its_tests(path):
-    assert (Path(__file__).parent / f"test_{PARTS.get(path.stem, path.stem)}.py").exists()
+@pytest.mark.parametrize("path", [path for path in STATIONS if "serial" not in path.parts], ids=name_of)
+def test_every_station_has_its_tests(path: Path) -> None:
+    if path.parent.name == "http":
+        assert (Path(__file__).parent / "test_http.py").exists()
+    else:
+        assert (Path(__file__).parent / f"test_{TESTED_BY.get(path.stem, path.stem)}.py").exists()

@@ -195,7 +195,7 @@ def test_drain_answers_what_was_taken_then_refuses_connections(run):
         listener = await serve(echo(Waiting), port=0)
         port = listener.port
         answer = asyncio.ensure_future(ask(port))
-        while not listener.connections.requests:
+        while not listener.connections.heads_taken:
             await asyncio.sleep(0)
         draining = asyncio.ensure_future(listener.drain(10))
         again = asyncio.ensure_future(listener.drain(10))
@@ -220,12 +220,12 @@ def test_close_cuts_what_is_not_answered(run):
     async def main():
         listener = await serve(echo(Stuck), port=0)
         answer = asyncio.ensure_future(ask(listener.port))
-        while not listener.connections.requests:
+        while not listener.connections.heads_taken:
             await asyncio.sleep(0)
         await listener.close()
         with contextlib.suppress(ConnectionResetError):
             assert not await answer
-        assert not listener.connections.open
+        assert not listener.connections.members
 
     run(main())
 
@@ -394,7 +394,7 @@ def test_hung_sibling_does_not_throttle_accepting(run):
         clients = []
         for count in 1, 100, 200:
             clients += connect(listener, count - len(clients))
-            await eventually(lambda count=count: len(listener.connections.open) == count)
+            await eventually(lambda count=count: len(listener.connections.members) == count)
         assert share.pauses <= PATIENCE
         await listener.close()
         for client in clients:

@@ -1,5 +1,6 @@
 import pytest
 from kit.asks import Echo, ask_direct, run
+from kit.names import shown
 from test_batcher import Rig
 
 from virtex import Observer, http_server
@@ -74,7 +75,7 @@ def test_one_observer_is_told_directly_and_none_costs_nothing():
     assert http_server("echo", Echo(), observer=one).observer is one
 
 
-@pytest.mark.parametrize("wrong", [Told, "ab", 0, [Told], [Told(), None], {1}], ids=repr)
+@pytest.mark.parametrize("wrong", [Told, "ab", 0, [Told], [Told(), None], {1}], ids=shown)
 def test_what_is_no_observer_is_refused(wrong):
     with pytest.raises(ValueError, match="expected an Observer, a sequence of them, or None"):
         http_server("echo", Echo(), observer=wrong)

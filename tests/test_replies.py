@@ -24,11 +24,17 @@ def heads():
     return Heads()
 
 
+def rendered(heads, response, closes=False, minor=1, now=NOW, method="GET"):
+    out = []
+    heads.render(response, head_of(method, minor), closes, now, out)
+    return b"".join(out)
+
+
 def test_a_head_says_status_date_server_and_length(heads):
-    raw = heads.of(Response(200, TEXT, [b"abc", b"de"]), False, 1, NOW)
+    raw = rendered(heads, Response(200, TEXT, [b"abc", b"de"]))
     first, date, *rest = raw.split(b"\r\n")
     assert first == b"HTTP/1.1 200 OK" and date.startswith(b"date: ")
-    assert rest == [b"server: virtex", b"content-type: text/plain", b"content-length: 5", b"", b""]
+    assert rest == [b"server: virtex", b"content-type: text/plain", b"content-length: 5", b"", b"abcde"]
 
 
 @pytest.mark.parametrize(
@@ -42,30 +48,48 @@ def test_a_head_says_status_date_server_and_length(heads):
 )
 def test_what_a_reply_says_of_its_connection(heads, closes, minor, says, line):
     assert says_of(closes, minor) == says
-    fields = dict(
-        field.split(b": ") for field in heads.of(Response(200, TEXT, []), closes, minor, NOW).split(b"\r\n")[1:-2]
-    )
+    raw = rendered(heads, Response(200, TEXT, []), closes, minor)
+    fields = dict(field.split(b": ") for field in raw.split(b"\r\n")[1:-2])
     assert fields.get(b"connection") == line
 
 
 @pytest.mark.parametrize(("status", "has"), [(200, True), (204, False), (304, False), (404, True), (100, False)])
 def test_a_status_without_body_has_no_length(heads, status, has):
-    raw = heads.of(Response(status, TEXT, [b"abc"]), False, 1, NOW)
-    assert has_body(status) == has and (b"content-length" in raw) == has and raw.endswith(b"\r\n\r\n")
+    raw = rendered(heads, Response(status, TEXT, [b"abc"]))
+    assert has_body(status) == has and (b"content-length: 3" in raw) == has and raw.endswith(b"abc") == has
+
+
+def test_a_head_request_gets_the_length_alone(heads):
+    assert rendered(heads, Response(200, TEXT, [b"abc"]), method="HEAD").endswith(b"content-length: 3\r\n\r\n")
+
+
+def test_the_latest_head_is_not_taken_for_another(heads):
+    others = [
+        (200, TEXT, False, 1),
+        (404, TEXT, False, 1),
+        (404, (), False, 1),
+        (404, (), True, 1),
+        (404, (), False, 0),
+    ]
+    whole = [rendered(heads, Response(status, fields, []), *rest) for status, fields, *rest in others]
+    assert len(set(whole)) == len(others)
+    assert whole == [rendered(Heads(), Response(status, fields, []), *rest) for status, fields, *rest in others]
 
 
 def test_a_head_is_rendered_once_a_second(heads, monkeypatch):
-    rendered = []
-    monkeypatch.setattr(replies, "formatdate", lambda *_, **__: rendered.append(1) or "now")
-    for later in (0, 1, 2, SECOND, SECOND + 1):
-        heads.of(Response(200, TEXT, [b"x" * later if later < 3 else b""]), False, 1, NOW + later)
-    assert len(rendered) == 2
+    dates = []
+    monkeypatch.setattr(replies, "formatdate", lambda *_, **__: dates.append(1) or f"date {len(dates)}")
+    monkeypatch.setattr(replies.time, "time", lambda: 7.0)
+    raw = [
+        rendered(heads, Response(200, TEXT, []), now=NOW + later) for later in (0, 1, SECOND - 1, SECOND, SECOND + 1)
+    ]
+    assert len(dates) == 2 and [b"date 1" in one for one in raw] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("bad", [(b"x", b"a\r\nb: c"), (b"x y", b"a"), (b"x", b"\0"), (b"", b"a")])
 def test_a_field_that_is_none_is_never_rendered(heads, bad):
     with pytest.raises(ValueError, match="without control characters"):
-        heads.of(Response(200, (bad,), []), False, 1, NOW)
+        rendered(heads, Response(200, (bad,), []))
     with pytest.raises(ValueError, match="without control characters"):
         start_of(200, (bad,))
 

@@ -16,7 +16,7 @@ from virtex.batch.batcher import Batcher
 from virtex.batch.rows import RowRing, allocate
 from virtex.batch.steps import TensorSteps
 from virtex.errors import RequestError
-from virtex.service.formats import JSON, NPY
+from virtex.service.formats import JSON
 
 
 @pytest.mark.parametrize("executor", ["inline", "thread", "async"])

@@ -14,8 +14,8 @@ from virtex._codec import decode_numpy, encode_npy, encode_numpy, items_of
 from virtex.batch.rows import allocate
 from virtex.errors import HandlerError, RequestError
 from virtex.service.bodies import SMALLEST
+from virtex.service.formats import NPY
 from virtex.service.seam import Head
-from virtex.service.formats import JSON, NPY
 
 
 @pytest.fixture(params=[ask_asgi, ask_direct], ids=["asgi", "direct"])

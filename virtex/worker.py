@@ -247,7 +247,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def _be_ready(self, connections: Connections) -> None:
         self._freeze()
         connections.closing = self.cfg.keepalive == 0
-        connections.requests = 0  # those that were refused meanwhile don't count towards max_requests
+        connections.heads_taken = 0  # those that were refused meanwhile don't count towards max_requests
         self._is_ready = True
         self.scoreboard.set_state(self.index, READY)
         self.notify()
@@ -288,10 +288,10 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         while True:
             if self._is_ready:
                 self.notify()
-            self.scoreboard.publish(self.index, len(listener.connections.open))
+            self.scoreboard.publish(self.index, len(listener.connections.members))
             if os.getppid() != self.ppid:
                 self._stop_because("the master is gone: stopping")
-            elif self._is_ready and listener.connections.requests >= self.max_requests:
+            elif self._is_ready and listener.connections.heads_taken >= self.max_requests:
                 self._stop_because(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so
                 self._stop.set()

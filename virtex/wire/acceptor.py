@@ -88,7 +88,7 @@ class Acceptor:
         share = self._share
         if share is None:
             return False
-        return not share.may_accept() or share.has_more(len(self._connections.open) + len(self.joining))
+        return not share.may_accept() or share.has_more(len(self._connections.members) + len(self.joining))
 
     def _stop_for(self, seconds: float) -> None:
         """The socket stays readable meanwhile, so without the pause the loop would spin."""

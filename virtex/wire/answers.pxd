@@ -36,17 +36,20 @@ cdef class Answers:
     @cython.locals(held=Py_ssize_t, turn=Turn)
     cpdef account(self)
     cpdef write(self)
-    cdef _write_all(self, long long now)
+    cdef _take(self, BaseExchange exchange)
+
+    @cython.locals(now=cython.longlong)
+    cdef _write_all(self, long long at)
     cpdef rest_from(self, long long now)
 
     @cython.locals(turn=Turn, answer=Response, exchange=BaseExchange, last=cython.bint, final=cython.bint, cost=Py_ssize_t)
     cdef bint _write_turns(self, long long now) except -1
 
-    @cython.locals(head=Head, heads=Heads)
+    @cython.locals(heads=Heads)
     cdef bint _render(self, Turn turn, Response response, bint last, long long now, list out) except -1
 
     @cython.locals(turn=Turn, cost=Py_ssize_t)
     cpdef stream(self, Framing framing, bytes piece, bint is_first, bint is_last, long long now)
 
-    @cython.locals(size=Py_ssize_t)
+    @cython.locals(size=Py_ssize_t, piece=bytes)
     cdef _send(self, list out)

@@ -13,7 +13,7 @@ from typing import Any
 from ..service.seam import BaseExchange, Head, Response, refusal
 from .connections import Connections
 from .reader import Reader
-from .replies import BODILESS, CONTINUE, Framing
+from .replies import CONTINUE, Framing
 from .waiting import NEXT, Waiting, nanoseconds
 
 log = logging.getLogger("virtex")
@@ -114,13 +114,16 @@ class Answers:
 
         Where others wait too, they are written together, when the batch has been answered.
         """
-        if self.is_corked or not self.turns:
+        self._take(exchange)
+
+    def _take(self, exchange: BaseExchange) -> None:
+        if self.is_corked:
             self.is_due = True
-        elif len(self.turns) > 1 or self._reader.rest or self._waiting.stalled:
+        elif len(self.turns) == 1 and not (self._reader.rest or self._waiting.stalled):
+            self._write_all(exchange.ended)
+        elif self.turns:
             exchange.hold()
             self._flush_soon()
-        else:
-            self._write_all(exchange.ended or self._clock())
 
     def _flush_soon(self) -> None:
         if not self.is_due:
@@ -141,10 +144,14 @@ class Answers:
         """Write what can be written."""
         self.is_due = False
         if self.turns:
-            self._write_all(self._clock())
+            self._write_all(0)
 
-    def _write_all(self, now: int) -> None:
+    def _write_all(self, at: int) -> None:
+        """at: the time, where it is known."""
         try:
+            now = at
+            if not now:
+                now = self._clock()
             if self._write_turns(now):
                 self._connection.end()
             elif not self.turns:
@@ -157,7 +164,7 @@ class Answers:
         """Everything is answered: from now on the keep-alive time counts, if it is the next request that is awaited."""
         if self._waiting.state == NEXT:
             self._waiting.since = now
-            if now + self._keep_alive < self._connection.watched_until:
+            if now + self._keep_alive < self._waiting.watched_until:
                 self._connections.watch(self._connection, now + self._keep_alive)
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -166,7 +173,7 @@ class Answers:
         """Write every answer whose turn it is, small ones in one go; returns whether the connection's last is out."""
         turns = self.turns
         final = (self._connections.closing or self._waiting.is_half) and not self._reader.rest
-        out: list[Any] = []
+        out: list[bytes] = []
         last = False
         cost = self.buffered
         while turns and not last and not self._waiting.stalled:
@@ -194,18 +201,15 @@ class Answers:
             self.account()
         return last
 
-    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[Any]) -> bool:
+    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[bytes]) -> bool:
         """Append the bytes of an answer; returns whether it is the connection's last."""
-        head = turn.head
         heads = self._connections.heads
         try:
-            out.append(heads.of(response, last, 1 if head is None else head.minor, now))
+            heads.render(response, turn.head, last, now, out)
         except ValueError:
             log.exception("an answer could not be sent")
             response, last = refusal(500, "the server made an answer that can't be sent"), True
-            out.append(heads.of(response, last, 1, now))
-        if response.status not in BODILESS and (head is None or head.method != "HEAD"):
-            out += response.buffers
+            heads.render(response, turn.head, last, now, out)
         if self._connections.access is not None:
             self.log(turn, response.status, response.size, now)
         return last
@@ -233,7 +237,7 @@ class Answers:
         if cost:
             self.account()
 
-    def _send(self, out: list[Any]) -> None:
+    def _send(self, out: list[bytes]) -> None:
         size = 0
         for piece in out:
             size += len(piece)

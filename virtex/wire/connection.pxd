@@ -9,7 +9,6 @@ cdef int DROPPED, HEAD, IDLE, KEEP_ALIVE, LINGER, NEXT, SKIPPED
 
 cdef class Connection:
     cdef public object transport
-    cdef public long long watched_until
     cdef readonly Connections connections
     cdef readonly Reader reader
     cdef readonly Waiting waiting

@@ -39,14 +39,13 @@ UNTOLD = 64 << 10  # bytes unsent of which TLS does not tell pause_writing(); to
 
 
 class Connection:
-    """One connection of a service. watched_until: when `connections` asks for its clock."""
+    """One connection of a service."""
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
         self._limits = connections.limits
         self._clock = connections.clock
         self.transport: Any = None
-        self.watched_until = NEVER
         self.reader = Reader(connections.limits)
         self.waiting = Waiting(connections.limits)
         self.answers = Answers(self, connections, self.reader, self.waiting)

@@ -3,12 +3,12 @@ from .replies cimport Heads
 
 
 cdef class Connections:
-    cdef public object service, limits, clock, loop, open, access, secure, changed
+    cdef public object service, limits, clock, loop, members, access, secure, changed
     cdef public Budget budget
     cdef public Heads heads
     cdef public str root_path
     cdef public bint draining, closing
-    cdef public Py_ssize_t requests
+    cdef public Py_ssize_t heads_taken
     cdef readonly long long drain_since
     cdef dict _due
     cdef object _timer

@@ -18,7 +18,7 @@ from ..limits import Limits
 from ..service.seam import Budget, Head, Service
 from .grammar import Header
 from .replies import Heads
-from .waiting import NEVER, SECOND
+from .waiting import NEVER, SECOND, Waiting
 
 log = logging.getLogger("virtex")
 
@@ -37,7 +37,7 @@ class Ends(NamedTuple):
 class Member(Protocol):
     """A connection, as the others' common object knows it."""
 
-    watched_until: int
+    waiting: Waiting
 
     def check_clock(self, now: int) -> None: ...
     def drain(self) -> None: ...
@@ -67,8 +67,8 @@ class Connections:
         self.loop = loop
         self.budget: Budget = service.budget  # of all
         # while serving
-        self.open: set[Member] = set()
-        self.requests = 0  # heads taken, for max_requests
+        self.members: set[Member] = set()
+        self.heads_taken = 0  # for max_requests
         self.draining = False
         self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
@@ -83,29 +83,29 @@ class Connections:
 
     def add(self, connection: Member) -> bool:
         """Count a connection in; False when it is one too many."""
-        self.open.add(connection)
+        self.members.add(connection)
         if self._timer is None:
             self._start_timer()
-        return len(self.open) <= self.limits.connections
+        return len(self.members) <= self.limits.connections
 
     def remove(self, connection: Member) -> None:
-        self.open.discard(connection)
+        self.members.discard(connection)
         self._forget(connection)  # or a closed connection would be kept until its time has come
-        if not self.open and self.changed is not None:
+        if not self.members and self.changed is not None:
             self.changed.set()
 
     # --- clocks -----------------------------------------------------------------------------------------------
 
     def watch(self, connection: Member, deadline: int) -> None:
         """Ask `connection` at `deadline`, and no later than the next tick after it, how long it may still wait."""
-        if deadline >= connection.watched_until:
+        if deadline >= connection.waiting.watched_until:
             return  # it is asked sooner than that anyway, and asked again then
         self._forget(connection)
-        connection.watched_until = deadline
+        connection.waiting.watched_until = deadline
         self._due.setdefault(deadline // SECOND, set()).add(connection)
 
     def _forget(self, connection: Member) -> None:
-        booked = self._due.get(connection.watched_until // SECOND)
+        booked = self._due.get(connection.waiting.watched_until // SECOND)
         if booked is not None:
             booked.discard(connection)
 
@@ -114,7 +114,7 @@ class Connections:
         now = self.clock()
         for second in [second for second in self._due if second * SECOND <= now]:
             for connection in self._due.pop(second):
-                connection.watched_until = NEVER
+                connection.waiting.watched_until = NEVER
                 try:
                     connection.check_clock(now)
                 except Exception:
@@ -129,7 +129,7 @@ class Connections:
     def _on_timer(self) -> None:
         self._timer = None
         self.tick()
-        if self.open:
+        if self.members:
             self._start_timer()
 
     # --- draining ---------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Connections:
             return
         self.draining = self.closing = True
         self.drain_since = self.clock()
-        for connection in list(self.open):
+        for connection in list(self.members):
             connection.drain()
         if self._timer is not None:
             self._timer.cancel()
@@ -148,7 +148,7 @@ class Connections:
 
     async def wait_empty(self, seconds: float) -> bool:
         """Wait until no connection is open; False when `seconds` were not enough."""
-        if not self.open:
+        if not self.members:
             return True
         self.changed = asyncio.Event()
         try:
@@ -158,5 +158,5 @@ class Connections:
         return True
 
     def abort(self) -> None:
-        for connection in list(self.open):
+        for connection in list(self.members):
             connection.abort()

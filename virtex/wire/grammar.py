@@ -28,7 +28,7 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
-KEPT = 256  # bytes; clients send the same lines again and again, so what a line up to this says is kept
+SHORT = 256  # bytes; clients send the same lines again and again, so what a line up to this says is kept
 
 Header = tuple[bytes, bytes]
 
@@ -51,13 +51,13 @@ def parse_request(raw: bytes, limits: Limits) -> Head:
     Raises: RequestError with the status of the first rule it breaks.
     """
     lines = raw[:-4].split(b"\r\n")
-    line = _kept_line(lines[0]) if len(lines[0]) <= KEPT else _parse_line(lines[0])
+    line = _kept_line(lines[0]) if len(lines[0]) <= SHORT else _parse_line(lines[0])
     if len(lines) - 1 > limits.header_fields:
         raise RequestError(431, f"expected at most {limits.header_fields} header fields, got {len(lines) - 1}")
     headers: list[Header] = []
     framing: dict[bytes, bytes] = {}
     for field in lines[1:]:
-        header = _kept_field(field) if len(field) <= KEPT else _parse_field(field)
+        header = _kept_field(field) if len(field) <= SHORT else _parse_field(field)
         headers.append(header)
         name = header[0]
         if name in _FRAMING:

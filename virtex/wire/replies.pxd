@@ -1,3 +1,5 @@
+cimport cython
+
 from ..service.seam cimport Head, Response
 
 
@@ -30,6 +32,11 @@ cdef class Framing:
 cdef class Heads:
     cdef dict _heads
     cdef long long _until
-    cdef bytes _date
-    cpdef bytes of(self, Response response, bint closes, int minor, long long now)
+    cdef bytes _date, _latest
+    cdef tuple _latest_headers
+    cdef int _latest_status, _latest_says
+    cdef bytes _rendered(self, int status, tuple headers, int says)
+
+    @cython.locals(status=cython.int, says=cython.int, headers=tuple)
+    cpdef render(self, Response response, Head request, bint closes, long long now, list out)
     cpdef bytes streamed(self, Framing framing, long long now)

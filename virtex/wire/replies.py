@@ -21,7 +21,6 @@ from .waiting import SECOND
 log = logging.getLogger("virtex")
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-BODILESS = (204, 304)  # statuses of an answer without a body
 HEADS_KEPT = 256  # of distinct statuses and header tuples within a second; more are rendered each time
 KEEP, CLOSE, KEEP_1_0 = range(3)  # what a reply says of its connection
 CONNECTION = (b"", b"connection: close\r\n", b"connection: keep-alive\r\n")  # HTTP/1.0 is told that it may go on
@@ -38,22 +37,38 @@ class Heads:
         self._heads: dict[tuple[int, tuple[Header, ...], int] | Start, bytes] = {}
         self._until = 0
         self._date = b""
+        self._latest = b""  # the head that was asked for last, as the next one is: a dict takes a fifth of an answer
+        self._latest_status = self._latest_says = 0
+        self._latest_headers: tuple[Header, ...] | None = None
 
-    def of(self, response: Response, closes: bool, minor: int, now: int) -> bytes:
-        """A reply's head, to a request of HTTP/1.minor. Raises ValueError as render_head()."""
+    def render(self, response: Response, request: Head | None, closes: bool, now: int, out: list[bytes]) -> None:
+        """Append a reply, its head and its body, to a request, or to what was none. Raises ValueError ahead of that."""
         if now >= self._until:
             self._turn_second(now)
-        says = says_of(closes, minor)
-        key = (response.status, response.headers, says)
+        status, headers = response.status, response.headers
+        says = says_of(closes, 1 if request is None else request.minor)
+        if headers is not self._latest_headers or status != self._latest_status or says != self._latest_says:
+            self._latest = self._rendered(status, headers, says)
+            self._latest_status, self._latest_headers, self._latest_says = status, headers, says
+        if not has_body(status):
+            out.append(self._latest + b"\r\n")
+            return
+        out.append(self._latest)
+        out.append(end_of_head(response.size))
+        if request is None or request.method != "HEAD":
+            out += response.buffers
+
+    def _rendered(self, status: int, headers: tuple[Header, ...], says: int) -> bytes:
+        key = (status, headers, says)
         head = self._heads.get(key)
         if head is None:
             lines = b"date: %b\r\nserver: virtex\r\n%b" % (self._date, CONNECTION[says])
-            head = render_head(response.status, response.headers, lines)
-            if has_body(response.status):
+            head = render_head(status, headers, lines)
+            if has_body(status):
                 head += b"content-length: "
             if len(self._heads) < HEADS_KEPT:
                 self._heads[key] = head
-        return head + (end_of_head(response.size) if has_body(response.status) else b"\r\n")
+        return head
 
     def streamed(self, framing: Framing, now: int) -> bytes:
         """The head of an ASGI application's answer, with what it leaves to us, and how its body's end is told."""
@@ -76,6 +91,7 @@ class Heads:
         wall = time.time()
         self._date = formatdate(wall, usegmt=True).encode()  # RFC 9110 section 5.6.7, IMF-fixdate
         self._heads.clear()
+        self._latest_headers = None
         self._until = now + int((1 - wall % 1) * SECOND)
 
 
@@ -116,7 +132,7 @@ def _phrase(status: int) -> bytes:
 
 def has_body(status: int) -> bool:
     """Whether a reply of this status has a body, and so a length (RFC 9110 sections 6.4.1 and 8.6)."""
-    return status >= 200 and status not in BODILESS
+    return status >= 200 and status not in (204, 304)
 
 
 class Start:

@@ -133,7 +133,7 @@ class Requests:
         now = self._clock()
         head = reader.head
         assert head is not None
-        self._connections.requests += 1
+        self._connections.heads_taken += 1
         self._answers.current = turn = self._answers.add(head, now)
         if reader.is_new:
             self._meet(turn, head)
@@ -147,8 +147,8 @@ class Requests:
             return at
         turn.exchange = exchange = opened
         self._keeper = exchange.keeper
-        length = head.length
-        if length is None or length > len(data) - at:
+        length = -1 if head.length is None else head.length
+        if length < 0 or length > len(data) - at:
             return self._begin_body(turn, data, at, now)
         self._complete(turn, data[at : at + length])
         return at + length

@@ -4,7 +4,7 @@ cdef class Waiting:
     cdef readonly int takes, clock
     cdef readonly bint of_client, reads_on, reading
     cdef public bint full, is_half
-    cdef public long long since, received
+    cdef public long long since, received, watched_until
     cdef readonly long long stalled
     cdef long long _seen, _seen_at, _unsent, _paused
     cpdef enter(self, int state)

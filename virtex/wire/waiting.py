@@ -99,6 +99,7 @@ class Waiting:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.since = 0
+        self.watched_until = NEVER  # when its clock is looked at
         self.received = 0
         self._seen = self._seen_at = 0  # bytes that were there when the clock was looked at, and since when
         self.stalled = 0
