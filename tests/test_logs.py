@@ -165,11 +165,10 @@ def test_kinds_are_a_type_and_a_line_and_are_not_remembered_without_end():
 def test_no_terminal_control_of_a_request_reaches_the_access_log():
     taken = []
     access = AccessLog(SimpleNamespace(access=lambda *args: taken.append(args)))
-    request = SimpleNamespace(
+    head = SimpleNamespace(
         target=b"/a\x9b31m?\xff", method="GET", minor=1, headers=[(b"user-agent", b"caf\xe9 \x9b31m")]
     )
-    connection = SimpleNamespace(ends=SimpleNamespace(client=("127.0.0.1", 1)))
-    access(connection, SimpleNamespace(request=request), 200, 0, 0)
+    access(SimpleNamespace(client=("127.0.0.1", 1)), head, 200, 0, 0)
     ((_, shown, environ, _),) = taken
     texts = [*environ.values(), *(value for _, value in shown.headers)]
     assert all(text.isprintable() for text in texts)
