@@ -42,7 +42,15 @@ cdef class Answers:
     cdef _write_all(self, long long at)
     cpdef rest_from(self, long long now)
 
-    @cython.locals(turn=Turn, answer=Response, exchange=BaseExchange, last=cython.bint, final=cython.bint, cost=Py_ssize_t, size=Py_ssize_t)
+    @cython.locals(
+        turn=Turn,
+        answer=Response,
+        exchange=BaseExchange,
+        last=cython.bint,
+        final=cython.bint,
+        cost=Py_ssize_t,
+        size=Py_ssize_t,
+    )
     cdef bint _write_turns(self, long long now) except -1
 
     @cython.locals(heads=Heads, size=Py_ssize_t)
