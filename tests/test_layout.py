@@ -13,18 +13,20 @@ CORE = {"ring", "company", "seam", "message", "tensor", "errors", "limits"}
 OUTSIDE_CORE = {"asyncio", "socket", "gunicorn", "uvloop", "httptools"}
 NO_CLOCK = CORE | {"exchange", "bodies", "device"}
 PARTS = {
+    "acceptor": "listener",
     "access_log": "worker",
     "addresses": "listener",
     "answers": "connection",
     "asgi_app": "server",
-    "chunked": "connection",
+    "chunked": "reader",
     "connections": "connection",
-    "filler": "connection",
-    "grammar": "connection",
+    "into_place": "connection",
+    "requests": "connection",
     "scoreboard": "worker",
     "seam": "exchange",
     "settings": "worker",
     "steps": "handler",
+    "stream": "asgi_host",
 }
 
 
