@@ -569,11 +569,17 @@ assert Wire(app).send(post(b"a")).settle().statuses == [200]
 """
 UVICORN = "import uvicorn.protocols.http.httptools_impl"
 MEASURE = """
-import json, resource, sys, time
-began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import json, os, sys, time
+
+def resident():
+    if not os.path.exists("/proc/self/statm"):
+        return 0.0
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+began, before = time.perf_counter(), resident()
 {code}
-rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([1e3 * (time.perf_counter() - began), rss / 1024, (rss - before) / 1024, sorted(sys.modules)]))
+print(json.dumps([1e3 * (time.perf_counter() - began), resident(), resident() - before, sorted(sys.modules)]))
 """
 NOT_FOR_A_FOREIGN_APPLICATION = {"numpy", "orjson", "gunicorn", "httpx2"}
 MAY_KNOW_OF_BATCH = {"virtex.batch", "virtex.batch.ring"}

@@ -133,7 +133,7 @@ class BaseExchange(Ticket):
     """
 
     def __init__(self, budget: Budget) -> None:
-        super().__init__()
+        Ticket.__init__(self)
         self.budget = budget
         self.keeper: Keeper | None = None
         self.response: Response | None = None

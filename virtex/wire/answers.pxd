@@ -42,14 +42,21 @@ cdef class Answers:
     cdef _write_all(self, long long at)
     cpdef rest_from(self, long long now)
 
-    @cython.locals(turn=Turn, answer=Response, exchange=BaseExchange, last=cython.bint, final=cython.bint, cost=Py_ssize_t)
+    @cython.locals(
+        turn=Turn,
+        answer=Response,
+        exchange=BaseExchange,
+        last=cython.bint,
+        final=cython.bint,
+        cost=Py_ssize_t,
+        size=Py_ssize_t,
+    )
     cdef bint _write_turns(self, long long now) except -1
 
-    @cython.locals(heads=Heads)
-    cdef bint _render(self, Turn turn, Response response, bint last, long long now, list out) except -1
+    @cython.locals(heads=Heads, size=Py_ssize_t)
+    cdef Py_ssize_t _render(self, Turn turn, Response response, long long now, list out) except -1
 
     @cython.locals(turn=Turn, cost=Py_ssize_t)
     cpdef stream(self, Framing framing, bytes piece, bint is_first, bint is_last, long long now)
 
-    @cython.locals(size=Py_ssize_t, piece=bytes)
-    cdef _send(self, list out)
+    cdef _send(self, list out, Py_ssize_t size)

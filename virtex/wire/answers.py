@@ -175,6 +175,7 @@ class Answers:
         final = (self._connections.closing or self._waiting.is_half) and not self._reader.rest
         out: list[bytes] = []
         last = False
+        size = 0
         cost = self.buffered
         while turns and not last and not self._waiting.stalled:
             turn = turns[0]
@@ -186,33 +187,38 @@ class Answers:
                 if self._invites_itself and turn is self.invites:
                     self.invites = None
                     out.append(CONTINUE)
+                    size += len(CONTINUE)
                 break
             del turns[0]
-            last = self._render(turn, answer, turn is self.last or (final and not turns), now, out)
+            if final and not turns:
+                self.last = turn
+            size += self._render(turn, answer, now, out)
+            last = turn is self.last
             cost += turn.cost
             if exchange is not None and exchange.charged:
                 exchange.release()
             if answer.size > JOINED:
-                self._send(out)
-                out = []
+                self._send(out, size)
+                out, size = [], 0
         if out:
-            self._send(out)
+            self._send(out, size)
         if cost or self.buffered:
             self.account()
         return last
 
-    def _render(self, turn: Turn, response: Response, last: bool, now: int, out: list[bytes]) -> bool:
-        """Append the bytes of an answer; returns whether it is the connection's last."""
+    def _render(self, turn: Turn, response: Response, now: int, out: list[bytes]) -> int:
+        """Append an answer; returns how many bytes. One that can't be sent becomes the connection's last, a 500."""
         heads = self._connections.heads
         try:
-            heads.render(response, turn.head, last, now, out)
+            size = heads.render(response, turn.head, turn is self.last, now, out)
         except ValueError:
             log.exception("an answer could not be sent")
-            response, last = refusal(500, "the server made an answer that can't be sent"), True
-            heads.render(response, turn.head, last, now, out)
+            self.last = turn
+            response = refusal(500, "the server made an answer that can't be sent")
+            size = heads.render(response, turn.head, True, now, out)
         if self._connections.access is not None:
             self.log(turn, response.status, response.size, now)
-        return last
+        return size
 
     def log(self, turn: Turn, status: int, size: int, now: int) -> None:
         """For the access log, if there is one."""
@@ -225,7 +231,7 @@ class Answers:
         if is_first:
             piece = self._connections.heads.streamed(framing, now) + piece
         if piece:
-            self._send([piece])
+            self._send([piece], len(piece))
         cost = self.buffered
         if is_last:
             turn = self.turns.pop(0)
@@ -237,10 +243,7 @@ class Answers:
         if cost:
             self.account()
 
-    def _send(self, out: list[bytes]) -> None:
-        size = 0
-        for piece in out:
-            size += len(piece)
+    def _send(self, out: list[bytes], size: int) -> None:
         self.buffered += size  # the transport keeps all of it until the kernel has taken all of it
         if size <= JOINED or len(out) == 1:
             self._transport_write(b"".join(out))

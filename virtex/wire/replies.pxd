@@ -37,6 +37,6 @@ cdef class Heads:
     cdef int _latest_status, _latest_says
     cdef bytes _rendered(self, int status, tuple headers, int says)
 
-    @cython.locals(status=cython.int, says=cython.int, headers=tuple)
-    cpdef render(self, Response response, Head request, bint closes, long long now, list out)
+    @cython.locals(status=cython.int, says=cython.int, headers=tuple, end=bytes, size=Py_ssize_t)
+    cpdef Py_ssize_t render(self, Response response, Head request, bint closes, long long now, list out) except -1
     cpdef bytes streamed(self, Framing framing, long long now)

@@ -41,8 +41,11 @@ class Heads:
         self._latest_status = self._latest_says = 0
         self._latest_headers: tuple[Header, ...] | None = None
 
-    def render(self, response: Response, request: Head | None, closes: bool, now: int, out: list[bytes]) -> None:
-        """Append a reply, its head and its body, to a request, or to what was none. Raises ValueError ahead of that."""
+    def render(self, response: Response, request: Head | None, closes: bool, now: int, out: list[bytes]) -> int:
+        """Append a reply, its head and its body, to a request, or to what was none; returns how many bytes.
+
+        Raises ValueError ahead of that.
+        """
         if now >= self._until:
             self._turn_second(now)
         status, headers = response.status, response.headers
@@ -50,13 +53,14 @@ class Heads:
         if headers is not self._latest_headers or status != self._latest_status or says != self._latest_says:
             self._latest = self._rendered(status, headers, says)
             self._latest_status, self._latest_headers, self._latest_says = status, headers, says
-        if not has_body(status):
-            out.append(self._latest + b"\r\n")
-            return
+        end = end_of_head(response.size) if has_body(status) else b"\r\n"
         out.append(self._latest)
-        out.append(end_of_head(response.size))
-        if request is None or request.method != "HEAD":
+        out.append(end)
+        size = len(self._latest) + len(end)
+        if has_body(status) and (request is None or request.method != "HEAD"):
             out += response.buffers
+            size += response.size
+        return size
 
     def _rendered(self, status: int, headers: tuple[Header, ...], says: int) -> bytes:
         key = (status, headers, says)

@@ -28,7 +28,13 @@ cdef class Requests:
     cdef _take_all(self, bytes data, Py_ssize_t at)
 
     @cython.locals(
-        reader=Reader, head=Head, turn=Turn, keeper=Keeper, exchange=BaseExchange, length=Py_ssize_t, now=cython.longlong
+        reader=Reader,
+        head=Head,
+        turn=Turn,
+        keeper=Keeper,
+        exchange=BaseExchange,
+        length=Py_ssize_t,
+        now=cython.longlong,
     )
     cdef Py_ssize_t _read_head(self, bytes data, Py_ssize_t at) except -2
     cdef Py_ssize_t _read_counted(self, bytes data, Py_ssize_t at) except -2
