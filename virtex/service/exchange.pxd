@@ -4,11 +4,10 @@ from ..batch.batcher cimport Batcher
 from ..batch.company cimport Company, Peer
 from .bodies cimport Bodies
 from .formats cimport Format, Wants
-from .seam cimport BaseExchange, Budget, Head, Response
-from .seam cimport Keeper as BaseKeeper
+from .seam cimport BaseExchange, Budget, Gate, Head, Response
 
 
-cdef class Keeper(BaseKeeper):
+cdef class Keeper(Gate):
     cdef public object loop, limits, inputs
     cdef public Batcher batcher
     cdef public Bodies bodies

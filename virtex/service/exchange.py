@@ -21,8 +21,7 @@ from ..limits import Limits
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
-from .seam import BaseExchange, Head, Response
-from .seam import Keeper as BaseKeeper
+from .seam import BaseExchange, Gate, Head, Response
 
 log = logging.getLogger("virtex")
 
@@ -33,7 +32,7 @@ VALUE_BYTES = 80  # that a small Python object and its place in a list take at m
 ARRAY_BYTES = 300  # that an array takes beside its data, about
 
 
-class Keeper(BaseKeeper):
+class Keeper(Gate):
     """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
 
     is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. bodies:
@@ -91,7 +90,7 @@ class Exchange(BaseExchange):
         self.count = self.taken = self.returned = self.born = self.place = 0
         self.resolved = self.started = False
         self.budget = admission.bodies
-        self.keeper = admission
+        self.gate = admission
         self.response = None
         self.ended = 0
         self.charged = 0  # of the body, then of the answer

@@ -31,7 +31,7 @@ cdef class Budget:
 
 cdef class BaseExchange(Ticket):
     cdef public Budget budget
-    cdef public Keeper keeper
+    cdef public Gate gate
     cdef public Response response
     cdef public long long ended
     cdef public Py_ssize_t charged
@@ -47,6 +47,6 @@ cdef class BaseExchange(Ticket):
     cpdef release(self)
 
 
-cdef class Keeper:
+cdef class Gate:
     cdef public bint is_open
     cpdef open(self, Head head, long long now)

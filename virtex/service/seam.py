@@ -127,7 +127,7 @@ class Budget:
 class BaseExchange(Ticket):
     """One request that was taken, and its answer. A base: what a connection calls.
 
-    keeper: who takes the next request with the same head. response: the answer, once it is there. ended: when that was,
+    gate: who takes the next request with the same head. response: the answer, once it is there. ended: when that was,
     in the clock's nanoseconds. started: part of an answer is out already, so no other can take its place. charged:
     bytes that count against the budget for it.
     """
@@ -135,7 +135,7 @@ class BaseExchange(Ticket):
     def __init__(self, budget: Budget) -> None:
         Ticket.__init__(self)
         self.budget = budget
-        self.keeper: Keeper | None = None
+        self.gate: Gate | None = None
         self.response: Response | None = None
         self.ended = 0
         self.charged = 0
@@ -186,7 +186,7 @@ class BaseExchange(Ticket):
             self.charged = 0
 
 
-class Keeper:
+class Gate:
     """Who takes requests at once, without asking its service first, while is_open: those whose Head it knows."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 cimport cython
 
-from ..service.seam cimport BaseExchange, Head, Keeper, Response
+from ..service.seam cimport BaseExchange, Head, Gate, Response
 from .answers cimport Answers, Turn
 from .connections cimport Connections
 from .reader cimport Reader
@@ -16,7 +16,7 @@ cdef class Requests:
     cdef readonly Reader reader
     cdef readonly Waiting waiting
     cdef Answers _answers
-    cdef Keeper _keeper
+    cdef Gate _gate
     cdef Py_ssize_t _most
     cdef bint _rest_is_due
     cdef public bint unread
@@ -31,7 +31,7 @@ cdef class Requests:
         reader=Reader,
         head=Head,
         turn=Turn,
-        keeper=Keeper,
+        gate=Gate,
         exchange=BaseExchange,
         length=Py_ssize_t,
         now=cython.longlong,

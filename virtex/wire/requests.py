@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from ..errors import RequestError
-from ..service.seam import BaseExchange, Head, Keeper, Response, without_root
+from ..service.seam import BaseExchange, Gate, Head, Response, without_root
 from .answers import Answers, Turn
 from .connections import Connections
 from .into_place import BodyIntoPlace
@@ -56,7 +56,7 @@ class Requests:
         self.waiting = waiting
         self._answers = answers
         self._peer: Any = None
-        self._keeper: Keeper | None = None  # takes the next request, if it has the same head
+        self._gate: Gate | None = None  # takes the next request, if it has the same head
         self._rest_is_due = False  # what was held back is looked at soon
         self.unread = False
 
@@ -137,16 +137,16 @@ class Requests:
         self._answers.current = turn = self._answers.add(head, now)
         if reader.is_new:
             self._meet(turn, head)
-        keeper = self._keeper
-        if keeper is not None and keeper.is_open and head.wants is not None:
-            opened = keeper.open(head, now)
+        gate = self._gate
+        if gate is not None and gate.is_open and head.wants is not None:
+            opened = gate.open(head, now)
         else:
             opened = self._service.open(head, now)
         if isinstance(opened, Response):
             self._decline(turn, opened, len(data) - at)
             return at
         turn.exchange = exchange = opened
-        self._keeper = exchange.keeper
+        self._gate = exchange.gate
         length = -1 if head.length is None else head.length
         if length < 0 or length > len(data) - at:
             return self._begin_body(turn, data, at, now)
