@@ -6,7 +6,7 @@ import pytest
 
 from virtex.service.seam import Head, Response
 from virtex.wire import replies
-from virtex.wire.replies import CLOSE, KEEP, KEEP_1_0, Framing, Heads, end_of_head, has_body, says_of, start_of
+from virtex.wire.replies import CLOSE, KEEP, KEEP_1_0, Heads, end_of_head, framed, has_body, says_of, start_of
 from virtex.wire.waiting import SECOND
 
 TEXT = ((b"content-type", b"text/plain"),)
@@ -106,44 +106,44 @@ def test_a_start_leaves_to_us_what_tells_the_end():
 
 
 def test_one_piece_is_counted():
-    framing = Framing(start_of(200, TEXT), head_of(), b"abc", True)
+    framing = framed(start_of(200, TEXT), head_of(), b"abc", True)
     assert (framing.begins, framing.told, framing.left, framing.closes) == (b"abc", b"3\r\n\r\n", 0, False)
 
 
 def test_several_pieces_without_a_length_are_chunks():
-    framing = Framing(start_of(200, TEXT), head_of(), b"ab", False)
+    framing = framed(start_of(200, TEXT), head_of(), b"ab", False)
     assert framing.told == b"transfer-encoding: chunked\r\n\r\n" and framing.begins == b"2\r\nab\r\n"
     assert (framing.piece(b"", False), framing.piece(b"cde", False)) == (b"", b"3\r\ncde\r\n")
     assert framing.piece(b"f", True) == b"1\r\nf\r\n0\r\n\r\n" and framing.sent == 6
 
 
 def test_for_http_1_0_the_connections_end_is_the_bodys():
-    framing = Framing(start_of(200, TEXT), head_of(minor=0), b"ab", False)
+    framing = framed(start_of(200, TEXT), head_of(minor=0), b"ab", False)
     assert framing.closes and (framing.told, framing.begins, framing.piece(b"c", True)) == (b"\r\n", b"ab", b"c")
 
 
 def test_more_than_the_length_is_cut_and_ends_the_connection(caplog):
-    framing = Framing(start_of(200, ((b"content-length", b"3"),)), head_of(), b"ab", False)
+    framing = framed(start_of(200, ((b"content-length", b"3"),)), head_of(), b"ab", False)
     assert (framing.begins, framing.left, framing.closes) == (b"ab", 1, False)
     assert framing.piece(b"cdef", True) == b"c" and framing.closes and "more than its content-length" in caplog.text
 
 
 @pytest.mark.parametrize("length", [None, b"3"])
 def test_head_gets_a_length_and_no_body(length):
-    framing = Framing(start_of(200, ((b"content-length", length),) if length else ()), head_of("HEAD"), b"abc", True)
+    framing = framed(start_of(200, ((b"content-length", length),) if length else ()), head_of("HEAD"), b"abc", True)
     assert (framing.begins, framing.told, framing.left) == (b"", b"3\r\n\r\n", 0)
 
 
 def test_the_date_and_server_of_an_application_replace_ours(heads):
     start = start_of(200, ((b"Date", b"then"), (b"Server", b"mine")))
-    raw = heads.streamed(Framing(start, head_of(), b"", True), NOW)
+    raw = heads.streamed(framed(start, head_of(), b"", True), NOW)
     assert raw == b"HTTP/1.1 200 OK\r\ndate: then\r\nserver: mine\r\ncontent-length: 0\r\n\r\n"
 
 
 def test_a_head_that_ends_the_connection_is_not_kept_for_one_that_does_not(heads):
     start = start_of(200, TEXT)
-    last = Framing(start, head_of(), b"a", True)
+    last = framed(start, head_of(), b"a", True)
     last.closes = True
     assert b"connection: close" in heads.streamed(last, NOW)
     for _ in range(2):
-        assert b"connection" not in heads.streamed(Framing(start, head_of(), b"a", True), NOW)
+        assert b"connection" not in heads.streamed(framed(start, head_of(), b"a", True), NOW)

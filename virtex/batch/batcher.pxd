@@ -6,7 +6,7 @@ from .ring cimport Batch, Ring, Ticket
 
 cdef class Batcher:
     cdef object _loop, _clock, _observer, _executor, _steps, _timer, _newest, _call_soon, _cut_soon, _take_back
-    cdef Ring _ring
+    cdef readonly Ring ring
     cdef list _running
     cdef long long _window, _settles_until
     cdef int _quiet

@@ -61,7 +61,7 @@ class Batcher:
         self.tracebacks = Tracebacks(clock)
         self.max_batch_size = max_batch_size
         self._window = round(max_time_on_queue * 1e9)
-        self._ring = Ring(max_queue_size)
+        self.ring = Ring(max_queue_size)
         self.company = Company(self._window)
         self._executor: Executor | None = None
         self._steps: Steps
@@ -79,7 +79,7 @@ class Batcher:
 
     def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
         """Start cutting. steps: what a batch goes through. ring: takes the place of the one that is there, empty."""
-        self._ring = ring or self._ring
+        self.ring = ring or self.ring
         self._executor = executor
         self._steps = steps
         self.wake()
@@ -87,7 +87,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Items in the ring."""
-        return self._ring.size
+        return self.ring.size
 
     @property
     def running_since(self) -> int:
@@ -106,18 +106,18 @@ class Batcher:
 
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
-        most = self._ring.capacity
+        most = self.ring.capacity
         if count > most:
             raise RequestError(413, f"{count} items in one request; the queue holds {most} at most (max_queue_size)")
-        if self._ring.size + count > most:
-            waiting = f"{self._ring.size} of {most} wait (max_queue_size)"
+        if self.ring.size + count > most:
+            waiting = f"{self.ring.size} of {most} wait (max_queue_size)"
             raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON)
 
     def admit(self, ticket: Ticket, now: int) -> None:
         """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""
         ticket.count = len(ticket.items)
         ticket.born = now
-        if not self._ring.put(ticket):
+        if not self.ring.put(ticket):
             self.room_for(ticket.count)
         if not self._scheduled:
             self._scheduled = True
@@ -125,7 +125,7 @@ class Batcher:
 
     def cancel(self, ticket: Ticket, reason: str) -> None:
         """Take a request out that nobody wants answered any more; what no batch has taken yet costs no inference."""
-        self._ring.cancel(ticket)
+        self.ring.cancel(ticket)
         if self._observer is not None:
             self.tell(self._observer.dropped, reason, ticket.count - ticket.returned)
         self.wake()
@@ -135,7 +135,7 @@ class Batcher:
         for batch in self._running:
             for ticket, _, _ in batch.spans:
                 yield ticket
-        yield from self._ring
+        yield from self.ring
 
     def drain(self) -> None:
         """From now on wait for nobody."""
@@ -144,7 +144,7 @@ class Batcher:
 
     def wake(self) -> None:
         """Consider a cut soon: something changed that may have been waited for."""
-        if self._ring.size and not self._scheduled:
+        if self.ring.size and not self._scheduled:
             self._scheduled = True
             self._call_soon(self._cut_soon)
 
@@ -158,7 +158,7 @@ class Batcher:
     def _cut(self, due: bool = False) -> None:
         self._scheduled = False
         executor = self._executor
-        if executor is None or not self._ring.size:
+        if executor is None or not self.ring.size:
             return
         now = self._clock()
         if not self._running:
@@ -169,14 +169,14 @@ class Batcher:
             why = self._why(now, due)
             if why is None:
                 return
-        elif len(self._running) < executor.depth and self._ring.size >= self.max_batch_size:
+        elif len(self._running) < executor.depth and self.ring.size >= self.max_batch_size:
             why = "full"
         else:
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch = self._ring.take(self.max_batch_size)
+        batch = self.ring.take(self.max_batch_size)
         batch.why = why
         batch.cut_at = now
         self._running.append(batch)
@@ -184,7 +184,7 @@ class Batcher:
         self.wake()
 
     def _has_settled(self, now: int) -> bool:
-        newest = self._ring.newest
+        newest = self.ring.newest
         self._quiet = self._quiet + 1 if newest is self._newest else 0
         self._newest = newest
         if self._quiet < QUIET_TURNS and now < self._settles_until:
@@ -195,14 +195,14 @@ class Batcher:
 
     def _why(self, now: int, due: bool) -> str | None:
         """Why a batch is to be cut now; None: it is not, and the timer runs."""
-        if self._ring.size >= self.max_batch_size:
+        if self.ring.size >= self.max_batch_size:
             return "full"
         if self._draining:
             return "drain"
         expected = self.company.until(now)
         if not expected:
             return "no company"
-        at = min(self._ring.oldest.born + self._window, expected)
+        at = min(self.ring.oldest.born + self._window, expected)
         # A timer may come up to one grain early: what is due within it is due, or it would spin on the remainder.
         if at - now <= (GRAIN if due else 0):
             return "time"
@@ -226,7 +226,7 @@ class Batcher:
             self.now = 0
         if self._observer is not None:
             self.tell(self._observer.batch_done, self._report(batch, ok))
-        self._ring.release(batch)
+        self.ring.release(batch)
         self.wake()
 
     def _answer(self, batch: Batch) -> bool:
@@ -245,7 +245,7 @@ class Batcher:
                     outcome = error if isinstance(error, HandlerError) else failure_of(error)
             ok = False
             if not ticket.resolved:
-                self._ring.cancel(ticket)
+                self.ring.cancel(ticket)
                 ticket.resolve([], moved(outcome, start))  # from within the span to within the request
         return ok
 

@@ -1,6 +1,8 @@
 cimport cython
 
 from ..batch.company cimport Peer
+from ..batch.ring cimport Ring
+from .bodies cimport Bodies
 from .deadlines cimport Deadlines
 from .exchange cimport Exchange, Keeper
 from .formats cimport Format, Wants
@@ -14,7 +16,7 @@ cdef class Admission(Keeper):
     cdef Py_ssize_t _most_early
     cdef list _early
 
-    @cython.locals(exchange=Exchange)
+    @cython.locals(exchange=Exchange, ring=Ring, bodies=Bodies)
     cpdef open(self, Head head, long long now)
 
     @cython.locals(writes=Format)

@@ -56,9 +56,11 @@ class Admission(Keeper):
             wants = head.wants
             if wants is None:
                 wants = head.wants = self._wanted(head)
-            self.batcher.room_for(1)
-            if self.bodies.is_full():
-                raise self.bodies.refusal()
+            ring, bodies = self.batcher.ring, self.bodies
+            if ring.size >= ring.capacity:
+                self.batcher.room_for(1)
+            if bodies.held > bodies.budget:
+                raise bodies.refusal()
             if self._early:
                 self._check_early()
         except RequestError as error:
@@ -118,7 +120,8 @@ class Admission(Keeper):
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request, which is answered for when its deadline passes. Raises RequestError."""
         self.batcher.admit(exchange, self._clock())
-        self._deadlines.watch(exchange.begun)
+        if exchange.begun < self._deadlines.begun:
+            self._deadlines.watch(exchange.begun)
 
     def _waiting(self) -> list[Exchange]:
         admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]

@@ -1,5 +1,5 @@
 cdef class Deadlines:
     cdef object _loop, _clock, _waiting, _timer
     cdef double _seconds
-    cdef long long _begun
+    cdef readonly long long begun
     cpdef watch(self, long long begun)

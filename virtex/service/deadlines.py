@@ -11,9 +11,14 @@ from collections.abc import Callable
 
 from .exchange import Exchange
 
+NEVER = 1 << 62  # ns
+
 
 class Deadlines:
-    """seconds: from a request's beginning until it expires. waiting: gives those that have no answer, when asked."""
+    """seconds: from a request's beginning until it expires. waiting: gives those that have no answer, when asked.
+
+    begun: when the request began for which the timer runs; NEVER while it does not.
+    """
 
     def __init__(
         self,
@@ -27,15 +32,15 @@ class Deadlines:
         self._seconds = seconds
         self._waiting = waiting
         self._timer: asyncio.TimerHandle | None = None
-        self._begun = 0  # when the request began for which the timer runs
+        self.begun = NEVER
 
     def watch(self, begun: int) -> None:
         """A request that began then waits: sweep when it has had its time, unless a sweep is due sooner."""
+        if begun >= self.begun:
+            return
         if self._timer is not None:
-            if begun >= self._begun:
-                return
             self._timer.cancel()
-        self._begun = begun
+        self.begun = begun
         left = (begun - self._clock()) / 1e9 + self._seconds
         self._timer = self._loop.call_later(max(left, 0.0) + 0.001, self._sweep)
 
@@ -43,9 +48,10 @@ class Deadlines:
         """Nothing waits any more."""
         if self._timer is not None:
             self._timer.cancel()
+        self._timer, self.begun = None, NEVER
 
     def _sweep(self) -> None:
-        self._timer = None
+        self._timer, self.begun = None, NEVER
         deadline = self._clock() - round(self._seconds * 1e9)
         waiting = self._waiting()
         for exchange in waiting:

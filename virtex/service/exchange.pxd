@@ -32,6 +32,8 @@ cdef class Exchange(BaseExchange):
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef add_done_callback(self, callback)
+
+    @cython.locals(budget=Budget)
     cpdef write(self, bytes data)
     cpdef buffer(self, Py_ssize_t n)
     cpdef await_rest(self, long long now)

@@ -84,17 +84,8 @@ class Exchange(BaseExchange):
     """
 
     def _begin(self, admission: Keeper, head: Head, wants: Wants, begun: int) -> None:
-        """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
-        # What the bases' __init__ set, which is not called
-        self.items = self.rows = None
-        self.count = self.taken = self.returned = self.born = self.place = 0
-        self.resolved = self.started = False
-        self.budget = admission.bodies
-        self.gate = admission
-        self.response = None
-        self.ended = 0
-        self.charged = 0  # of the body, then of the answer
-        # The exchange's
+        """In place of __init__."""
+        self.begin(admission.bodies, admission)
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
         self.admission = admission
         self._head = head
@@ -140,7 +131,11 @@ class Exchange(BaseExchange):
         Raises RequestError when the body grows beyond limits.body (413), or all of them beyond limits.max_bytes (503);
         cancel() is still to be called.
         """
-        self.charge(len(data))
+        self.charged += len(data)
+        budget = self.budget
+        budget.held += len(data)
+        if budget.held > budget.budget:
+            raise budget.refusal()
         if self.charged > self.admission.most_bytes:
             raise too_large(self.charged, self.admission.most_bytes)
         body = self._body
@@ -325,6 +320,7 @@ class Exchange(BaseExchange):
         self.resolved = True
         if self._body:
             self._drop_body()
-        self.release()
+        self.budget.held -= self.charged
+        self.charged = 0
         self.admission.conclude(self, self._head.peer, response.status)
         return response

@@ -26,7 +26,6 @@ cdef Py_ssize_t size_of(list buffers) except -1
 cdef class Budget:
     cdef public Py_ssize_t budget, held
     cpdef charge(self, Py_ssize_t n)
-    cpdef bint is_full(self) except -1
 
 
 cdef class BaseExchange(Ticket):
@@ -36,6 +35,7 @@ cdef class BaseExchange(Ticket):
     cdef public long long ended
     cdef public Py_ssize_t charged
     cdef public bint started
+    cpdef begin(self, Budget budget, Gate gate)
     cpdef write(self, bytes data)
     cpdef buffer(self, Py_ssize_t n)
     cpdef charge(self, Py_ssize_t n)

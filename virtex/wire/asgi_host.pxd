@@ -1,10 +1,15 @@
-from ..service.seam cimport BaseExchange, Head
-from .replies cimport Framing, Start
+cimport cython
+
+from ..service.seam cimport BaseExchange, Budget, Head
+from .replies cimport Framing, Start, framed
 from .stream cimport Stream
 
 
 cdef bytes _bytes(value)
 cdef tuple _pairs(headers)
+
+@cython.locals(exchange=AsgiExchange)
+cpdef AsgiExchange taken(host, Budget budget, Head head)
 
 
 cdef class AsgiExchange(BaseExchange):
@@ -15,6 +20,7 @@ cdef class AsgiExchange(BaseExchange):
     cdef Framing _framing
     cdef list _body
     cdef bint _complete, _half, _gone, _told, _done
+    cdef _open(self, host, Budget budget, Head head)
     cpdef write(self, bytes data)
     cpdef complete(self, bytes body=*, callback=*)
     cpdef cancel(self, str reason)

@@ -22,7 +22,7 @@ from ..logs import Tracebacks
 from ..service.seam import BaseExchange, Budget, Head, Response, Service, plain
 from .grammar import Header, decoded
 from .lifespan import SPEC_VERSION, Lifespan, Message
-from .replies import Framing, Start, start_of
+from .replies import Framing, Start, framed, start_of
 from .stream import Stream
 
 log = logging.getLogger("virtex")
@@ -55,9 +55,9 @@ class AsgiHost(Service):
         length = head.length
         if length is not None and length > self._most_body:
             return self.refuse(too_large(length, self._most_body))
-        if self.budget.is_full():
+        if self.budget.held > self.budget.budget:
             return self.refuse(self.budget.refusal())
-        return AsgiExchange(self, head)
+        return taken(self, self.budget, head)
 
     def refuse(self, error: RequestError) -> Response:
         """In plain text: whose application it is, nobody knows."""
@@ -89,11 +89,19 @@ def _pairs(headers: Any) -> tuple[Header, ...]:
     return tuple([(bytes(name), bytes(value)) for name, value in given])
 
 
-class AsgiExchange(BaseExchange):
-    """One request of an ASGI application and its answer. `charged` is what waits of its body."""
+def taken(host: AsgiHost, budget: Budget, head: Head) -> AsgiExchange:
+    """The exchange of a request that the application is to answer."""
+    exchange: AsgiExchange = AsgiExchange.__new__(AsgiExchange)
+    exchange._open(host, budget, head)
+    return exchange
 
-    def __init__(self, host: AsgiHost, head: Head) -> None:
-        BaseExchange.__init__(self, host.budget)  # super() takes longer than all the rest of it
+
+class AsgiExchange(BaseExchange):
+    """One request of an ASGI application and its answer. `charged` is what waits of its body. Made by taken()."""
+
+    def _open(self, host: AsgiHost, budget: Budget, head: Head) -> None:
+        """In place of __init__, whose arguments would take a detour through Python."""
+        self.begin(budget, None)
         self._host = host
         self._head = head
         self._stream: Stream = head.peer
@@ -173,7 +181,7 @@ class AsgiExchange(BaseExchange):
             self._stream.close()
         else:
             start = start_of(500, ((b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")))
-            framing = Framing(start, self._head, b"Internal Server Error", True)
+            framing = framed(start, self._head, b"Internal Server Error", True)
             self._emit(framing, framing.begins, True)
 
     def _scope(self) -> dict[str, Any]:
@@ -251,7 +259,7 @@ class AsgiExchange(BaseExchange):
         framing = self._framing
         if framing is None:
             assert self._start is not None
-            framing = Framing(self._start, self._head, body, end)
+            framing = framed(self._start, self._head, body, end)
             piece = framing.begins
         else:
             piece = framing.piece(body, end)

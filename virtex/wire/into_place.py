@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ..errors import RequestError
 from ..service.seam import BaseExchange
 
 READ_AT_ONCE = 256 << 10  # bytes; libuv repeats a full read, and other connections wait meanwhile
@@ -33,15 +32,16 @@ class BodyIntoPlace(asyncio.BufferedProtocol):
         return self._view[at : at + READ_AT_ONCE]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._reader.left -= nbytes
+        exchange, reader = self._exchange, self._reader
+        reader.left -= nbytes
         self._waiting.received += nbytes
-        try:
-            self._exchange.charge(nbytes)
-        except RequestError as error:
-            self._requests.placed(error)
-        else:
-            if not self._reader.left:
-                self._requests.placed(None)
+        exchange.charged += nbytes
+        budget = exchange.budget
+        budget.held += nbytes
+        if budget.held > budget.budget:
+            self._requests.placed(budget.refusal())
+        elif not reader.left:
+            self._requests.placed(None)
 
     def eof_received(self) -> bool | None:
         return self._connection.eof_received()  # type: ignore[no-any-return]

@@ -8,6 +8,9 @@ cpdef bytes end_of_head(Py_ssize_t length)
 cpdef bint has_body(int status)
 cpdef int says_of(bint closes, int minor)
 
+@cython.locals(framing=Framing)
+cpdef Framing framed(Start start, Head head, bytes body, bint end)
+
 
 cdef class Start:
     cdef readonly int status
@@ -25,7 +28,8 @@ cdef class Framing:
     cdef readonly bytes told, begins
     cdef readonly Py_ssize_t left, sent
     cdef bint _is_head, _chunked
-    cdef bytes _begin(self, bytes body, bint end)
+    cdef _begin(self, Start start, Head head, bytes body, bint end)
+    cdef bytes _first(self, bytes body, bint end)
     cpdef bytes piece(self, bytes body, bint end)
 
 

@@ -174,15 +174,23 @@ def start_of(status: int, headers: tuple[Header, ...]) -> Start:
     return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
 
 
+def framed(start: Start, head: Head, body: bytes, end: bool) -> Framing:
+    """How the answer is sent whose first piece is `body`; end: it is the last, too."""
+    framing: Framing = Framing.__new__(Framing)
+    framing._begin(start, head, body, end)
+    return framing
+
+
 class Framing:
     """How the end of a body is told that comes in pieces (RFC 9112 section 6.3), and those pieces as they are sent.
 
-    body: the first piece. end: it is the last, too. begins: that piece, as it is sent behind the head. closes: the
-    connection ends behind it. counts: its length is known. told: what that comes to, at the end of the head. left:
-    bytes that its length still promises; -1: it has none. sent: bytes of the body.
+    Made by framed(). begins: the first piece, as it is sent behind the head. closes: the connection ends behind it.
+    counts: its length is known. told: what that comes to, at the end of the head. left: bytes that its length still
+    promises; -1: it has none. sent: bytes of the body.
     """
 
-    def __init__(self, start: Start, head: Head, body: bytes, end: bool) -> None:
+    def _begin(self, start: Start, head: Head, body: bytes, end: bool) -> None:
+        """In place of __init__, whose arguments would take a detour through Python."""
         self.start = start
         self.minor = head.minor
         self.closes = start.closes
@@ -192,9 +200,9 @@ class Framing:
         self.sent = 0
         self._is_head = head.method == "HEAD"
         self._chunked = False
-        self.begins = self._begin(body, end)
+        self.begins = self._first(body, end)
 
-    def _begin(self, body: bytes, end: bool) -> bytes:
+    def _first(self, body: bytes, end: bool) -> bytes:
         has = has_body(self.start.status)
         bodiless = self._is_head or not has
         if has:
