@@ -18,17 +18,16 @@ cdef class Turn:
 
 
 cdef class Answers:
-    cdef object _connection, _clock, _transport, _transport_write
+    cdef object _connection, _transport_write
     cdef readonly object when_answered
     cdef Connections _connections
     cdef Reader _reader
     cdef Waiting _waiting
-    cdef bint _invites_itself
-    cdef long long _keep_alive
+    cdef char _invites_itself
     cdef Py_ssize_t _held
     cdef readonly list turns
     cdef public Turn current, last, invites
-    cdef public bint is_corked, is_due
+    cdef public char is_corked, is_due
     cdef public Py_ssize_t buffered
 
     cpdef Turn add(self, Head head, long long now)
@@ -40,6 +39,8 @@ cdef class Answers:
 
     @cython.locals(now=cython.longlong)
     cdef _write_all(self, long long at)
+
+    @cython.locals(until=cython.longlong)
     cpdef rest_from(self, long long now)
 
     @cython.locals(

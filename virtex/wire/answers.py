@@ -14,7 +14,7 @@ from ..service.seam import BaseExchange, Head, Response, refusal
 from .connections import Connections
 from .reader import Reader
 from .replies import CONTINUE, Framing
-from .waiting import NEXT, Waiting, nanoseconds
+from .waiting import NEXT, Waiting
 
 log = logging.getLogger("virtex")
 
@@ -49,12 +49,9 @@ class Answers:
     def __init__(self, connection: Any, connections: Connections, reader: Reader, waiting: Waiting) -> None:
         self._connection = connection
         self._connections = connections
-        self._clock = connections.clock
-        self._keep_alive = nanoseconds(connections.limits.keep_alive_seconds)
         self._reader = reader
         self._waiting = waiting
         self._invites_itself = not connections.service.streams
-        self._transport: Any = None
         self._transport_write: Any = None
         self.when_answered: Any = None
         self.turns: list[Turn] = []
@@ -67,7 +64,6 @@ class Answers:
 
     def begin(self, transport: Any) -> None:
         """The connection is there."""
-        self._transport = transport
         self._transport_write, self.when_answered = transport.write, self._on_answer  # made once, not for each answer
 
     def forget(self) -> None:
@@ -151,7 +147,7 @@ class Answers:
         try:
             now = at
             if not now:
-                now = self._clock()
+                now = self._connections.clock()
             if self._write_turns(now):
                 self._connection.end()
             elif not self.turns:
@@ -164,8 +160,9 @@ class Answers:
         """Everything is answered: from now on the keep-alive time counts, if it is the next request that is awaited."""
         if self._waiting.state == NEXT:
             self._waiting.since = now
-            if now + self._keep_alive < self._waiting.watched_until:
-                self._connections.watch(self._connection, now + self._keep_alive)
+            until = now + self._connections.keep_alive
+            if until < self._waiting.watched_until:
+                self._connections.watch(self._connection, until)
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -189,7 +186,10 @@ class Answers:
                     out.append(CONTINUE)
                     size += len(CONTINUE)
                 break
-            del turns[0]
+            if len(turns) == 1:
+                turns.clear()  # the list of an idle connection takes no more than an empty one
+            else:
+                del turns[0]
             if final and not turns:
                 self.last = turn
             size += self._render(turn, answer, now, out)
@@ -248,6 +248,6 @@ class Answers:
         if size <= JOINED or len(out) == 1:
             self._transport_write(b"".join(out))
         else:
-            self._transport.writelines(out)
+            self._connection.transport.writelines(out)
         if not self._waiting.stalled:
             self.buffered = 0

@@ -14,4 +14,4 @@ cdef class Connection:
     cdef readonly Waiting waiting
     cdef readonly Answers answers
     cdef readonly Requests requests
-    cdef object _limits, _clock, _ends, _writable
+    cdef object _ends, _writable

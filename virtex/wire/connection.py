@@ -43,8 +43,6 @@ class Connection:
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
-        self._limits = connections.limits
-        self._clock = connections.clock
         self.transport: Any = None
         self.reader = Reader(connections.limits)
         self.waiting = Waiting(connections.limits)
@@ -60,11 +58,11 @@ class Connection:
         self.answers.begin(transport)
         self.requests.begin()
         transport.set_write_buffer_limits(UNTOLD if transport.get_extra_info("sslcontext") else 0)
-        self.waiting.since = self._clock()
+        self.waiting.since = self.connections.clock()
         if self.connections.add(self):
-            self.watch(self._limits.idle_seconds)
+            self.watch(self.connections.limits.idle_seconds)
         else:
-            most = self._limits.connections
+            most = self.connections.limits.connections
             self.requests.refuse(RequestError(503, f"no room for more than {most} connections", RETRY_SOON))
             self.answers.flush()
 
@@ -92,20 +90,20 @@ class Connection:
 
     def pause_writing(self) -> None:
         unsent = self.transport.get_write_buffer_size()
-        self.waiting.stall(unsent, self._clock())
+        self.waiting.stall(unsent, self.connections.clock())
         self.answers.buffered = max(self.answers.buffered, unsent)
         self.answers.account()
-        self.watch(self._limits.write_stall_seconds)
+        self.watch(self.connections.limits.write_stall_seconds)
         self.update_reading()
 
     def resume_writing(self) -> None:
-        self.waiting.resume(self._clock())
+        self.waiting.resume(self.connections.clock())
         self.answers.buffered = 0
         self.answers.account()
         if self.waiting.clock == LINGER:
             self.watch(LINGER_SECONDS)
         elif self.waiting.state == NEXT:
-            self.watch(DRAIN_SECONDS if self.connections.draining else self._limits.keep_alive_seconds)
+            self.watch(DRAIN_SECONDS if self.connections.draining else self.connections.limits.keep_alive_seconds)
         self._resume_writer()
         self.update_reading()
         self.answers.flush_soon()
@@ -125,7 +123,7 @@ class Connection:
         """Read, unless the client does not read, or we hold as much of what it sent as we want to."""
         reading = self.waiting.wants(len(self.reader.rest) - self.reader.rest_at)
         if reading != self.waiting.reading and not self.transport.is_closing():
-            self.waiting.turn(reading, self._clock())
+            self.waiting.turn(reading, self.connections.clock())
             if reading:
                 self.transport.resume_reading()
             else:
@@ -156,7 +154,7 @@ class Connection:
         RFC 9112 section 9.6: closing with bytes unread makes a reset, which can destroy the answer on its way. A proxy
         may send all of a body before it reads, so there is no size after which it has surely read the answer.
         """
-        now = self._clock()
+        now = self.connections.clock()
         self.waiting.begin_end(now)
         unsent = self.transport.get_write_buffer_size()
         if unsent and not self.waiting.stalled:
@@ -209,7 +207,7 @@ class Connection:
 
     def watch(self, seconds: float) -> None:
         """Have the clock looked at then, or sooner."""
-        self.connections.watch(self, self._clock() + nanoseconds(seconds))
+        self.connections.watch(self, self.connections.clock() + nanoseconds(seconds))
 
     def check_clock(self, now: int) -> None:
         """Called by Connections when a wait may have lasted too long: end it, or say when to ask again."""

@@ -9,7 +9,7 @@ cdef class Connections:
     cdef public str root_path
     cdef public bint draining, closing
     cdef public Py_ssize_t heads_taken
-    cdef readonly long long drain_since
+    cdef readonly long long drain_since, keep_alive
     cdef dict _due
     cdef object _timer
     cpdef watch(self, connection, long long deadline)

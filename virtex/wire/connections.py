@@ -18,7 +18,7 @@ from ..limits import Limits
 from ..service.seam import Budget, Head, Service
 from .grammar import Header
 from .replies import Heads
-from .waiting import NEVER, SECOND, Waiting
+from .waiting import NEVER, SECOND, Waiting, nanoseconds
 
 log = logging.getLogger("virtex")
 
@@ -64,6 +64,7 @@ class Connections:
         self.service = service
         self.limits: Limits = limits or service.limits
         self.clock = clock
+        self.keep_alive = nanoseconds(self.limits.keep_alive_seconds)
         self.loop = loop
         self.budget: Budget = service.budget  # of all
         # while serving

@@ -5,9 +5,9 @@ cdef class Reader:
     cdef object _limits, _parser
     cdef readonly Head head
     cdef readonly bint is_new
-    cdef readonly Py_ssize_t cost
+    cdef readonly int cost
     cdef bytes _known, _partial
-    cdef Py_ssize_t _kept
+    cdef int _kept
     cdef public Py_ssize_t left, rest_at
     cdef public object body
     cdef public bytes rest

@@ -11,7 +11,7 @@ cdef int COUNTED, HEAD, LAST, NEXT, PLACED
 
 
 cdef class Requests:
-    cdef object _connection, _service, _limits, _clock, _peer
+    cdef object _connection, _peer
     cdef Connections _connections
     cdef readonly Reader reader
     cdef readonly Waiting waiting

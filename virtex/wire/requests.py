@@ -48,9 +48,6 @@ class Requests:
     ) -> None:
         self._connection = connection
         self._connections = connections
-        self._service = connections.service
-        self._limits = connections.limits
-        self._clock = connections.clock
         self._most = 1 if connections.service.streams else connections.limits.pipelined
         self.reader = reader
         self.waiting = waiting
@@ -62,7 +59,7 @@ class Requests:
 
     def begin(self) -> None:
         """The connection is there."""
-        self._peer = self._service.join(self._connection)
+        self._peer = self._connections.service.join(self._connection)
 
     def forget(self) -> None:
         """The connection is gone."""
@@ -71,7 +68,7 @@ class Requests:
         self._give_up_from(0)
         peer, self._peer = self._peer, None
         try:
-            self._service.leave(peer)
+            self._connections.service.leave(peer)
         except Exception:
             log.exception("the service raised while a connection left")
 
@@ -130,7 +127,7 @@ class Requests:
         if at < 0:
             self._wait_for_head()
             return len(data)
-        now = self._clock()
+        now = self._connections.clock()
         head = reader.head
         assert head is not None
         self._connections.heads_taken += 1
@@ -141,7 +138,7 @@ class Requests:
         if gate is not None and gate.is_open and head.wants is not None:
             opened = gate.open(head, now)
         else:
-            opened = self._service.open(head, now)
+            opened = self._connections.service.open(head, now)
         if isinstance(opened, Response):
             self._decline(turn, opened, len(data) - at)
             return at
@@ -156,8 +153,8 @@ class Requests:
     def _wait_for_head(self) -> None:
         if self.waiting.state != HEAD and self.reader.has_begun():
             self.waiting.enter(HEAD)
-            self.waiting.since = self._clock()
-            self._connection.watch(self._limits.header_seconds)
+            self.waiting.since = self._connections.clock()
+            self._connection.watch(self._connections.limits.header_seconds)
         self._answers.account()
         self._connections.budget.charge(0)  # raises where there is no room
 
@@ -180,7 +177,7 @@ class Requests:
             view = exchange.buffer(head.length)
         self.reader.begin_body(head.length, exchange)
         self.waiting.begin_body(CHUNKED if head.length is None else COUNTED if view is None else PLACED, now)
-        self._connection.watch(self._limits.body_grace_seconds)
+        self._connection.watch(self._connections.limits.body_grace_seconds)
         self._answers.invites = turn if head.expects and not here else None
         if head.expects:
             self._answers.is_due = True
@@ -256,7 +253,7 @@ class Requests:
             self._connection.end_our_side()
         else:
             self.waiting.enter(NEXT if self._answers.last is None else LAST)
-            self.waiting.since = self._clock()
+            self.waiting.since = self._connections.clock()
 
     def _complete(self, turn: Turn, body: bytes) -> None:
         """The request is all there: hand it over, and wait for the next."""
@@ -331,20 +328,20 @@ class Requests:
             self._begin_skipping()
 
     def _begin_skipping(self) -> None:
-        self.waiting.begin_body(SKIPPED, self._clock())
-        self._connection.watch(self._limits.body_grace_seconds)
+        self.waiting.begin_body(SKIPPED, self._connections.clock())
+        self._connection.watch(self._connections.limits.body_grace_seconds)
 
     def refuse(self, error: RequestError) -> None:
         """Answer an error in place of the request that is being read, and read no other."""
         turn = self._answers.current
         if turn is None:
-            turn = self._answers.add(None, self._clock())
+            turn = self._answers.add(None, self._connections.clock())
         if turn.exchange is not None:
             self._answers.cancel(turn.exchange, error.reason)
             if turn.exchange.started:
                 self._connection.abort()  # half of another answer is out
                 return
-        turn.answer = self._service.refuse(error)
+        turn.answer = self._connections.service.refuse(error)
         goes_on = self.waiting.state in (COUNTED, PLACED) and self.reader.left > 0
         self.stop_at(turn)
         if goes_on:

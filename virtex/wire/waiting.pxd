@@ -1,9 +1,9 @@
 cdef class Waiting:
     cdef object _limits
-    cdef public int state
-    cdef readonly int takes, clock
-    cdef readonly bint of_client, reads_on, reading
-    cdef public bint full, is_half
+    # char, not int: an idle connection is to stay small
+    cdef public char state
+    cdef readonly char takes, clock, of_client, reads_on, reading
+    cdef public char full, is_half
     cdef public long long since, received, watched_until
     cdef readonly long long stalled
     cdef long long _seen, _seen_at, _unsent, _paused
