@@ -1,4 +1,7 @@
-"""Takes connections from a listening socket, which other processes may listen on too."""
+"""Takes connections from a listening socket, which other processes may listen on too.
+
+Rules: knows sockets, and connections until they are counted in. Whose turn it is to take one, a Share decides.
+"""
 
 from __future__ import annotations
 

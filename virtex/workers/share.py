@@ -11,7 +11,7 @@ PATIENCE = 10  # pauses in which a sibling may show no sign of life before it is
 
 
 class Share:
-    """Whether this worker leaves a connection that waits to a sibling that has fewer.
+    """Whether this worker leaves a waiting connection to a sibling that has fewer.
 
     An idle sibling wakes up at once and shows a sign of life. One that shows none, though it was left a connection
     PATIENCE times and nobody took it, is stopped, dead or busy: it is not waited for until it shows one.
@@ -20,12 +20,12 @@ class Share:
     def __init__(self, scoreboard: Scoreboard, index: int) -> None:
         self._scoreboard = scoreboard
         self._index = index
-        self.is_open = True  # False: whoever waits is left to a process to come
+        self.is_open = True  # False: what waits is left to a process to come
         self._asked: list[tuple[int, int]] = []  # age and turns of those who had fewer at the last look
         self._vain: dict[tuple[int, int], int] = {}  # how often each of them was waited for, as of that sign of life
 
     def may_accept(self) -> bool:
-        """A worker that loads leaves who connects to those that can answer, if there are any."""
+        """While it loads, a worker leaves new connections to siblings that can answer, if there are any."""
         is_loading = self._scoreboard.entry(self._index).state == LOADING
         return not is_loading or (self.is_open and not self._scoreboard.has_company(self._index))
 
