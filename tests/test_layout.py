@@ -75,6 +75,7 @@ TESTED_BY = {  # where a file's tests have another name
     "acceptor": "listener",
     "access_log": "worker",
     "addresses": "listener",
+    "answers": "connection",
     "chunked": "reader",
     "connections": "connection",
     "into_place": "connection",
