@@ -48,7 +48,6 @@ class Server(Service):
         super().__init__(self.options.limits, Bodies(self.options.limits.max_bytes))
         # Process
         self.name = name
-        self.observer = self.options.told
         self.max_batch_size: int = self.options.max_batch_size
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock

@@ -33,7 +33,7 @@ class Share(Protocol):
     def waited_in_vain(self) -> None:
         """No other was quicker."""
 
-    def has_company(self) -> bool:
+    def has_ready_sibling(self) -> bool:
         """Whether another one takes what this one leaves."""
 
 
@@ -69,7 +69,7 @@ class Acceptor:
 
         It is left to the other processes that listen, if one of them is ready.
         """
-        if self._share is None or (self._share.may_accept() and not self._share.has_company()):
+        if self._share is None or (self._share.may_accept() and not self._share.has_ready_sibling()):
             for _ in range(self._backlog + 1):  # no more than that waits; what comes meanwhile must not hold us up
                 if not self._accept():
                     break

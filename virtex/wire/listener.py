@@ -21,7 +21,7 @@ from .protocol import hosted
 
 log = logging.getLogger("virtex")
 
-QUICK_SECONDS = 0.5  # a startup that takes no longer refuses nobody: who connects meanwhile waits for it
+QUICK_START_SECONDS = 0.5  # a startup that takes no longer refuses nobody: who connects meanwhile waits for it
 HANDSHAKE_SECONDS = 2.0  # for the TLS of a connection that was accepted just before the server stopped
 
 
@@ -67,7 +67,7 @@ class Listener:
         application listens when it has started.
         """
         try:
-            await asyncio.wait({starting}, timeout=QUICK_SECONDS if self._service.answers_early else None)
+            await asyncio.wait({starting}, timeout=QUICK_START_SECONDS if self._service.answers_early else None)
             if starting.done():
                 await starting
                 await listen()

@@ -27,7 +27,7 @@ class Share:
     def may_accept(self) -> bool:
         """While it loads, a worker leaves new connections to siblings that can answer, if there are any."""
         is_loading = self._scoreboard.entry(self._index).state == LOADING
-        return not is_loading or (self.is_open and not self._scoreboard.has_company(self._index))
+        return not is_loading or (self.is_open and not self._scoreboard.has_ready_sibling(self._index))
 
     def has_more(self, connections: int) -> bool:
         """Whether this worker, which has so many, is to let another one be quicker."""
@@ -39,6 +39,6 @@ class Share:
         """Nobody was quicker."""
         self._vain = {key: self._vain.get(key, 0) + 1 for key in self._asked}
 
-    def has_company(self) -> bool:
+    def has_ready_sibling(self) -> bool:
         """Whether a sibling takes what this worker leaves; in a stop they would all wait for each other."""
-        return not self._scoreboard.is_stopping() and self._scoreboard.has_company(self._index)
+        return not self._scoreboard.is_stopping() and self._scoreboard.has_ready_sibling(self._index)
