@@ -2,8 +2,10 @@
 
     HttpMessage -> bytes -> httpx2 ... httpx2 -> bytes -> HttpMessage
 
-It drives httpx2's transports, not its Client: that would keep cookies, and read proxies and .netrc from the
-environment. Each transport is a lane, one exchange at a time over a connection of its own: an idle one can be closed by
+Rules: knows messages, and nothing of the server. It drives httpx2's transports, not its Client: that would keep
+cookies, and read proxies and .netrc from the environment.
+
+Each transport is a lane, one exchange at a time over a connection of its own: an idle one can be closed by
 anyone, one in use by nobody, and no exchange pays for a pool's look at all the others.
 """
 
