@@ -186,7 +186,7 @@ def pieces_of(text: str, names: list[str]) -> list[str]:
     if re.search(r"^    ", text, re.MULTILINE):
         return [f"```text\n{textwrap.dedent(text)}\n```"]
     words = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)"
-    start = re.compile(rf"(?:^|(?<=[.;)] ))(?:({words}|prom_\*): |(Raises|Returns):? |(?=[A-Z]\w+: ))")
+    start = re.compile(rf"(?:^|(?<=[.;)] ))(?:({words}): |(Raises|Returns):? |(?=[A-Z]\w+: ))")
     line = " ".join(text.split())
     found = list(start.finditer(line))
     pieces = [escaped(line[: found[0].start()].strip())] if found else [escaped(line)]

@@ -1,4 +1,4 @@
-"""The protocol on a transport that is a list: what goes in byte by byte, what comes out, and when."""
+"""One connection on a transport that is a list: what goes in byte by byte, what comes out, and when."""
 
 from __future__ import annotations
 
@@ -1022,13 +1022,13 @@ def test_large_body_never_takes_bytes_of_the_next_request(wire, server):
     body = b"x" * 500_000
     raw = post(body) + post(b"next")
     wire.send(raw[:100_000])
-    filler = wire.transport.protocol
+    place = wire.transport.protocol
     left = len(post(body)) - 100_000
     while left > 0:
-        view = filler.get_buffer(-1)
+        view = place.get_buffer(-1)
         assert len(view) <= left
         view[:] = b"x" * len(view)
-        filler.buffer_updated(len(view))
+        place.buffer_updated(len(view))
         left -= len(view)
     wire.send(post(b"next"))
     assert server.bodies == [body, b"next"]

@@ -283,7 +283,7 @@ class Siblings:
     def waited_in_vain(self):
         pass
 
-    def has_company(self):
+    def has_ready_sibling(self):
         return self.take
 
 

@@ -72,7 +72,7 @@ def test_one_observer_is_told_directly_and_none_costs_nothing():
     one = Told()
     assert as_one([one]) is one
     assert as_one([]) is None
-    assert http_server("echo", Echo(), observer=one).observer is one
+    assert http_server("echo", Echo(), observer=one).options.told is one
 
 
 @pytest.mark.parametrize("wrong", [Told, "ab", 0, [Told], [Told(), None], {1}], ids=shown)

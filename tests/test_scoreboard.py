@@ -59,14 +59,14 @@ def test_worker_may_go_when_the_newest_code_works_and_another_is_ready_or_none_w
     assert scoreboard.can_do_without(0) is may_go
 
 
-def test_worker_that_is_gone_is_nobodys_company():
+def test_worker_that_is_gone_is_nobodys_sibling():
     scoreboard = Scoreboard()
     for age in 1, 2:
         scoreboard.own(scoreboard.take(age), age)
         scoreboard.set_state(age - 1, READY)
-    assert scoreboard.has_company(0)
+    assert scoreboard.has_ready_sibling(0)
     scoreboard._write(1, scoreboard.entry(1)._replace(pid=2**22 + 1))  # above any pid there is
-    assert not scoreboard.has_company(0)
+    assert not scoreboard.has_ready_sibling(0)
 
 
 def test_a_successor_takes_the_slot_that_waits_for_it_before_a_lower_one_that_is_free():

@@ -1,10 +1,14 @@
 """Virtex serves machine-learning models over HTTP.
 
-  socket bytes -> protocol -> server -> message -> batcher(ring) -> handler -> message -> server -> protocol -> bytes
-                  (parse)     (admit)   (decode)   (slots, cut)     (compute)  (encode)   (answer)  (write)
+    socket bytes -> wire -> service -> batch(ring, rows) -> handler -> batch -> service -> wire -> socket bytes
+                   (parse)  (admit)    (decode, cut)       (compute)  (rows)   (encode)   (write)
 
-One file per station, named after it. gunicorn imports this package in its master process before it forks, so importing
-it stays cheap: a public name is loaded when it is first used (PEP 562).
+A folder is a room of this path, and knows only the rooms below it. batch/rows.py decodes the items of a TensorHandler
+when their request is admitted, into the rows that the model reads. For any other handler service/formats.py reads JSON
+values, and the handler decodes them in process_request().
+
+gunicorn imports this package in its master process before it forks. So importing it stays cheap: a public name is
+loaded when it is first used (PEP 562).
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ _HOME = {
     "serve": "wire.listener",
 }
 
-__all__ = [  # noqa: RUF022 (in the order of the README)
+__all__ = [  # noqa: RUF022 (in the order of docs/api.md)
     "http_server",
     "HttpMessage",
     "HttpClient",

@@ -2,8 +2,10 @@
 
     HttpMessage -> bytes -> httpx2 ... httpx2 -> bytes -> HttpMessage
 
-It drives httpx2's transports, not its Client: that would keep cookies, and read proxies and .netrc from the
-environment. Each transport is a lane, one exchange at a time over a connection of its own: an idle one can be closed by
+Rules: knows messages, and nothing of the server. It drives httpx2's transports, not its Client: that would keep
+cookies, and read proxies and .netrc from the environment.
+
+Each transport is a lane, one exchange at a time over a connection of its own: an idle one can be closed by
 anyone, one in use by nobody, and no exchange pays for a pool's look at all the others.
 """
 
@@ -85,6 +87,8 @@ class HttpClient:
     def post(self, url: str | HttpMessage | None = None, message: HttpMessage | None = None) -> HttpMessage:
         """Post one message, `post(message)` or `post(url, message)`, and wait for its answer.
 
+        url: where to, if not to the client's. message: what to post.
+
         Gives the service's HttpMessage, `.data` in the order of the message's; where none came, its `.error` says why.
         Raises ClientError for the latter with raise_errors=True, TypeError for what is no message, ValueError without
         a URL, RuntimeError once closed.
@@ -93,7 +97,10 @@ class HttpClient:
         return self._deliver(self._exchange(url, *_checked([message])))
 
     async def post_async(self, url: str | HttpMessage | None = None, message: HttpMessage | None = None) -> HttpMessage:
-        """Post one message as `post` does, without blocking the running loop. Cancelling it closes its connection."""
+        """Post one message as `post` does, without blocking the running loop. Cancelling it closes its connection.
+
+        url: where to, if not to the client's. message: what to post.
+        """
         url, message = _given(url, message)
         return self._deliver(await self._exchange_async(url, *_checked([message])))
 
@@ -101,6 +108,8 @@ class HttpClient:
         self, url: str | Iterable[HttpMessage] | None = None, messages: Iterable[HttpMessage] | None = None
     ) -> list[HttpMessage]:
         """Post many messages, `max_connections` of them at a time, and wait for every answer.
+
+        url: where to, if not to the client's. messages: what to post.
 
         Gives the answers in the order of the messages. Raises as `post` does, before anything is sent where a message
         is none; with raise_errors=True the first failure of the list is raised when all have ended.
@@ -114,7 +123,10 @@ class HttpClient:
     async def post_bundle_async(
         self, url: str | Iterable[HttpMessage] | None = None, messages: Iterable[HttpMessage] | None = None
     ) -> list[HttpMessage]:
-        """Post many messages as `post_bundle` does, without blocking the running loop."""
+        """Post many messages as `post_bundle` does, without blocking the running loop.
+
+        url: where to, if not to the client's. messages: what to post.
+        """
         url, messages = _given(url, messages)
         turns = asyncio.Semaphore(self.max_connections)
 

@@ -1,4 +1,7 @@
-"""What a user writes: a RequestHandler of three methods, or a TensorHandler that declares its inputs."""
+"""What a user writes: a RequestHandler of three methods, or a TensorHandler that declares its inputs.
+
+Rules: knows steps and rows, for validate(); neither HTTP nor queues.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ class RequestHandler(ABC):
 
     @abstractmethod
     def process_request(self, data: list[Any]) -> Any:
-        """Turn the JSON values of 1 to max_batch_size items, from any number of requests, into what the model takes.
+        """Turn items into what the model takes.
+
+        data: the JSON values of 1 to max_batch_size items, from any number of requests.
 
         Raise ItemError for an item that the service does not take (422 for its request alone; every decode_* of
         virtex.serial does). When it raises, it is called again with the items of one request at a time, and may be
@@ -43,6 +48,8 @@ class RequestHandler(ABC):
     def run_inference(self, model_input: Any) -> Iterable[Any]:
         """Run the model once; give back one row per item, in order.
 
+        model_input: what process_request() gave.
+
         Whatever iterates along its zeroth dimension will do: array, tensor, list, DataFrame or Series (by row). A
         tuple, mapping, str, bytes or set is refused, and so is any other number of rows than there were items. The
         memory may be written again by the next call.
@@ -52,11 +59,15 @@ class RequestHandler(ABC):
     def process_response(self, model_output_item: Any) -> Any:
         """Turn one row into a JSON value; numpy scalars and arrays may stay as they are.
 
+        model_output_item: one row of what run_inference() gave.
+
         It is the answer as it is now: the dict that is returned may be filled again for the next row.
         """
 
     def setup(self, worker: Worker) -> None:  # noqa: B027 (optional, not abstract)
         """Load the model; called once in each worker process, before the first request.
+
+        worker: which of them this is.
 
         It, the three methods and teardown() run on one thread and in one context: on the event loop's, which a plain
         setup() holds meanwhile, or with executor="thread" on the handler's own.
@@ -70,11 +81,13 @@ class RequestHandler(ABC):
         return []
 
     def validate(self, message: HttpMessage, strict: bool = False) -> HttpMessage | None:
-        """Run the three methods over the message's items as the server would: on this thread, within an event loop.
+        """Run the three methods over a message's items as the server would: on this thread, within an event loop.
+
+        message: as a client would send it. strict: raise HandlerError naming the step, with the cause attached, or
+        ItemError, where a step failed.
 
         Where a loop runs here already, it is that one, as it stands; async methods have a thread of their own then.
-        Returns the reply, or None with a line in the log when a step failed. strict: raise HandlerError naming the
-        step, with the cause attached, or ItemError, instead.
+        Returns the reply, or None with a line in the log when a step failed.
         """
         try:
             return self._validated(message)
@@ -146,7 +159,9 @@ class TensorHandler(RequestHandler):
     device: str | None = None
 
     def process_request(self, data: list[Any]) -> Any:
-        """Decode items, as they stand in a request's `data`, into a batch of their own, as the server does into its.
+        """Decode items into a batch of their own, as the server decodes them into its.
+
+        data: the items as they stand in a request's `data`.
 
         For your checks; the server does not call it, so it can't be overridden.
         Raises ItemError naming the first item that is not what `inputs` declare.
@@ -160,7 +175,10 @@ class TensorHandler(RequestHandler):
         return columns
 
     def process_response(self, model_output_item: Any) -> Any:
-        """Override to make a JSON value of a row; as it is, the server encodes the rows of a batch together."""
+        """Override to make a JSON value of a row; as it is, the server encodes the rows of a batch together.
+
+        model_output_item: one row of what run_inference() gave.
+        """
         return model_output_item
 
     def example(self) -> list[Any]:
@@ -180,7 +198,7 @@ def answers_json(handler: TensorHandler) -> bool:
 
 
 class Worker:
-    """The process that setup() runs in: index is a stable slot from 0, count how many workers share the service."""
+    """The process that setup() runs in. index: a stable slot, from 0. count: how many workers share the service."""
 
     __slots__ = ("count", "index")
 

@@ -1,4 +1,7 @@
-"""Every security limit of the protocol and the queue, each with its default and the reason for it."""
+"""Every security limit of the protocol and the queue, each with its default and the reason for it.
+
+Rules: numbers only; imports nothing of Virtex.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class OneLine(logging.Filter):
         if error is not None and not record.exc_text:
             pieces = traceback.format_exception(error)
             lines = list(_lines(pieces))
-            if lines != pieces:  # else whoever formats the record does it in his way
+            if lines != pieces:  # else it is left to the formatter
                 record.exc_text = "".join(lines).rstrip("\n")
         return True
 

@@ -54,11 +54,17 @@ class HttpMessage(dict[str, Any]):
         self["error"] = error
 
     def encode(self, f: Callable[..., Any], **kw: Any) -> None:
-        """Replace each element of `data` by f(element, **kw), as by `encode(encode_numpy)`. Raises what f raises."""
+        """Replace each element of `data`, as by `encode(encode_numpy)`, in place.
+
+        f: gets an element, and gives what to put in its place. kw: passed on to f. Raises what f raises.
+        """
         self.data = [f(item, **kw) for item in self.data]
 
     def decode(self, f: Callable[..., Any], **kw: Any) -> None:
-        """Replace each element of `data` by f(element, **kw), as by `decode(decode_numpy)`. Raises what f raises."""
+        """Replace each element of `data`, as by `decode(decode_numpy)`, in place.
+
+        f: gets an element, and gives what to put in its place. kw: passed on to f. Raises what f raises.
+        """
         self.data = [f(item, **kw) for item in self.data]
 
     def validate(self) -> bool:
@@ -187,7 +193,7 @@ def _dumps(value: Any) -> bytes:
     try:
         data = orjson.dumps(value, json_value, _NUMPY if orjson_takes(value) else _ASK)
     except TypeError:
-        # orjson does not ask about an array that it knows but does not take (big-endian): have it ask.
+        # Of an array that it knows but does not take (big-endian), orjson does not ask: make it ask.
         data = _dumps_asking(value)
     # orjson writes null for NaN: only where a null stands can there have been one.
     if data.find(b"null") >= 0:  # `in` raises and catches a TypeError before it looks

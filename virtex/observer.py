@@ -31,13 +31,16 @@ class Observer:
     """
 
     def request_done(self, status: int, items: int, seconds: float) -> None:
-        """A request was answered: its HTTP status, how many items it held, seconds since its headers were read."""
+        """A request was answered. status: of HTTP. items: how many it held. seconds: since its headers were read."""
 
     def batch_done(self, batch: BatchReport) -> None:
-        """A batch came back from the handler."""
+        """A batch came back from the handler. batch: what there is to say of it."""
 
     def dropped(self, reason: str, items: int) -> None:
-        """Items left without an answer: "the client left", "deadline passed", "the server gave the request up"."""
+        """Items were left without an answer.
+
+        reason: "the client left", "deadline passed", or "the server gave the request up". items: how many.
+        """
 
 
 class _Several(Observer):

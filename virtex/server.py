@@ -1,4 +1,4 @@
-"""Server, http_server(): one service, as a program holds it and as whoever serves it calls it.
+"""Server and http_server(): one service, as a program holds it and as whoever serves it calls it.
 
     Server.open(head, now) -> Response | Exchange    at the end of the headers: refuse, or take what follows
     Exchange.write(data)                             the body, in pieces,
@@ -48,7 +48,6 @@ class Server(Service):
         super().__init__(self.options.limits, Bodies(self.options.limits.max_bytes))
         # Process
         self.name = name
-        self.observer = self.options.told
         self.max_batch_size: int = self.options.max_batch_size
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock
@@ -125,14 +124,15 @@ class Server(Service):
     # ---- the seam
 
     def join(self, connection: Any) -> Peer:
-        """A new connection."""
+        """A new connection: what the heads that come on it are to have as their peer. connection: its public side."""
         return Peer()
 
     def open(self, head: Head, now: int) -> Response | Exchange:
         """Refuse a request at the end of its headers, answer it if it has no body to wait for, or take it.
 
-        now: the clock, in nanoseconds. A connection that sends the same head again asks `admission` at once, while that
-        is_open.
+        head: the request so far. now: the clock, in nanoseconds.
+
+        A connection that sends the same head again asks `admission` at once, while that is_open.
         """
         model = self._model
         if model is None or model.state is not READY or not model.loop.is_running():  # it has ended: begin on this one
@@ -167,14 +167,18 @@ class Server(Service):
         raise RequestError(status, "not authorized", challenge)
 
     def leave(self, peer: Peer) -> None:
-        """A connection is gone, and its exchanges are cancelled: nobody waits for it any more."""
+        """A connection is gone, and its exchanges are cancelled: nobody waits for it any more. peer: join() made it."""
         model = self._living()
         if model is not None:
             model.batcher.company.leaves(peer)
             model.batcher.wake()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI 3: http and lifespan; a websocket's handshake is ended, anything else is refused by raising."""
+        """Be an ASGI 3 application: for http and lifespan. A websocket's handshake is ended.
+
+        scope: what the server knows of the request. receive: gives its messages. send: takes ours. Raises RuntimeError
+        for a scope of another type.
+        """
         if scope["type"] != "http":
             await asgi_app.other_scope(self, scope["type"], receive, send)
             return
@@ -214,8 +218,8 @@ def http_server(
     methods.
     authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
     status to refuse it with (401, 403, 429). It must return at once: the loop waits.
-    prom_*: checked; prom_mode other than "off" is refused, there are no metrics yet. prom_push_interval: an older name
-    of prom_interval.
+    prom_host: a host name, with or without http://. prom_port: from 1 to 65535. prom_mode: "off"; "scrape" and "push"
+    are refused, as there are no metrics yet. prom_interval: seconds above 0. prom_push_interval: an older name of it.
 
     Raises ValueError for an argument that is not as said here.
     """

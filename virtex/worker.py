@@ -109,7 +109,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
                 self.scoreboard.release(self.index)  # else its successor is still to come
 
     def init_signals(self) -> None:
-        faulthandler.disable()  # or enable() would leave SIGABRT to who takes it here
+        faulthandler.disable()  # else enable() would not take SIGABRT back from the handler that is set next
         super().init_signals()
         self._trace_to_log()
 
@@ -174,7 +174,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         sys.exit(1)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
-        """Where the threads stand was written before, by faulthandler: one that never returns to Python gets not here.
+        """faulthandler has written where the threads stand: one that never returns to Python does not get here.
 
         Not by sys.exit(): an exception raised here can land in a callback of the loop, which would swallow it.
         """
@@ -191,7 +191,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._trace_to_log()
 
     def _trace_to_log(self) -> None:
-        """Have SIGABRT, and what else kills a process, write where every thread stands, whatever Python is doing."""
+        """Let SIGABRT, and what else kills a process, write where every thread stands, whatever Python is doing."""
         signals.trace_to(getattr(handler, "stream", None) for handler in self.log.error_log.handlers)
 
     def _join_logs(self) -> None:

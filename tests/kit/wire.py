@@ -1,4 +1,4 @@
-"""One connection of the protocol on a transport that is a list, with a clock that moves when told."""
+"""One connection on a transport that is a list, with a clock that moves when told."""
 
 from __future__ import annotations
 

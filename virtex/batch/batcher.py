@@ -1,8 +1,8 @@
 """When a batch is cut, who runs it, who gets which row.
 
-Rules: it decides by a clock when a batch is cut; exchange.py, when a request is too late; steps.py only measures. The
-loop's thread alone admits, cancels and cuts. Nothing polls: a cut is considered when a request is admitted, when
-company leaves, when a batch comes back, and at one timer's end. What nobody observes is not measured.
+Rules: by a clock it decides when a batch is cut, and nothing else. The loop's thread alone admits, cancels and cuts.
+Nothing polls: a cut is considered when a request is admitted, when company leaves, when a batch comes back, and at one
+timer's end. What nobody observes is not measured.
 
 A batch is cut when the executor is free and
     it is full;
@@ -78,7 +78,7 @@ class Batcher:
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
 
     def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
-        """Start cutting. steps: what a batch goes through. ring: takes the place of the one that is there, empty."""
+        """Start cutting. steps: what a batch goes through. ring: replaces the present, empty one."""
         self.ring = ring or self.ring
         self._executor = executor
         self._steps = steps

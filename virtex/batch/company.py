@@ -44,7 +44,7 @@ class Company:
             self.leaves(peer)
 
     def awaits(self, peer: Peer | None, now: int) -> None:
-        """Its body is not all there, so the peer is expected, unless it let us down; a call that is not always made."""
+        """Its body did not come with its head, so the peer is expected, unless it let us down before."""
         if peer is None or not self._window or (peer.is_late if peer.is_known else self._wary):
             return
         self.leaves(peer)

@@ -3,8 +3,10 @@
 Rules: this file knows slots, not time. It imports neither asyncio nor a clock; batcher.py decides when to take. One
 thread, the event loop's, owns a ring and its tickets. A slot is one item of one request; the slots of a request are
 neighbours, so the ring stores one ticket for all of them and takes from it in spans. A full ring refuses: put() says
-False and changes nothing. Cost: put and cancel O(1), take O(requests taken): who is cancelled stays in the deque, with
-nothing left to take, until it is passed or half of the deque is such.
+False and changes nothing.
+
+Cost: put and cancel O(1), take O(requests taken). A cancelled ticket stays in the deque, with nothing left to take,
+until it is passed, or until half of the deque is cancelled.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class Ring:
         self.capacity = capacity
         self.size = 0
         self._tickets: deque[Ticket] = deque()
-        self._gone = 0  # cancelled since the deque was last rid of them: those in it at most
+        self._gone = 0  # how many tickets of the deque are cancelled, at most
 
     @property
     def oldest(self) -> Ticket:

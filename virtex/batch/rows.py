@@ -184,7 +184,7 @@ class RowRing(Ring):
         return stop
 
     def take(self, limit: int) -> Batch:
-        """The rows of the front slab, whether it is full or not; the work is they, and how many each span has."""
+        """Take the front slab, whether it is full or not; the work is its rows, and how many of them each span has."""
         while self._front not in self._slabs:
             self._front += 1
         slab = self._slabs.pop(self._front)

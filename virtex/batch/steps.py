@@ -29,8 +29,8 @@ Outcome = list[Any] | Rows | HandlerError | ItemError
 _SCALARS = frozenset({str, int, float, bool, type(None), *(np.dtype(code).type for code in "?bhilqBHILQefd")})
 
 
-class Model(Protocol):
-    """The three methods; any of them may be `async def`."""
+class Methods(Protocol):
+    """The three methods of a handler; any of them may be `async def`."""
 
     def process_request(self, data: list[Any]) -> Any: ...
 
@@ -39,8 +39,8 @@ class Model(Protocol):
     def process_response(self, model_output_item: Any) -> Any: ...
 
 
-class RowModel(Model, Protocol):
-    """What runs on rows, too: `outputs` declares what it gives."""
+class RowMethods(Methods, Protocol):
+    """Those of a handler that runs on rows: `outputs` declares what it gives."""
 
     @property
     def outputs(self) -> Inputs | None: ...
@@ -63,7 +63,7 @@ class Steps:
     clock: nanoseconds; None: nothing is measured. seconds: how long each step took in the last run, by its name.
     """
 
-    def __init__(self, handler: Model, clock: Callable[[], int] | None = None) -> None:
+    def __init__(self, handler: Methods, clock: Callable[[], int] | None = None) -> None:
         self._handler = handler
         self._clock = clock
         self._awaits = frozenset(async_methods(handler))
@@ -220,7 +220,7 @@ class TensorSteps(Steps):
 
     def __init__(
         self,
-        handler: RowModel,
+        handler: RowMethods,
         encodes: bool,
         clock: Callable[[], int] | None = None,
         device: Device | None = None,
@@ -350,7 +350,7 @@ def failure_of(error: BaseException) -> HandlerError:
     return _failure("the batch", error)
 
 
-def async_methods(handler: Model) -> Iterator[str]:
+def async_methods(handler: Methods) -> Iterator[str]:
     """The names of those of the three methods that are coroutine functions."""
     for name in ("process_request", "run_inference", "process_response"):
         if inspect.iscoroutinefunction(getattr(handler, name)):

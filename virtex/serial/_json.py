@@ -1,5 +1,7 @@
 """What JSON has no word for: the arrays and scalars of NumPy that orjson does not write, or writes wrong.
 
+Rules: knows values of NumPy, not messages.
+
 orjson 3.13 aborts the process on a datetime of several units and writes a date for NaT, so it is given none of them.
 """
 

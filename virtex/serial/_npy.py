@@ -1,4 +1,7 @@
-"""What the codec does once per kind of array, not per array: dtypes to and from .npy headers; and lists to arrays."""
+"""What the codec does once per kind of array, not per array: dtypes to and from .npy headers; and lists to arrays.
+
+Rules: knows dtypes, shapes and headers; texts and bodies are the codec's.
+"""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Admission(Keeper):
     # ---- from the queue to the answer
 
     def admit(self, exchange: Exchange) -> None:
-        """Queue the items of a request, which is answered for when its deadline passes. Raises RequestError."""
+        """Queue the items of a request, and see to its deadline. Raises RequestError."""
         self.batcher.admit(exchange, self._clock())
         if exchange.begun < self._deadlines.begun:
             self._deadlines.watch(exchange.begun)
@@ -135,7 +135,7 @@ class Admission(Keeper):
             self.batcher.tell(self._observer.request_done, status, exchange.count, seconds)
 
     def settle(self, peer: Peer | None) -> int:
-        """A request that was taken is answered or given up; returns the time, which is one for a batch."""
+        """A request that was taken is answered or given up; returns the time, which is the same for a whole batch."""
         now = self.batcher.now or self._clock()
         self.company.settled(peer, now)
         self.unsettled -= 1

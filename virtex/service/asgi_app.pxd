@@ -1,7 +1,7 @@
 from ..batch.company cimport Peer
 from .admission cimport Admission
 from .exchange cimport Exchange
-from .seam cimport Head, Response
+from .seam cimport Head
 
 
 cdef class Wait:

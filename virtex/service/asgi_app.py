@@ -1,4 +1,4 @@
-"""We are hosted: a service behind another's ASGI server. Scopes and messages as heads and bodies, answers as messages.
+"""A service behind another's ASGI server: scopes and messages become heads and bodies, answers become messages.
 
 Rules: the protocol is ASGI 3, HTTP specification 2.0 to 2.5. Everything of it is here but `Server.__call__` itself: a
 coroutine function of a compiled module is taken for ASGI 2. One request costs two messages, one future and no task.
@@ -16,7 +16,7 @@ from ..errors import RequestError
 from .admission import Admission
 from .exchange import Exchange
 from .model import retrieve
-from .seam import Head, Response
+from .seam import Head, Response, without_root
 
 log = logging.getLogger("virtex")
 
@@ -94,9 +94,7 @@ class Shell:
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
         if root:
-            root = root.rstrip("/")
-            if root and (path == root or path.startswith(root + "/")):
-                path = path[len(root) :] or "/"
+            path = without_root(path, root.rstrip("/"))
         length = None
         headers = []
         for name, value in scope["headers"]:
@@ -185,10 +183,7 @@ async def _watch(wait: Wait) -> None:
 
 def start_of(response: Response) -> dict[str, Any]:
     """The message that begins an answer."""
-    length = 0
-    for buffer in response.buffers:
-        length += len(buffer)
-    headers = [*response.headers, (b"content-length", b"%d" % length)]
+    headers = [*response.headers, (b"content-length", b"%d" % response.size)]
     return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 

@@ -35,8 +35,9 @@ class Head:
     0 for none, None for chunked. peer: what Service.join() gave for its connection, None where the shell can't tell.
     wants: what the service made of it; a shell may put the same head again.
 
-    Of what came by a socket also target, as it came; raw_path and query, which are parts of it; minor, of HTTP/1.minor;
-    keep_alive, whether another request may follow; expects, whether the client waits for 100 Continue.
+    Where it came by a socket, more is known. target: as it came. raw_path: its path, not decoded. query: what follows
+    its question mark. minor: of HTTP/1.minor. keep_alive: whether another request may follow. expects: whether the
+    client waits for 100 Continue.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
 
 
 def plain(status: int, reason: str, headers: Headers = ()) -> Response:
-    """An error as one reads it whose application is not a service of ours."""
+    """An error as clients of a foreign application read it: as plain text."""
     return Response(status, ((b"content-type", b"text/plain; charset=utf-8"), *headers), [reason.encode()])
 
 
@@ -112,12 +113,8 @@ class Budget:
 
     def refusal(self) -> RequestError:
         """What to raise when there is no room."""
-        return RequestError(503, f"no room: {self.full}", RETRY_SOON)
-
-    @property
-    def full(self) -> str:
-        """Why there is no room."""
-        return f"requests and answers take more than {self.budget} bytes (limits.max_bytes)"
+        reason = f"no room: requests and answers take more than {self.budget} bytes (limits.max_bytes)"
+        return RequestError(503, reason, RETRY_SOON)
 
 
 class BaseExchange(Ticket):

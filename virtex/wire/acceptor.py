@@ -1,4 +1,7 @@
-"""Takes connections from a listening socket, which other processes may listen on too."""
+"""Takes connections from a listening socket, which other processes may listen on too.
+
+Rules: knows sockets, and connections until they are counted in. Whose turn it is to take one, a Share decides.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Share(Protocol):
     def waited_in_vain(self) -> None:
         """No other was quicker."""
 
-    def has_company(self) -> bool:
+    def has_ready_sibling(self) -> bool:
         """Whether another one takes what this one leaves."""
 
 
@@ -66,7 +69,7 @@ class Acceptor:
 
         It is left to the other processes that listen, if one of them is ready.
         """
-        if self._share is None or (self._share.may_accept() and not self._share.has_company()):
+        if self._share is None or (self._share.may_accept() and not self._share.has_ready_sibling()):
             for _ in range(self._backlog + 1):  # no more than that waits; what comes meanwhile must not hold us up
                 if not self._accept():
                     break

@@ -1,4 +1,7 @@
-"""Where a server listens: sockets bound to every address of a host, or to a path."""
+"""Where a server listens: sockets bound to every address of a host, or to a path.
+
+Rules: knows sockets and files. No loop, and nothing listens yet.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def _remove_stale(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)  # a full queue would have us wait
+        sock.setblocking(False)  # a full queue would make us wait
         try:
             sock.connect(path)
         except ConnectionRefusedError:

@@ -29,7 +29,7 @@ class Turn:
         self.begun = begun
         self.exchange: BaseExchange | None = None
         self.answer: Response | None = None  # given without waiting; else the exchange will have it
-        self.cost = 0  # bytes that its head takes, where it is not the latest's again
+        self.cost = 0  # bytes that its head takes; 0 where it is the one before again
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell."""
@@ -127,7 +127,7 @@ class Answers:
             (self._connections.loop or asyncio.get_running_loop()).call_soon(self.flush)
 
     def flush_soon(self) -> None:
-        """Later: the transport is in the midst of writing."""
+        """Write later: the transport is in the midst of writing now."""
         if self.turns or self._reader.rest:
             self._flush_soon()
 

@@ -31,7 +31,10 @@ HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its co
 
 
 class AsgiHost(Service):
-    """A foreign application as a service. mode: "auto"; "on", without lifespan is an error; "off", it is not asked."""
+    """A foreign application as a service.
+
+    mode: "auto"; "on": an application without lifespan is an error; "off": it is not asked for one.
+    """
 
     streams = True
     answers_early = False
@@ -60,7 +63,7 @@ class AsgiHost(Service):
         return taken(self, self.budget, head)
 
     def refuse(self, error: RequestError) -> Response:
-        """In plain text: whose application it is, nobody knows."""
+        """In plain text: nobody knows how the clients of this application read errors."""
         return plain(error.status, error.reason, error.headers)
 
     async def startup(self, worker: Any = None) -> None:

@@ -35,7 +35,7 @@ from .waiting import (
     nanoseconds,
 )
 
-UNTOLD = 64 << 10  # bytes unsent of which TLS does not tell pause_writing(); told of fewer, uvloop's never goes on
+UNTOLD = 64 << 10  # bytes unsent before TLS calls pause_writing(); with fewer, uvloop's never calls resume_writing()
 
 
 class Connection:
@@ -206,7 +206,7 @@ class Connection:
     # --- clocks -----------------------------------------------------------------------------------------------
 
     def watch(self, seconds: float) -> None:
-        """Have the clock looked at then, or sooner."""
+        """Ask for check_clock() after so many seconds, or sooner."""
         self.connections.watch(self, self.connections.clock() + nanoseconds(seconds))
 
     def check_clock(self, now: int) -> None:

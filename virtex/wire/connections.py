@@ -4,6 +4,8 @@ One object belongs to one event loop and is touched by its thread only. There is
 connection keeps the time at which its present wait began and says, when asked, until when it may wait; `watch` books
 that question into the second in which it is due. A connection that is answered again and again is so asked once per
 keep-alive time, not once per request, and ten thousand idle ones cost nothing but those questions.
+
+Rules: knows a connection as a Member, and no transport.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ DRAIN_TICK_SECONDS = 0.05
 
 
 class Ends(NamedTuple):
-    """client: None on a unix socket, whose path is then server[0]."""
+    """The two ends of a connection. client: None on a unix socket, whose path is then server[0]. tls: it is spoken."""
 
     client: tuple[str, int] | None
     server: tuple[str, int | None] | None
@@ -73,7 +75,7 @@ class Connections:
         self.draining = False
         self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
-        self.access: AccessLog | None = None  # status, body bytes, ns; None: nobody reads it
+        self.access: AccessLog | None = None  # gets status, bytes of the body, ns; None: nobody reads it
         self.root_path = ""  # a prefix of paths that is not the application's business
         self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
         self.changed: asyncio.Event | None = None  # set when the last connection leaves
@@ -159,5 +161,6 @@ class Connections:
         return True
 
     def abort(self) -> None:
+        """Break every connection off."""
         for connection in list(self.members):
             connection.abort()

@@ -16,6 +16,7 @@ from ..errors import RequestError
 from ..limits import Limits
 from ..service.seam import Head
 
+# What llhttp is given ahead of a chunked body, so that it reads one
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 
 # RFC 3986 section 3.2.2: uri-host [ ":" port ]; no user, path or space can hide in it.
@@ -98,15 +99,7 @@ def _parse_line(line: bytes) -> Line:
     authority, local = _parse_target(method.decode(), target)
     raw_path, _, query = local.partition(b"?")
     path = raw_path.decode("latin-1")
-    return Line(
-        method.decode(),
-        target,
-        authority,
-        raw_path,
-        query,
-        decoded(path),
-        minor,
-    )
+    return Line(method.decode(), target, authority, raw_path, query, decoded(path), minor)
 
 
 _kept_field = lru_cache(1024)(_parse_field)
@@ -194,7 +187,7 @@ def skip_empty_lines(data: bytes, at: int) -> int:
 
 
 def has_method(raw: bytes) -> bool:
-    """Whether a request line has begun with a token and a space: then it is llhttp's to know the method, or not (501).
+    """Whether a request line has begun with a token and a space: then llhttp says whether it knows the method (501).
 
     Until then it may be anything, TLS for example. Raises RequestError (400) once it can't be (RFC 9112 section 3).
     """

@@ -16,7 +16,7 @@ READ_AT_ONCE = 256 << 10  # bytes; libuv repeats a full read, and other connecti
 class BodyIntoPlace(asyncio.BufferedProtocol):
     """The protocol of a transport while the rest of a body comes, which ends where `view` does.
 
-    requests: are told when it is there, or finds no room.
+    requests: is told when the body is all there, or when there is no room for it.
     """
 
     def __init__(self, connection: Any, requests: Any, exchange: BaseExchange, view: memoryview) -> None:

@@ -1,4 +1,7 @@
-"""The lifespan protocol of an ASGI application: its startup() and shutdown(), each once."""
+"""The lifespan protocol of an ASGI application: its startup() and shutdown(), each once.
+
+Rules: knows the application, and nothing of its requests.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,16 @@ SPEC_VERSION = "2.4"  # send() raises OSError once the client has left
 
 
 class Lifespan:
-    """The lifespan of one application. state: what it keeps for its requests, in place."""
+    """The lifespan of one application.
+
+    state: what it keeps for its requests, in place. mode: "auto"; "on": an application without lifespan is an error;
+    "off": it is not asked for one.
+    """
 
     def __init__(self, app: Callable[..., Awaitable[None]], state: dict[str, Any], mode: str = "auto") -> None:
         self._app = app
         self._state = state
-        self._mode = mode  # "auto", "on": an application without lifespan is an error, "off": it is not asked
+        self._mode = mode
         self._task: asyncio.Task[None] | None = None
         self._raised: BaseException | None = None
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -41,6 +48,7 @@ class Lifespan:
             raise RuntimeError(f"the application did not start: {answer.get('message') or 'it gave no reason'}")
 
     async def shutdown(self) -> None:
+        """Tell the application to end, and wait until it has; nothing where it has no lifespan."""
         if self._task is None or self._task.done():
             return
         answer = await self._ask("lifespan.shutdown")

@@ -1,4 +1,7 @@
-"""serve(): an application on a socket, inside a program that has an event loop of its own."""
+"""serve(): an application on a socket, inside a program that has an event loop of its own.
+
+Rules: knows sockets, connections, and when a service starts and ends. Of signals and processes it knows nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from .protocol import hosted
 
 log = logging.getLogger("virtex")
 
-QUICK_SECONDS = 0.5  # a startup that takes no longer has nobody refused: whoever connects meanwhile waits for it
+QUICK_START_SECONDS = 0.5  # a startup that takes no longer refuses nobody: who connects meanwhile waits for it
 HANDSHAKE_SECONDS = 2.0  # for the TLS of a connection that was accepted just before the server stopped
 
 
@@ -52,17 +55,19 @@ class Listener:
         return int(name[1])
 
     def begin(self, worker: Any = None) -> asyncio.Task[None]:
-        """The application's startup, begun; for start(). worker: what the handler's setup() gets."""
+        """Begin the application's startup, which start() waits for. worker: what the handler's setup() gets."""
         return asyncio.get_running_loop().create_task(self._service.startup(worker))
 
     async def start(self, starting: asyncio.Task[None], listen: Callable[[], Awaitable[None]]) -> None:
-        """Wait until the application has started, and call listen() once. Raises what its startup raised.
+        """Wait until the application has started, and listen. Raises what its startup raised.
+
+        starting: what begin() gave. listen: called once, when it is time to call `Listener.listen` for each socket.
 
         A `Server` answers probes while it starts, so it listens meanwhile, unless its setup() holds the loop. Any other
         application listens when it has started.
         """
         try:
-            await asyncio.wait({starting}, timeout=QUICK_SECONDS if self._service.answers_early else None)
+            await asyncio.wait({starting}, timeout=QUICK_START_SECONDS if self._service.answers_early else None)
             if starting.done():
                 await starting
                 await listen()
@@ -79,15 +84,18 @@ class Listener:
         ssl: tls.SSLContext | None = None,
         share: Share | None = None,
     ) -> None:
-        """Take connections from one more bound socket, which is the listener's from now on.
+        """Take connections from one more socket.
 
+        sock: bound, and the listener's from now on. backlog: connections that the kernel keeps until they are accepted.
+        ssl: serve https with it.
         share: given where other processes listen on it too, see Acceptor.
         """
         self._acceptors.append(Acceptor(sock, backlog, self.connections, ssl, share))
 
     async def drain(self, grace: float = 30.0, delay: float = 0.0) -> None:
-        """Stop: be unready at once, answer what was taken, cut what is left after `grace` seconds, shut the app down.
+        """Stop: be unready at once, answer what was taken, cut what is left, shut the app down.
 
+        grace: seconds after which what is not answered is cut.
         delay: so many of these seconds new connections are still taken, for a load balancer that takes a while to see
         that this server is unready. Calling it again waits for the first call.
         """
@@ -132,7 +140,7 @@ class Listener:
             acceptor.close()
 
     async def _wait_joined(self, seconds: float) -> None:
-        """Have those who were accepted last among the connections; give up those who take longer."""
+        """Wait until those who were accepted last are among the connections; give up those who take longer."""
         joining = [task for acceptor in self._acceptors for task in acceptor.joining]
         if joining:
             _, late = await asyncio.wait(joining, timeout=max(0.0, seconds))
@@ -161,14 +169,15 @@ async def serve(
 ) -> Listener:
     """Start `app` and serve it on the running event loop; returns when it is ready and listening.
 
+    app: what http_server() made, or any ASGI 3 application. host: it listens on every address of that name. port: 0 is
+    any free one. sock: a bound socket, in place of host and port. uds: the path of a unix socket, in place of them. Its
+    file is replaced if nobody listens on it, is removed at the end, and has mode 0666, so that a proxy's user may
+    connect if the folder lets it. ssl: serve https with it. backlog: connections that the kernel keeps until they are
+    accepted. limits: by default those of the `Server`. clock: nanoseconds, monotonic.
+
     Where executor="thread" or an async setup() leaves the loop free, it listens while the app starts too: /health/live
     answers 200, messages and /health/ready 503.
-    app: what http_server() made, or any ASGI 3 application. Where: every address of `host`, and port (0: any free one),
-    or `sock`, a bound socket, or `uds`, the path of a unix socket. Its file is replaced if nobody listens on it, is
-    removed at the end, and has mode 0666, so that a proxy's user may connect if the folder lets it. ssl: serve https
-    with it. backlog: connections that the kernel keeps until they are accepted. limits: by default those of the
-    `Server`. clock: nanoseconds, monotonic. Raises what the app's startup raised, or OSError when the address can't be
-    had.
+    Raises what the app's startup raised, or OSError when the address can't be had.
     """
     listener = Listener(app, limits, clock)
 

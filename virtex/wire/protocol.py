@@ -22,8 +22,9 @@ class HttpProtocol(Connection, asyncio.Protocol):
     """One connection; `loop.create_server(lambda: HttpProtocol(app), ...)` serves `app` in your own program.
 
     app: a `Server`, which starts itself on the first request, or any ASGI 3 application, whose lifespan is then your
-    business (serve() runs both). limits: by default those of the `Server`. clock: nanoseconds, monotonic.
-    connections: what all connections of one server share; by default one object per loop and app.
+    business (serve() runs both). limits: by default those of the `Server`. clock: nanoseconds, monotonic. loop: by
+    default the one that runs. connections: what all connections of one server share; by default one object per loop
+    and app.
     """
 
     __slots__ = ()

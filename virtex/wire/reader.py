@@ -29,9 +29,9 @@ FIELD_BYTES = 200  # that the objects of one header field take, about
 class Reader:
     """What is known of the requests of one connection.
 
-    head: the latest that is whole. is_new: it was parsed, as it was not the one before again. cost: bytes that it takes
-    then. left: bytes of the present body, as declared, that are still to come. rest: what came and is not looked at
-    yet, from rest_at on.
+    head: the latest that is whole. is_new: it is not the one before again, so it was parsed. cost: bytes that it takes.
+    left: bytes of the present body, as declared, that are still to come. body: the present one, where it is chunked.
+    rest: what came and is not looked at yet, from rest_at on.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -40,7 +40,7 @@ class Reader:
         self.is_new = False
         self.cost = 0
         self._known = b""  # the bytes of `head`, where it is kept
-        self._kept = 0  # bytes that it takes then
+        self._kept = 0  # bytes that `head` takes, where it is kept
         self._partial = b""  # the beginning of the next head
         self._parser: httptools.HttpRequestParser | None = None
         self.left = 0

@@ -31,13 +31,16 @@ _FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class Heads:
-    """The heads of the present second, up to what differs: how the body's end is told. now: the connections' clock."""
+    """The heads of the present second, up to what differs: how the body's end is told.
+
+    now: of each call, by the connections' clock, in ns.
+    """
 
     def __init__(self) -> None:
         self._heads: dict[tuple[int, tuple[Header, ...], int] | Start, bytes] = {}
         self._until = 0
         self._date = b""
-        self._latest = b""  # the head that was asked for last, as the next one is: a dict takes a fifth of an answer
+        self._latest = b""  # of the last reply; the next mostly has the same, and the dict takes a fifth of an answer
         self._latest_status = self._latest_says = 0
         self._latest_headers: tuple[Header, ...] | None = None
 

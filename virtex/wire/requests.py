@@ -1,7 +1,7 @@
 """Requests: what comes on a connection, read and handed to the service.
 
 Rules: one decision to refuse is one close; nothing is processed after it. An error is answered behind the answers of
-earlier requests. Of the transport it knows which protocol reads it.
+earlier requests. Of the transport it only says which protocol reads it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The connection of an exchange that answers in pieces, as a foreign application does: what such an exchange may ask.
+"""What an exchange that answers in pieces, as a foreign application does, may ask of its connection.
 
 Rules: it serves one request at a time, whose turn is the only one. It knows the parts of its connection, and the
 exchange knows none of them.
@@ -36,7 +36,7 @@ class Stream:
     def where(self, head: Head) -> tuple[str, Ends, bool]:
         """The prefix of paths that is not the application's business; the connection's ends; whether TLS is spoken.
 
-        With us, or with a proxy that is trusted to say so.
+        It is spoken with us, or with a proxy that is trusted to say so.
         """
         ends = self._ends
         if ends is None:

@@ -125,7 +125,7 @@ class Waiting:
         self.received, self._seen = 0, -1
 
     def begin_end(self, now: int) -> None:
-        """The last answer is out, from now on the client is lingered for."""
+        """The last answer is out: from now on we wait for the end of the client's side."""
         self.since = self._seen_at = now
         self.received = self._seen = 0
 

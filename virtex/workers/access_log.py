@@ -1,4 +1,7 @@
-"""gunicorn's access log, one line for each answer."""
+"""gunicorn's access log, one line for each answer.
+
+Rules: knows heads, and gunicorn's logger; nothing of connections.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ..wire.connections import Ends
 
 
 class AccessLog:
-    """Writes gunicorn's access log; made only if one is wanted, for it costs more than many an answer."""
+    """Writes gunicorn's access log. Made only if one is wanted: a line of it costs more than a small answer."""
 
     def __init__(self, log: Any) -> None:
         self._log = log

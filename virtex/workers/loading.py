@@ -1,4 +1,7 @@
-"""The application as gunicorn gives it, and what stands in for one that is broken. Rules: it runs nothing."""
+"""The application as gunicorn gives it, and what stands in for one that is broken.
+
+Rules: knows applications; serves nothing.
+"""
 
 from __future__ import annotations
 

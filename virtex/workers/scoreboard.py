@@ -119,7 +119,7 @@ class Scoreboard:
         """Whether a worker of the newest generation was ever ready, so that the next one can be expected to be."""
         return self._words[_PROVEN] >= self._words[_NEWEST]
 
-    def has_company(self, index: int) -> bool:
+    def has_ready_sibling(self, index: int) -> bool:
         """Whether another worker is ready."""
         return any(entry.state == READY and _is_alive(entry.pid) for entry in self.others(index))
 
@@ -128,9 +128,9 @@ class Scoreboard:
 
         False while the newest code has never been ready, for this worker's successor would run it.
         """
-        return self.is_proven() and (self.has_company(index) or not self._will_have_company(index))
+        return self.is_proven() and (self.has_ready_sibling(index) or not self._will_have_ready_sibling(index))
 
-    def _will_have_company(self, index: int) -> bool:
+    def _will_have_ready_sibling(self, index: int) -> bool:
         age = self.entry(index).age
         return any(
             entry.state == RESTARTING

@@ -93,11 +93,11 @@ def trust(cfg: Any) -> Callable[[Any, list[tuple[bytes, bytes]]], bool]:
         address = ip_address(host.partition("%")[0])
         return any(address in network for network in networks)
 
-    def says_https(peer: Any, headers: list[tuple[bytes, bytes]]) -> bool:
+    def says_https(client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
         said = [value.lower() == names[name] for name, value in headers if name in names]
         if not said or not all(said):  # two that contradict each other prove nothing
             return False
-        return anybody or not isinstance(peer, tuple) or is_trusted(peer[0])
+        return anybody or not isinstance(client, tuple) or is_trusted(client[0])
 
     return says_https
 

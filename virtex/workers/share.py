@@ -11,7 +11,7 @@ PATIENCE = 10  # pauses in which a sibling may show no sign of life before it is
 
 
 class Share:
-    """Whether this worker leaves a connection that waits to a sibling that has fewer.
+    """Whether this worker leaves a waiting connection to a sibling that has fewer.
 
     An idle sibling wakes up at once and shows a sign of life. One that shows none, though it was left a connection
     PATIENCE times and nobody took it, is stopped, dead or busy: it is not waited for until it shows one.
@@ -20,14 +20,14 @@ class Share:
     def __init__(self, scoreboard: Scoreboard, index: int) -> None:
         self._scoreboard = scoreboard
         self._index = index
-        self.is_open = True  # False: whoever waits is left to a process to come
+        self.is_open = True  # False: what waits is left to a process to come
         self._asked: list[tuple[int, int]] = []  # age and turns of those who had fewer at the last look
         self._vain: dict[tuple[int, int], int] = {}  # how often each of them was waited for, as of that sign of life
 
     def may_accept(self) -> bool:
-        """A worker that loads leaves who connects to those that can answer, if there are any."""
+        """While it loads, a worker leaves new connections to siblings that can answer, if there are any."""
         is_loading = self._scoreboard.entry(self._index).state == LOADING
-        return not is_loading or (self.is_open and not self._scoreboard.has_company(self._index))
+        return not is_loading or (self.is_open and not self._scoreboard.has_ready_sibling(self._index))
 
     def has_more(self, connections: int) -> bool:
         """Whether this worker, which has so many, is to let another one be quicker."""
@@ -39,6 +39,6 @@ class Share:
         """Nobody was quicker."""
         self._vain = {key: self._vain.get(key, 0) + 1 for key in self._asked}
 
-    def has_company(self) -> bool:
+    def has_ready_sibling(self) -> bool:
         """Whether a sibling takes what this worker leaves; in a stop they would all wait for each other."""
-        return not self._scoreboard.is_stopping() and self._scoreboard.has_company(self._index)
+        return not self._scoreboard.is_stopping() and self._scoreboard.has_ready_sibling(self._index)

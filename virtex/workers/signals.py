@@ -12,7 +12,7 @@ from typing import Any
 
 
 def watch_for_stop(mark_stop: Callable[[], None]) -> None:
-    """Have the master's signal handlers call mark_stop() before they do anything else: the whole service stops.
+    """Make the master's signal handlers call mark_stop() before they do anything else: the whole service stops.
 
     gunicorn looks at a signal only when a reload is over, which takes up to graceful_timeout.
     """
@@ -33,7 +33,7 @@ def watch_for_stop(mark_stop: Callable[[], None]) -> None:
 
 
 def trace_to(streams: Iterable[Any]) -> None:
-    """Have SIGABRT write where every thread stands to the first of the streams that has a file, or to stderr."""
+    """Let SIGABRT write where every thread stands: to the first of the streams that has a file, or to stderr."""
     for stream in (*streams, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # no file behind it
             faulthandler.enable(stream)

@@ -229,7 +229,7 @@ Named = collections.namedtuple("Named", "labels scores")
 TUPLES = {
     "tuple": (lambda: (["cat", "dog"], [0.9, 0.1]), "a tuple"),
     "of rows": (lambda: ([1.0], [2.0]), "a tuple"),
-    "named": (lambda: Named(["cat", "dog"], [0.9, 0.1]), "a test_answers.Named"),
+    "named": (lambda: Named(["cat", "dog"], [0.9, 0.1]), "a test_aliasing.Named"),
     "max": (lambda: torch.max(torch.zeros(2, 2), dim=1), "a torch.return_types.max"),
     "topk": (lambda: torch.topk(torch.zeros(2, 2), 1), "a torch.return_types.topk"),
     "svd": (lambda: np.linalg.svd(np.zeros((2, 2))), "a "),
