@@ -184,7 +184,7 @@ class Answers:
             if answer is None and exchange is not None:
                 answer = exchange.response
             if answer is None:
-                if self._invites_itself and turn is self.invites:
+                if self._invites_itself and turn is self.invites and turn is self.current:
                     self.invites = None
                     out.append(CONTINUE)
                     size += len(CONTINUE)
