@@ -72,7 +72,7 @@ class Answers:
 
     def forget(self) -> None:
         """The connection is gone."""
-        self.when_answered = None  # the two would keep each other
+        self._connection = self.when_answered = None  # they would keep each other
         self.buffered = 0
 
     def add(self, head: Head | None, now: int) -> Turn:
@@ -138,7 +138,8 @@ class Answers:
     def flush(self) -> None:
         """Write what can be written; then look at what was held back until now."""
         self.write()
-        self._connection.go_on()
+        if self._connection is not None:
+            self._connection.go_on()
 
     def write(self) -> None:
         """Write what can be written."""
