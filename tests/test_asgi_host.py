@@ -604,3 +604,20 @@ def test_hosting_a_foreign_application_loads_neither_numpy_nor_codec_nor_batcher
     assert {name for name in own if name.startswith("virtex.service")} <= MAY_KNOW_OF_SERVICE
     rest = {name for name in own if name.count(".") == 1} - {"virtex.batch", "virtex.service"}
     assert rest == {"virtex.wire", "virtex.errors", "virtex.limits", "virtex.logs"}
+
+
+def test_nothing_follows_an_answer_that_said_it_is_the_last(serve, caplog):
+    async def app(scope, receive, send):
+        await receive()
+        raise ValueError("no answer")
+
+    wire = serve(app, max_bytes=2000)
+    wire.send(GET + b"GET / HTTP/1.1\r\nHost: " + b"a" * 3000)  # behind a 500 that closes there is a 503 now
+    wire.transport.unsent = 100
+    wire.protocol.pause_writing()
+    wire.settle()
+    wire.transport.unsent = 0
+    wire.protocol.resume_writing()
+    wire.settle()
+    assert wire.statuses == [500] and wire.transport.ended and not wire.transport.closed
+    assert "could not be written" not in caplog.text

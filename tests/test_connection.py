@@ -288,6 +288,16 @@ def test_client_that_sends_at_once_is_not_invited(wire):
     assert wire.statuses == [200]
 
 
+def test_client_that_did_not_wait_for_the_invitation_gets_none(wire, server):
+    server.later = True
+    wire.send(OK + EXPECT, b"ab")
+    server.opened[0].resolve()
+    wire.settle()
+    server.opened[1].resolve()
+    wire.settle()
+    assert wire.statuses == [200, 200]
+
+
 def test_invitation_waits_for_earlier_answers(wire, server):
     server.later = True
     wire.send(OK + EXPECT)

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 from kit.asks import Echo, ask_asgi
+from kit.wire import StubServer, Wire
 
 from virtex import http_server, serve
 
@@ -73,3 +74,20 @@ def test_a_request_leaves_no_cycles(way):
             return found
 
     assert asyncio.run(main()) == []
+
+
+@pytest.mark.parametrize("hosts", [False, True])
+def test_a_connection_leaves_no_cycles(hosts, event_loop):
+    app = plain if hosts else StubServer(event_loop)
+
+    def connect():
+        wire = Wire(app, loop=event_loop).send(REQUEST).settle()
+        assert wire.statuses == [200]
+        wire.protocol.connection_lost(None)
+        wire.transport.protocol = None  # an event loop's forgets it too
+        wire.settle()
+
+    connect()
+    with collected() as found:
+        connect()
+    assert [made for made in found if type(made).__module__.startswith("virtex.")] == []

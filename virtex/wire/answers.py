@@ -68,7 +68,7 @@ class Answers:
 
     def forget(self) -> None:
         """The connection is gone."""
-        self.when_answered = None  # the two would keep each other
+        self._connection = self.when_answered = None  # they would keep each other
         self.buffered = 0
 
     def add(self, head: Head | None, now: int) -> Turn:
@@ -134,7 +134,8 @@ class Answers:
     def flush(self) -> None:
         """Write what can be written; then look at what was held back until now."""
         self.write()
-        self._connection.go_on()
+        if self._connection is not None:
+            self._connection.go_on()
 
     def write(self) -> None:
         """Write what can be written."""
@@ -181,7 +182,7 @@ class Answers:
             if answer is None and exchange is not None:
                 answer = exchange.response
             if answer is None:
-                if self._invites_itself and turn is self.invites:
+                if self._invites_itself and turn is self.invites and turn is self.current:
                     self.invites = None
                     out.append(CONTINUE)
                     size += len(CONTINUE)

@@ -71,6 +71,7 @@ class Requests:
             self._connections.service.leave(peer)
         except Exception:
             log.exception("the service raised while a connection left")
+        self._connection = None  # the two would keep each other
 
     # --- reading: each takes bytes from a place on, and returns where the next is to begin ---------------------------
 

@@ -84,6 +84,7 @@ class Stream:
         if turn is self._answers.current:
             self._abandon_body(turn, now)
         if closes or turn is self._answers.last:
+            self._answers.give_up_from(0)  # an error may stand behind it, but this one has said that it is the last
             self._connection.end()
         elif self._reader.rest:
             self._requests.go_on()
