@@ -98,7 +98,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.demo: pyproject.toml $(SOURCES) | $(BIN)/python
-	@echo "installing Virtex, the demo's packages and what is compiled (a minute or two the first time)"
+	@echo "installing Virtex, the demo's packages and what is compiled (a few minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
