@@ -94,6 +94,7 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "no C compiler (gcc): Virtex can't be built" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Virtex needs Python 3.11, $(PYTHON) is {sys.version.split()[0]}")'
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = sysconfig.get_path("include") + "/Python.h"; sys.exit(not os.path.exists(h) and f"{h} is missing: Virtex cannot be built (Debian: apt install python3-dev)")'
 	@echo "making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
 
