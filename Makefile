@@ -68,7 +68,7 @@ fuzz: $(VENV)/.dev  ## fuzz the codec's C core, the whole decode, and what handl
 fuzz-wire: $(VENV)/.dev  ## random requests and what befalls connections, SECONDS (1800) long: is what is charged what is held?
 	@$(BIN)/python tests/test_fuzz.py $(SECONDS)
 
-hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long, but each once: its rate and its waits, memory beside the budget
+hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long, each once at least: its rate and its waits, memory beside the budget
 	@PYTHONPATH=tests $(BIN)/python -m soak.hostile --seconds $(SECONDS)
 
 sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
