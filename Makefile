@@ -68,7 +68,7 @@ fuzz: $(VENV)/.dev  ## fuzz the codec's C core, the whole decode, and what handl
 fuzz-wire: $(VENV)/.dev  ## random requests and what befalls connections, SECONDS (1800) long: is what is charged what is held?
 	@$(BIN)/python tests/test_fuzz.py $(SECONDS)
 
-hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long: its rate and its waits, memory beside the budget
+hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long, each once at least: its rate and its waits, memory beside the budget
 	@PYTHONPATH=tests $(BIN)/python -m soak.hostile --seconds $(SECONDS)
 
 sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
@@ -94,11 +94,12 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "no C compiler (gcc): Virtex can't be built" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Virtex needs Python 3.11, $(PYTHON) is {sys.version.split()[0]}")'
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = sysconfig.get_path("include") + "/Python.h"; sys.exit(not os.path.exists(h) and f"{h} is missing: Virtex cannot be built (Debian: apt install python3-dev)")'
 	@echo "making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) -m venv failed (Debian: apt install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.demo: pyproject.toml $(SOURCES) | $(BIN)/python
-	@echo "installing Virtex, the demo's packages and what is compiled (a minute or two the first time)"
+	@echo "installing Virtex, the demo's packages and what is compiled (a few minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
