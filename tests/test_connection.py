@@ -155,8 +155,8 @@ def test_answers_of_one_batch_to_one_connection_are_one_write(wire, server):
 
 def test_answer_that_is_there_when_it_is_asked_for_goes_out_at_once(wire, server):
     class Quick(SelfAnswering):
-        def answer(self, callback):
-            super().answer(callback)
+        def answer(self, waiter):
+            super().answer(waiter)
             self.resolve()
             return self
 

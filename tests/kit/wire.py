@@ -107,19 +107,19 @@ class StubExchange(BaseExchange):
         self.view = bytearray(n)
         return memoryview(self.view)
 
-    def complete(self, body=b"", callback=None):
+    def complete(self, body=b"", waiter=None):
         if body:
             self.write(body)
         if self.view is not None:
             self.body = bytes(self.view)
         self.server.bodies.append(self.body)
-        return self.answer(callback)
+        return self.answer(waiter)
 
-    def answer(self, callback):
+    def answer(self, waiter):
         if not self.server.later:
             return self.server.answer(self)
         self.future = self.server.loop.create_future()
-        self.future.add_done_callback(lambda _: callback(self))
+        self.future.add_done_callback(lambda _: waiter.on_answer(self))
         return self
 
     def leaves(self):
@@ -136,16 +136,16 @@ class StubExchange(BaseExchange):
 class SelfAnswering(StubExchange):
     """An exchange that calls back at once, as the real one does."""
 
-    callback = None
+    waiter = None
 
-    def answer(self, callback):
-        self.callback = callback
+    def answer(self, waiter):
+        self.waiter = waiter
         return self
 
     def resolve(self):
         self.response = self.server.answer(self)
-        if self.callback is not None:
-            self.callback(self)
+        if self.waiter is not None:
+            self.waiter.on_answer(self)
 
 
 class StubServer(Service):

@@ -4,7 +4,7 @@ from ..batch.batcher cimport Batcher
 from ..batch.company cimport Company, Peer
 from .bodies cimport Bodies
 from .formats cimport Format, Wants
-from .seam cimport BaseExchange, Budget, Gate, Head, Response
+from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
 
 
 cdef class Keeper(Gate):
@@ -26,6 +26,7 @@ cdef class Exchange(BaseExchange):
     cdef Head _head
     cdef Wants _wants
     cdef object _body, _callback
+    cdef Waiter _waiter
     cdef bint _arriving
     cdef long long _awaited
     cdef _begin(self, Keeper admission, Head head, Wants wants, long long begun)
@@ -37,7 +38,7 @@ cdef class Exchange(BaseExchange):
     cpdef write(self, bytes data)
     cpdef buffer(self, Py_ssize_t n)
     cpdef await_rest(self, long long now)
-    cpdef complete(self, bytes body=*, callback=*)
+    cpdef complete(self, bytes body=*, Waiter waiter=*)
     cpdef bint leaves(self) except -1
     cpdef cancel(self, str reason)
     cpdef hold(self)
@@ -51,4 +52,6 @@ cdef class Exchange(BaseExchange):
     cdef Response _finish(self, Response response)
     cdef _charge_values(self, Py_ssize_t values, Py_ssize_t wider)
     cdef _drop_body(self)
+
+    @cython.locals(waiter=Waiter)
     cdef _call_back(self)

@@ -21,7 +21,7 @@ from ..limits import Limits
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
-from .seam import BaseExchange, Gate, Head, Response
+from .seam import BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
@@ -93,6 +93,7 @@ class Exchange(BaseExchange):
         self._arriving = True
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
+        self._waiter: Waiter | None = None
         self._callback: Callable[[Any], object] | None = None
 
     def done(self) -> bool:
@@ -197,12 +198,12 @@ class Exchange(BaseExchange):
             self.charged = self.response.size
             self.budget.held += self.charged
 
-    def complete(self, body: bytes = b"", callback: Callable[[Any], object] | None = None) -> Response | Exchange:
+    def complete(self, body: bytes = b"", waiter: Waiter | None = None) -> Response | Exchange:
         """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
         admission = self.admission
         if body:
             self.write(body)
-        self._callback = callback
+        self._waiter = waiter
         self._arriving = False
         if self._awaited:
             admission.company.arrived(self._head.peer, admission._clock() - self._awaited)
@@ -243,7 +244,7 @@ class Exchange(BaseExchange):
             return
         self.resolved = True
         admission = self.admission
-        self._callback = None
+        self._waiter = self._callback = None
         self._drop_body()
         self.release()
         if self._arriving:
@@ -288,12 +289,16 @@ class Exchange(BaseExchange):
         return response
 
     def _call_back(self) -> None:
-        callback, self._callback = self._callback, None  # it may lead back here: a cycle for the garbage collector
-        if callback is not None:
-            try:
+        # They may lead back here: a cycle for the garbage collector.
+        waiter, self._waiter = self._waiter, None
+        callback, self._callback = self._callback, None
+        try:
+            if waiter is not None:
+                waiter.on_answer(self)
+            if callback is not None:
                 callback(self)
-            except Exception:
-                log.exception("a connection failed to take its answer")
+        except Exception:
+            log.exception("a connection failed to take its answer")
 
     def refuse(self, error: Exception) -> Response:
         """The answer that says what went wrong, as the client reads it."""

@@ -28,6 +28,10 @@ cdef class Budget:
     cpdef charge(self, Py_ssize_t n)
 
 
+cdef class Waiter:
+    cpdef on_answer(self, BaseExchange exchange)
+
+
 cdef class BaseExchange(Ticket):
     cdef public Budget budget
     cdef public Gate gate
@@ -40,7 +44,7 @@ cdef class BaseExchange(Ticket):
     cpdef buffer(self, Py_ssize_t n)
     cpdef charge(self, Py_ssize_t n)
     cpdef await_rest(self, long long now)
-    cpdef complete(self, bytes body=*, callback=*)
+    cpdef complete(self, bytes body=*, Waiter waiter=*)
     cpdef bint leaves(self) except -1
     cpdef cancel(self, str reason)
     cpdef hold(self)

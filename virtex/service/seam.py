@@ -5,7 +5,7 @@ none of this room. Of batch it knows the ring's Ticket, so that one object is a 
 
     Service.join(connection) -> peer              a connection begins; each Head that it sends has this peer
     Service.open(head, now) -> Response | Exchange    at the end of the headers: refuse, or take what follows
-    Exchange.complete(body, callback) -> Response | Exchange    the body is all there: answer, or call back later
+    Exchange.complete(body, waiter) -> Response | Exchange    the body is all there: answer, or tell the waiter later
     Exchange.write(data)                          of a longer body, ahead of complete(): a piece,
     Exchange.buffer(n), Exchange.charge(n)        or what was read into its place
     Exchange.cancel(reason)                       nobody waits for the answer any more
@@ -18,7 +18,7 @@ cancelled, and its error is the answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from ..batch.ring import Ticket
@@ -117,6 +117,14 @@ class Budget:
         return RequestError(503, reason, RETRY_SOON)
 
 
+class Waiter:
+    """Who waits for answers, as their exchanges know it: a base, in place of a callback for each."""
+
+    def on_answer(self, exchange: BaseExchange) -> None:
+        """The answer is there. Called while a whole batch is being answered."""
+        raise NotImplementedError
+
+
 class BaseExchange(Ticket):
     """One request that was taken, and its answer. A base: what a connection calls.
 
@@ -155,9 +163,7 @@ class BaseExchange(Ticket):
     def await_rest(self, now: int) -> None:
         """The body is not all there."""
 
-    def complete(
-        self, body: bytes = b"", callback: Callable[[BaseExchange], object] | None = None
-    ) -> Response | BaseExchange:
+    def complete(self, body: bytes = b"", waiter: Waiter | None = None) -> Response | BaseExchange:
         """The body is all there: answer at once, or call back with the exchange when `response` is.
 
         body: all of it where it came with its head, b"" where there is none or it was written. Raises as write().

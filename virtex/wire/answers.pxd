@@ -1,6 +1,6 @@
 cimport cython
 
-from ..service.seam cimport BaseExchange, Head, Response
+from ..service.seam cimport BaseExchange, Head, Response, Waiter
 from .connections cimport Connections
 from .reader cimport Reader
 from .replies cimport Framing, Heads
@@ -17,9 +17,8 @@ cdef class Turn:
     cdef public Py_ssize_t cost
 
 
-cdef class Answers:
-    cdef object _connection, _transport_write
-    cdef readonly object when_answered
+cdef class Answers(Waiter):
+    cdef object _connection, _transport
     cdef Connections _connections
     cdef Reader _reader
     cdef Waiting _waiting
@@ -35,7 +34,7 @@ cdef class Answers:
     @cython.locals(held=Py_ssize_t, turn=Turn)
     cpdef account(self)
     cpdef write(self)
-    cdef _take(self, BaseExchange exchange)
+    cpdef on_answer(self, BaseExchange exchange)
 
     @cython.locals(now=cython.longlong)
     cdef _write_all(self, long long at)

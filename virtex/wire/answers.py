@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ..service.seam import BaseExchange, Head, Response, refusal
+from ..service.seam import BaseExchange, Head, Response, Waiter, refusal
 from .connections import Connections
 from .reader import Reader
 from .replies import CONTINUE, Framing
@@ -37,13 +37,13 @@ class Turn:
         return exchange is not None and self.answer is None and exchange.response is None and exchange.leaves()
 
 
-class Answers:
+class Answers(Waiter):
     """The turns of one connection, and what is written of them.
 
     turns: those that are not answered. current: the one whose request is being read. last: nothing is read after it,
     and the connection closes behind its answer. invites: its client waits for 100 Continue. is_corked: answers are
     collected, and written when everything at hand has been read. is_due: there may be something to write. buffered:
-    bytes that the transport keeps. when_answered: what an exchange calls when it has its answer.
+    bytes that the transport keeps.
     """
 
     def __init__(self, connection: Any, connections: Connections, reader: Reader, waiting: Waiting) -> None:
@@ -52,8 +52,7 @@ class Answers:
         self._reader = reader
         self._waiting = waiting
         self._invites_itself = not connections.service.streams
-        self._transport_write: Any = None
-        self.when_answered: Any = None
+        self._transport: Any = None
         self.turns: list[Turn] = []
         self.current: Turn | None = None
         self.last: Turn | None = None
@@ -64,11 +63,11 @@ class Answers:
 
     def begin(self, transport: Any) -> None:
         """The connection is there."""
-        self._transport_write, self.when_answered = transport.write, self._on_answer  # made once, not for each answer
+        self._transport = transport
 
     def forget(self) -> None:
         """The connection is gone."""
-        self._connection = self.when_answered = None  # they would keep each other
+        self._connection = None  # the two would keep each other
         self.buffered = 0
 
     def add(self, head: Head | None, now: int) -> Turn:
@@ -105,14 +104,11 @@ class Answers:
 
     # --- when to write ------------------------------------------------------------------------------------------
 
-    def _on_answer(self, exchange: BaseExchange) -> None:
+    def on_answer(self, exchange: BaseExchange) -> None:
         """The answer of a request is there. Called while a whole batch is being answered, so it reads no other request.
 
         Where others wait too, they are written together, when the batch has been answered.
         """
-        self._take(exchange)
-
-    def _take(self, exchange: BaseExchange) -> None:
         if self.is_corked:
             self.is_due = True
         elif len(self.turns) == 1 and not (self._reader.rest or self._waiting.stalled):
@@ -247,8 +243,8 @@ class Answers:
     def _send(self, out: list[bytes], size: int) -> None:
         self.buffered += size  # the transport keeps all of it until the kernel has taken all of it
         if size <= JOINED or len(out) == 1:
-            self._transport_write(b"".join(out))
+            self._transport.write(b"".join(out))
         else:
-            self._connection.transport.writelines(out)
+            self._transport.writelines(out)
         if not self._waiting.stalled:
             self.buffered = 0

@@ -1,6 +1,6 @@
 cimport cython
 
-from ..service.seam cimport BaseExchange, Budget, Head
+from ..service.seam cimport BaseExchange, Budget, Head, Waiter
 from .replies cimport Framing, Start, framed
 from .stream cimport Stream
 
@@ -22,7 +22,7 @@ cdef class AsgiExchange(BaseExchange):
     cdef bint _complete, _half, _gone, _told, _done
     cdef _open(self, host, Budget budget, Head head)
     cpdef write(self, bytes data)
-    cpdef complete(self, bytes body=*, callback=*)
+    cpdef complete(self, bytes body=*, Waiter waiter=*)
     cpdef cancel(self, str reason)
     cpdef bint leaves(self) except -1
     cdef _wake(self)

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import RequestError, too_large
 from ..limits import Limits
 from ..logs import Tracebacks
-from ..service.seam import BaseExchange, Budget, Head, Response, Service, plain
+from ..service.seam import BaseExchange, Budget, Head, Response, Service, Waiter, plain
 from .grammar import Header, decoded
 from .lifespan import SPEC_VERSION, Lifespan, Message
 from .replies import Framing, Start, framed, start_of
@@ -136,7 +136,7 @@ class AsgiExchange(BaseExchange):
             self._stream.hold(True)
         self._wake()
 
-    def complete(self, body: bytes = b"", callback: Callable[[BaseExchange], object] | None = None) -> BaseExchange:
+    def complete(self, body: bytes = b"", waiter: Waiter | None = None) -> BaseExchange:
         if body:
             self.write(body)
         self._complete = True

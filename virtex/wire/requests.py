@@ -260,7 +260,7 @@ class Requests:
         """The request is all there: hand it over, and wait for the next."""
         head, exchange = turn.head, turn.exchange
         assert head is not None and exchange is not None
-        answer = exchange.complete(body, self._answers.when_answered)
+        answer = exchange.complete(body, self._answers)
         self._answers.current = None
         if not head.keep_alive:
             self.stop_at(turn)
