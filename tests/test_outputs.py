@@ -160,6 +160,16 @@ def test_rows_that_do_not_travel_are_an_error_that_says_which(rows, says):
             as_rows(rows, 1, None).npy()
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_text_of_code_points_that_are_none_is_not_sent(order):
+    rows = np.array(["ab", "c"], order + "U2")
+    assert as_rows(rows, 2, None).json() == b'{"data":["ab","c"],"error":null}'
+    rows.view(order + "u4")[1] = 0x110000
+    with pytest.raises(HandlerError, match="code points that Unicode does not have"):
+        as_rows(rows, 2, None).json()
+    assert as_rows(np.zeros(0, "U2"), 0, None).json() == b'{"data":[],"error":null}'
+
+
 def test_parts_of_rows_join_without_aliasing():
     rows = rows_by_name({"": np.arange(6.0).reshape(3, 2)})
     joined = rows.joined([rows.part(0, 1).copy(), rows.part(1, 3)])

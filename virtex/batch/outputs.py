@@ -151,8 +151,17 @@ class Rows:
         if name not in self._values:
             array = self._arrays[name]
             is_plain = array.ndim == 1 and array.dtype.kind in "biufU"
+            if is_plain and array.dtype.kind == "U":
+                _check_text(array)
             self._values[name] = array.tolist() if is_plain else None
         return self._values[name]
+
+
+def _check_text(array: Array) -> None:
+    """Raise TypeError for code points that are none: NumPy makes a str of them, and orjson bytes of that."""
+    codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    if codes.size and codes.max() > sys.maxunicode:
+        raise TypeError("text of code points that Unicode does not have")
 
 
 def rows_by_name(arrays: dict[str, Array]) -> Rows:
