@@ -8,6 +8,7 @@ from .stream cimport Stream
 cdef bytes _bytes(value)
 cdef tuple _pairs(headers)
 
+
 @cython.locals(exchange=AsgiExchange)
 cpdef AsgiExchange taken(host, Budget budget, Head head)
 

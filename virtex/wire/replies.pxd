@@ -8,6 +8,7 @@ cpdef bytes end_of_head(Py_ssize_t length)
 cpdef bint has_body(int status)
 cpdef int says_of(bint closes, int minor)
 
+
 @cython.locals(framing=Framing)
 cpdef Framing framed(Start start, Head head, bytes body, bint end)
 
