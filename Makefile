@@ -30,7 +30,7 @@ build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv
 	@$(BIN)/python setup.py -q build_ext --inplace
 
-test: $(VENV)/.dev  ## run every test, in two processes (at most 3 minutes)
+test: $(VENV)/.dev  ## run every test, in two processes (about 3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # In a copy of the tree, whose .so files are removed, but for the codec's
