@@ -122,7 +122,7 @@ def in_a_loop(f, handler=None, **limits):
         await asyncio.wait_for(f(app, wire), 10)
         for protocol in list(wire.connections.members):
             protocol.connection_lost(None)
-        assert (app.budget.held, app.admission.unsettled) == (0, 0)
+        assert (app.budget.held, app.model.admission.unsettled) == (0, 0)
         await app.shutdown()
 
     asyncio.run(main())
@@ -350,8 +350,8 @@ def test_answers_of_every_size_come_whole_to_a_client_that_reads_late(run, tls):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port, ssl=theirs)
             for n in (1, 70_000, 3_000_000, 10_000_000, 1):
                 writer.write(ask(n) * 2)
-                await eventually(lambda: app.admission.unsettled)
-                await eventually(lambda: not app.admission.unsettled)
+                await eventually(lambda: app.model.admission.unsettled)
+                await eventually(lambda: not app.model.admission.unsettled)
                 for _ in range(2):
                     status, _, body = await read_answer(reader)
                     assert status == 200 and len(body) == n + 26 and body.endswith(b'"],"error":null}')

@@ -15,7 +15,7 @@ from virtex import Limits, Server, Tensor, TensorHandler, http_server, serve
 from virtex._codec import encode_npy, encode_numpy
 from virtex.errors import RequestError
 from virtex.service.exchange import ARRAY_BYTES
-from virtex.service.seam import Head
+from virtex.service.seam import Head, Waiter
 
 
 def on_loop(f, handler=None, **options):
@@ -73,7 +73,7 @@ def test_cancelling_twice_or_after_the_answer_changes_nothing():
         answered.write(b'{"data":[1]}')
         response = await answered.complete()
         answered.cancel("left")
-        return response.status, app.admission.unsettled, app.budget.held
+        return response.status, app.model.admission.unsettled, app.budget.held
 
     assert on_loop(put) == (200, 0, 0)
 
@@ -82,7 +82,7 @@ def test_a_request_that_is_refused_after_its_body_is_no_company_any_more():
     async def put(app):
         for body in (b"", b"[]", b'{"data":[]}'):
             await ask_direct(app, body)
-        return app.admission.unsettled, app.budget.held
+        return app.model.admission.unsettled, app.budget.held
 
     assert on_loop(put) == (0, 0)
 
@@ -93,14 +93,14 @@ def test_a_body_is_charged_until_it_is_answered_refused_or_given_up():
         for end in ("answer", "refuse", "cancel"):
             exchange = opened(app)
             exchange.write(b'{"data":[1' if end != "answer" else b'{"data":[1]}')
-            held.append(app.admission.bodies.held)
+            held.append(app.model.admission.bodies.held)
             if end == "cancel":
                 exchange.cancel("left")
             elif end == "answer":
                 await exchange.complete()
             else:
                 exchange.complete()
-            held.append(app.admission.bodies.held)
+            held.append(app.model.admission.bodies.held)
         return held
 
     assert on_loop(put) == [12, 0, 10, 0, 10, 0]
@@ -117,7 +117,7 @@ def test_a_large_body_is_read_where_it_came_and_its_memory_used_again():
             view[:] = text
             exchange.charge(len(text))
             assert sum(map(len, (await exchange.complete()).buffers)) > 200_000
-        return seen, app.admission.bodies.held
+        return seen, app.model.admission.bodies.held
 
     assert on_loop(put) == ([b"\0", b"}"], 0)
 
@@ -135,7 +135,7 @@ def test_a_large_body_with_a_bad_item_is_refused_and_over():
         exchange = opened(app)
         exchange.buffer(len(text))[:] = text
         exchange.charge(len(text))
-        return exchange.complete().status, app.admission.bodies.held, app.admission.unsettled
+        return exchange.complete().status, app.model.admission.bodies.held, app.model.admission.unsettled
 
     assert on_loop(put, Declared()) == (422, 0, 0)
 
@@ -150,11 +150,11 @@ def test_a_body_that_is_in_rows_counts_no_more_and_is_given_back_once():
     async def put(app):
         exchange = opened(app)
         exchange.write(b'{"data":[[1,2,3]]}')
-        held = [app.admission.bodies.held]
+        held = [app.model.admission.bodies.held]
         future = exchange.complete()
-        held.append(app.admission.bodies.held)
+        held.append(app.model.admission.bodies.held)
         await future
-        return [*held, app.admission.bodies.held]
+        return [*held, app.model.admission.bodies.held]
 
     assert on_loop(put, Declared()) == [18, 0, 0]
 
@@ -167,7 +167,12 @@ def test_whoever_asks_late_is_told_at_once_and_too_early_is_an_error():
         exchange.write(b'{"data":[1]}')
         await exchange.complete()
         told = []
-        exchange.add_done_callback(told.append)
+
+        class Late(Waiter):
+            def on_answer(self, exchange):
+                told.append(exchange)
+
+        exchange.tell(Late())
         return told == [exchange]
 
     assert on_loop(put)
@@ -175,15 +180,15 @@ def test_whoever_asks_late_is_told_at_once_and_too_early_is_an_error():
 
 def test_all_bodies_together_stay_within_the_budget():
     async def put(app):
-        app.admission.bodies.budget = 100
+        app.model.admission.bodies.budget = 100
         first, second = opened(app), opened(app)
         first.write(b"x" * 90)
         with pytest.raises(RequestError) as error:
             second.write(b"x" * 20)
         second.cancel("refused")
-        status = error.value.status, app.admission.bodies.held
+        status = error.value.status, app.model.admission.bodies.held
         first.cancel("left")
-        return *status, app.admission.bodies.held
+        return *status, app.model.admission.bodies.held
 
     assert on_loop(put) == (503, 90, 0)
 
@@ -202,7 +207,7 @@ def test_memory_of_a_large_body_that_came_over_a_socket_is_used_again():
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
                 assert head.startswith(b"HTTP/1.1 200")
                 await reader.readexactly(len(text) + 13)
-                kept.append(app.admission.bodies.kept)
+                kept.append(app.model.admission.bodies.kept)
             writer.close()
         return kept
 
@@ -223,10 +228,10 @@ def test_many_values_in_a_large_body_are_charged_as_what_they_take_in_memory(tex
     async def put(app):
         statuses = []
         for budget in (1 << 20, 1 << 30):
-            app.admission.bodies.budget = budget
+            app.model.admission.bodies.budget = budget
             answer = await ask_direct(app, b'{"data":%b}' % text)
             statuses.append(answer.status)
-        return statuses, app.admission.bodies.held
+        return statuses, app.model.admission.bodies.held
 
     assert on_loop(put, max_queue_size=100_000) == ([503, 200], 0)
 
@@ -282,7 +287,7 @@ def test_what_is_held_is_charged_as_what_it_takes_in_memory(text):
     handler = Waiting()
 
     async def put(app):
-        futures, admission = [], app.admission
+        futures, admission = [], app.model.admission
         for _ in range(10):
             exchange = opened(app)
             exchange.write(text)
@@ -336,7 +341,7 @@ def test_more_values_than_the_limit_are_a_413_that_names_it_and_are_not_parsed(h
 
     async def put(app):
         answer = await ask_direct(app, b'{"data":[%b]}' % text)
-        return answer.status, answer.body, app.admission.bodies.held
+        return answer.status, answer.body, app.model.admission.bodies.held
 
     status, answer, held = on_loop(put, handler(), limits=Limits(values=500), max_queue_size=100_000)
     assert (status, held) == (413, 0)
@@ -349,7 +354,7 @@ def test_what_stands_in_texts_is_no_value():
         words = b'"%b"' % (b"One, two: [three] {four}, " * 400)
         text = b'{"data":[%b, {"\xc3\xa9": %b}]}' % (words, words)
         statuses = [(await ask_direct(app, text)).status]
-        app.admission.bodies.budget = 4 * len(text)
+        app.model.admission.bodies.budget = 4 * len(text)
         statuses.append((await ask_direct(app, text)).status)
         return statuses
 
@@ -368,9 +373,9 @@ def test_documents_are_counted_and_charged_before_they_are_decoded():
 
     async def put(app):
         many = await ask_direct(app, doc * 50, headers=[(b"content-type", b"application/x-npy")])
-        app.admission.bodies.budget = 20 * len(doc)
+        app.model.admission.bodies.budget = 20 * len(doc)
         dear = await ask_direct(app, doc * 19, headers=[(b"content-type", b"application/x-npy")])
-        return many.status, dear.status, app.admission.bodies.held
+        return many.status, dear.status, app.model.admission.bodies.held
 
     assert on_loop(put, max_queue_size=40, max_batch_size=8) == (413, 503, 0)
 
@@ -382,9 +387,9 @@ def test_each_of_many_documents_is_charged_once():
     async def put(app):
         statuses = []
         for count in (2000, 2100):
-            app.admission.bodies.budget = 2000 * (len(doc) + ARRAY_BYTES)
+            app.model.admission.bodies.budget = 2000 * (len(doc) + ARRAY_BYTES)
             statuses.append((await ask_direct(app, doc * count, headers=headers)).status)
-        return statuses, app.admission.bodies.held
+        return statuses, app.model.admission.bodies.held
 
     assert on_loop(put, Counts(), max_queue_size=10_000) == ([200, 503], 0)
 
@@ -402,10 +407,10 @@ def test_a_body_that_waits_for_the_start_is_charged_when_it_is_parsed():
         early = app.open(Head("POST", "/", [], None, None), time.perf_counter_ns())  # the first request starts it
         early.write(NESTED)
         future = early.complete()
-        app.admission.bodies.budget = 2 * len(NESTED)
+        app.model.admission.bodies.budget = 2 * len(NESTED)
         response = await asyncio.wait_for(future, 10)
         await app.shutdown()
-        return response.status, response.buffers[0][:60], app.admission.bodies.held
+        return response.status, response.buffers[0][:60], app.model.admission.bodies.held
 
     status, error, held = asyncio.run(main())
     assert (status, held) == (503, 0)
@@ -434,14 +439,14 @@ def test_who_sends_no_more_has_left_while_its_items_wait_behind_a_batch_and_not_
 
         first, answer = ask(b'{"data":[1]}')
         idle = first.leaves()
-        while not app.batcher.running_since:
+        while not app.model.batcher.running_since:
             await asyncio.sleep(0)
         second, _ = ask(b'{"data":[2]}')
         half = opened(app)
         said = idle, first.leaves(), second.leaves(), half.leaves()
         second.cancel("the client left")
         half.cancel("the client left")
-        waiting = app.batcher.waiting
+        waiting = app.model.batcher.waiting
         handler.go.set()
         await answer
         return said, second.leaves(), first.leaves(), waiting

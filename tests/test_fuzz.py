@@ -219,8 +219,8 @@ async def live(rng, app):
         client.lose()
     for _ in range(3):
         await asyncio.sleep(0)
-    company = app.batcher.company
-    assert (app.budget.held, app.admission.unsettled, company.until(1 << 61)) == (0, 0, 0)
+    company = app.model.batcher.company
+    assert (app.budget.held, app.model.admission.unsettled, company.until(1 << 61)) == (0, 0, 0)
 
 
 def check_accounts(rng, loop, app):

@@ -498,22 +498,22 @@ def test_body_that_goes_over_the_budget_is_refused_and_gives_its_bytes_back_whil
             other_reader, other = await asyncio.open_connection("127.0.0.1", listener.port)
             first, second = large(3 * MB), large(MB)
             other.write(second[: MB // 2])
-            await eventually(lambda: app.admission.bodies.held > MB // 2 - 1000)
-            held = app.admission.bodies.held
+            await eventually(lambda: app.model.admission.bodies.held > MB // 2 - 1000)
+            held = app.model.admission.bodies.held
             writer.write(first[: MB + MB // 2])
-            await eventually(lambda: app.admission.bodies.held > 2 * MB - 1000)
+            await eventually(lambda: app.model.admission.bodies.held > 2 * MB - 1000)
             writer.write(first[MB + MB // 2 :][: 2 * HEADS])  # midway
             status, head, body = await read_answer(reader)
             assert status == 503 and b"connection: close" in head and b"retry-after: 1" in head, head
             assert b"more than %d bytes" % SMALL_BUDGET.max_bytes in body and await reader.read() == b""
-            assert app.admission.bodies.held < held + HEADS
+            assert app.model.admission.bodies.held < held + HEADS
             other.write(second[MB // 2 :] + large(100))
             answers = [await read_answer(other_reader) for _ in range(2)]
             assert [status for status, _, _ in answers] == [200, 200] and len(answers[0][2]) > MB
-            assert app.admission.bodies.held < HEADS
+            assert app.model.admission.bodies.held < HEADS
             writer.close()
             other.close()
-        assert app.admission.bodies.held == 0
+        assert app.model.admission.bodies.held == 0
 
     run(main())
 
@@ -525,15 +525,15 @@ def test_large_body_cut_by_a_reset_gives_its_bytes_back(run):
             for _ in range(3):  # together more than the budget
                 _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
                 writer.write(large(2 * MB)[:MB])
-                await eventually(lambda: app.admission.bodies.held > MB - 1000)
+                await eventually(lambda: app.model.admission.bodies.held > MB - 1000)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
-                await eventually(lambda: app.admission.bodies.held == 0)
+                await eventually(lambda: app.model.admission.bodies.held == 0)
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(large(2 * MB))
-            assert (await read_answer(reader))[0] == 200 and app.admission.bodies.held < HEADS
+            assert (await read_answer(reader))[0] == 200 and app.model.admission.bodies.held < HEADS
             writer.close()
-        assert app.admission.bodies.held == 0
+        assert app.model.admission.bodies.held == 0
 
     run(main())
 

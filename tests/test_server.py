@@ -10,7 +10,7 @@ from kit.services import BODY, EXECUTORS, Echo, Gate, Watching
 import virtex.service.formats
 from virtex import http_server
 from virtex.errors import HandlerError, moved
-from virtex.service.seam import Head
+from virtex.service.seam import Head, Waiter
 
 
 @pytest.fixture(params=[ask_asgi, ask_direct], ids=["asgi", "direct"])
@@ -250,7 +250,7 @@ def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_
         for exchange, item in zip(opened, ("nasty", "raises", "fine"), strict=True):
             exchange.write(b'{"data":["%b"]}' % item.encode())
             exchange.complete()
-        opened[1].add_done_callback(lambda _: 1 / 0)
+        opened[1].tell(Waiter())  # the base: it raises
         fine = await asyncio.wait_for(opened[2], 5)
         await app.shutdown()
         return opened[0].result().status, fine.status

@@ -281,7 +281,7 @@ def test_a_large_body_that_is_refused_is_counted_so_and_its_memory_used_again(te
         for _ in range(2):
             refused.append(in_large_memory(app, text, headers).status)
             await asyncio.sleep(0)  # it is given back when the transport that wrote it is done with it
-        counts = app.admission.unsettled, app.admission.bodies.held, app.admission.bodies.kept
+        counts = app.model.admission.unsettled, app.model.admission.bodies.held, app.model.admission.bodies.kept
         await asyncio.wait_for(app.shutdown(), 5)
         return refused, counts
 

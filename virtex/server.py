@@ -18,14 +18,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .batch.batcher import Batcher
 from .batch.company import Peer
 from .errors import Headers, RequestError
 from .handler import RequestHandler, Worker
 from .limits import Limits
 from .observer import Observer
 from .service import asgi_app, routes
-from .service.admission import Admission
 from .service.bodies import Bodies
 from .service.exchange import Exchange
 from .service.model import READY, Model
@@ -58,20 +56,10 @@ class Server(Service):
 
     @property
     def model(self) -> Model:
-        """The latest life. Raises RuntimeError ahead of the first."""
+        """The latest life: its handler, queue and state, for who tests or observes. Raises RuntimeError ahead of it."""
         if self._model is None:
             raise RuntimeError(f"service {self.name!r} has not begun")
         return self._model
-
-    @property
-    def batcher(self) -> Batcher:
-        """The queue of the latest life."""
-        return self.model.batcher
-
-    @property
-    def admission(self) -> Admission:
-        """Where the latest life takes requests in."""
-        return self.model.admission
 
     @property
     def max_queue_size(self) -> int:
@@ -132,7 +120,7 @@ class Server(Service):
 
         head: the request so far. now: the clock, in nanoseconds.
 
-        A connection that sends the same head again asks `admission` at once, while that is_open.
+        A connection that sends the same head again asks the exchange's gate at once, while that is_open.
         """
         model = self._model
         if model is None or model.state is not READY or not model.loop.is_running():  # it has ended: begin on this one
@@ -155,7 +143,7 @@ class Server(Service):
             # What it does to its copy does not come back with the next request that has the same head.
             status = authorize(Head(head.method, head.path, head.headers[:], head.length, head.peer))
         except (Exception, SystemExit) as error:
-            self.batcher.tracebacks.log(error, "authorize raised")
+            self.model.batcher.tracebacks.log(error, "authorize raised")
             raise RequestError(500, "authorize raised") from None
         if status is None:
             return

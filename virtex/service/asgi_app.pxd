@@ -1,10 +1,10 @@
 from ..batch.company cimport Peer
 from .admission cimport Admission
 from .exchange cimport Exchange
-from .seam cimport Head
+from .seam cimport Head, Waiter
 
 
-cdef class Wait:
+cdef class Wait(Waiter):
     cdef public Exchange exchange
     cdef public object receive, over, watcher
 

@@ -16,7 +16,7 @@ from ..errors import RequestError
 from .admission import Admission
 from .exchange import Exchange
 from .model import retrieve
-from .seam import Head, Response, without_root
+from .seam import BaseExchange, Head, Response, Waiter, without_root
 
 log = logging.getLogger("virtex")
 
@@ -25,7 +25,7 @@ PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing
 GONE = object()  # in place of an answer: the client is
 
 
-class Wait:
+class Wait(Waiter):
     """A request that waits for its answer.
 
     over: whether it has come; False when its client has left. watcher: sees its client leave.
@@ -37,7 +37,7 @@ class Wait:
         self.over: asyncio.Future[bool] = loop.create_future()
         self.watcher: asyncio.Task[None] | None = None
 
-    def wake(self, _: object) -> None:
+    def on_answer(self, exchange: BaseExchange) -> None:
         """The answer is there."""
         if not self.over.done():
             self.over.set_result(True)
@@ -147,7 +147,7 @@ class Shell:
         """
         wait = Wait(exchange, receive, self._loop)
         self._waits.add(wait)
-        exchange.add_done_callback(wait.wake)
+        exchange.tell(wait)
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch_old)
         if self._admission.is_settling:

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from .exchange import Exchange
-
-NEVER = 1 << 62  # ns
+from .seam import NEVER
 
 
 class Deadlines:

@@ -22,17 +22,17 @@ cdef class Keeper(Gate):
 
 cdef class Exchange(BaseExchange):
     cdef public long long begun
-    cdef public Keeper admission
+    cdef public Keeper keeper
     cdef Head _head
     cdef Wants _wants
-    cdef object _body, _callback
+    cdef object _body
     cdef Waiter _waiter
     cdef bint _arriving
     cdef long long _awaited
-    cdef _begin(self, Keeper admission, Head head, Wants wants, long long begun)
+    cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
     cpdef bint done(self)
     cpdef Response result(self)
-    cpdef add_done_callback(self, callback)
+    cpdef tell(self, Waiter waiter)
 
     @cython.locals(budget=Budget)
     cpdef write(self, bytes data)

@@ -21,13 +21,12 @@ from ..limits import Limits
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
-from .seam import BaseExchange, Gate, Head, Response, Waiter
+from .seam import NEVER, BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
 SMALL = 256  # bytes of a body that can't become much, so that nothing is counted
 LARGE = 64 << 10  # bytes of an answer from which it counts as soon as it is made; others, where they have to wait
-NEVER = 1 << 62  # ns
 VALUE_BYTES = 80  # that a small Python object and its place in a list take at most
 ARRAY_BYTES = 300  # that an array takes beside its data, about
 
@@ -76,25 +75,35 @@ class Keeper(Gate):
         raise NotImplementedError
 
 
+class _Sleeper(Waiter):
+    """A coroutine that awaits an exchange."""
+
+    def __init__(self) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_answer(self, exchange: BaseExchange) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+
 class Exchange(BaseExchange):
     """One request whose headers were accepted, and the future of its answer. Made by Admission.
 
-    It has the calls of a future that the shells need. Its callbacks run at once, not in the loop's next iteration:
+    It has the calls of a future that the shells need. Who waits is told at once, not in the loop's next iteration:
     answering a batch is one pass over it.
     """
 
-    def _begin(self, admission: Keeper, head: Head, wants: Wants, begun: int) -> None:
+    def _begin(self, keeper: Keeper, head: Head, wants: Wants, begun: int) -> None:
         """In place of __init__."""
-        self.begin(admission.bodies, admission)
+        self.begin(keeper.bodies, keeper)
         self.begun = begun  # when the headers were read, in the clock's nanoseconds
-        self.admission = admission
+        self.keeper = keeper
         self._head = head
         self._wants = wants
         self._arriving = True
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
         self._waiter: Waiter | None = None
-        self._callback: Callable[[Any], object] | None = None
 
     def done(self) -> bool:
         """Whether there is an answer."""
@@ -106,23 +115,17 @@ class Exchange(BaseExchange):
             raise asyncio.InvalidStateError("not answered yet")
         return self.response
 
-    def add_done_callback(self, callback: Callable[[Exchange], object]) -> None:
-        """Call callback(exchange) when the answer is there; there can be one."""
+    def tell(self, waiter: Waiter) -> None:
+        """Tell who waits when the answer is there, in place of complete(); there can be one."""
         if self.response is None:
-            self._callback = callback
+            self._waiter = waiter
         else:
-            callback(self)
+            waiter.on_answer(self)
 
     def __await__(self) -> Generator[Any, None, Response]:
         if self.response is None:
-            waiter = asyncio.get_running_loop().create_future()
-
-            def wake(_: Exchange) -> None:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-            self._callback = wake
-            yield from waiter
+            self._waiter = sleeper = _Sleeper()
+            yield from sleeper.over
         self.release()
         return self.result()
 
@@ -137,8 +140,8 @@ class Exchange(BaseExchange):
         budget.held += len(data)
         if budget.held > budget.budget:
             raise budget.refusal()
-        if self.charged > self.admission.most_bytes:
-            raise too_large(self.charged, self.admission.most_bytes)
+        if self.charged > self.keeper.most_bytes:
+            raise too_large(self.charged, self.keeper.most_bytes)
         body = self._body
         if not body:
             self._body = data
@@ -149,20 +152,20 @@ class Exchange(BaseExchange):
 
     def buffer(self, n: int) -> memoryview:
         """Where a body of n bytes goes, in place of write(); charge() them as they come."""
-        self._body = view = self.admission.bodies.take(n)
+        self._body = view = self.keeper.bodies.take(n)
         return view
 
     def await_rest(self, now: int) -> None:
         """The body is not all there: for a while, others wait for it."""
         self._awaited = now or 1
-        self.admission.company.awaits(self._head.peer, now)
+        self.keeper.company.awaits(self._head.peer, now)
 
     def admit_values(self, body: bytes | bytearray | memoryview) -> None:
         """Charge what a JSON body will become, before it is parsed: "[[],[],[]" takes forty times its length.
 
         Raises RequestError: 413 beyond limits.values, 503 beyond limits.max_bytes.
         """
-        size, most, bodies = len(body), self.admission.most_values, self.admission.bodies
+        size, most, bodies = len(body), self.keeper.most_values, self.keeper.bodies
         if size <= SMALL and size <= most:
             return
         values, width = weigh(body)
@@ -177,11 +180,11 @@ class Exchange(BaseExchange):
 
     def admit_documents(self, before: int, count: int) -> None:
         """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
-        self.admission.batcher.room_for(before + count)
+        self.keeper.batcher.room_for(before + count)
         self.charge(count * ARRAY_BYTES)
 
     def _charge_values(self, values: int, wider: int) -> None:
-        most = self.admission.most_values
+        most = self.keeper.most_values
         if values > most:
             raise RequestError(413, f"more than {most} values in one body of JSON (limits.values)")
         self.charge(values * VALUE_BYTES + wider)
@@ -190,7 +193,7 @@ class Exchange(BaseExchange):
         body, self._body = self._body, b""
         if type(body) is memoryview:
             # Later: the transport that has just written its end looks at it until its call is over.
-            self.admission.loop.call_soon(self.admission.bodies.give_back, body)
+            self.keeper.loop.call_soon(self.keeper.bodies.give_back, body)
 
     def hold(self) -> None:
         """The answer waits to be written: its bytes count, until release()."""
@@ -200,15 +203,15 @@ class Exchange(BaseExchange):
 
     def complete(self, body: bytes = b"", waiter: Waiter | None = None) -> Response | Exchange:
         """The body is all there: answer at once, or admit its items; then the exchange is the future of its answer."""
-        admission = self.admission
+        keeper = self.keeper
         if body:
             self.write(body)
         self._waiter = waiter
         self._arriving = False
         if self._awaited:
-            admission.company.arrived(self._head.peer, admission._clock() - self._awaited)
-        if admission.is_starting:
-            admission.wait_for_start(self)
+            keeper.company.arrived(self._head.peer, keeper._clock() - self._awaited)
+        if keeper.is_starting:
+            keeper.wait_for_start(self)
             return self
         return self._admit() or self
 
@@ -219,11 +222,11 @@ class Exchange(BaseExchange):
 
     def _admit(self) -> Response | None:
         try:
-            reads, inputs = self._wants.reads, self.admission.inputs
+            reads, inputs = self._wants.reads, self.keeper.inputs
             self.items = reads.items(self._body, self) if inputs is None else reads.source(self._body, inputs, self)
             if not len(self.items):
                 return self._finish(self._wants.writes.reply([]))
-            self.admission.admit(self)
+            self.keeper.admit(self)
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
                 self.release()
@@ -235,7 +238,7 @@ class Exchange(BaseExchange):
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""
-        return self.taken < self.count and not self.resolved and self.admission.batcher.is_busy
+        return self.taken < self.count and not self.resolved and self.keeper.batcher.is_busy
 
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
@@ -243,29 +246,29 @@ class Exchange(BaseExchange):
             self.release()
             return
         self.resolved = True
-        admission = self.admission
-        self._waiter = self._callback = None
+        keeper = self.keeper
+        self._waiter = None
         self._drop_body()
         self.release()
         if self._arriving:
             self._arriving = False
             if self._awaited:
-                admission.company.arrived(self._head.peer, NEVER)
-            admission.batcher.wake()
+                keeper.company.arrived(self._head.peer, NEVER)
+            keeper.batcher.wake()
         else:
-            admission.batcher.cancel(self, reason)
+            keeper.batcher.cancel(self, reason)
             self.items = self.rows = None
-        admission.settle(self._head.peer)
+        keeper.settle(self._head.peer)
 
     def expire(self) -> None:
         """The deadline passed: answer 504, or 503 while the handler is not even there."""
-        admission = self.admission
-        seconds = admission.limits.answer_seconds
-        if admission.is_starting:
+        keeper = self.keeper
+        seconds = keeper.limits.answer_seconds
+        if keeper.is_starting:
             error = RequestError(503, f"still starting after {seconds:g} s", RETRY_SOON)
         else:
             error = RequestError(504, f"no answer within {seconds:g} s")
-        admission.batcher.cancel(self, "deadline passed")
+        keeper.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
@@ -289,16 +292,12 @@ class Exchange(BaseExchange):
         return response
 
     def _call_back(self) -> None:
-        # They may lead back here: a cycle for the garbage collector.
-        waiter, self._waiter = self._waiter, None
-        callback, self._callback = self._callback, None
-        try:
-            if waiter is not None:
+        waiter, self._waiter = self._waiter, None  # it may lead back here: a cycle for the garbage collector
+        if waiter is not None:
+            try:
                 waiter.on_answer(self)
-            if callback is not None:
-                callback(self)
-        except Exception:
-            log.exception("a connection failed to take its answer")
+            except Exception:
+                log.exception("a connection failed to take its answer")
 
     def refuse(self, error: Exception) -> Response:
         """The answer that says what went wrong, as the client reads it."""
@@ -317,7 +316,7 @@ class Exchange(BaseExchange):
         if cause is None:
             log.error("request %s: %s", name, error)
         else:
-            self.admission.batcher.tracebacks.log(cause, "request %s: %s", name, error)
+            self.keeper.batcher.tracebacks.log(cause, "request %s: %s", name, error)
         return RequestError(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:
@@ -327,5 +326,5 @@ class Exchange(BaseExchange):
             self._drop_body()
         self.budget.held -= self.charged
         self.charged = 0
-        self.admission.conclude(self, self._head.peer, response.status)
+        self.keeper.conclude(self, self._head.peer, response.status)
         return response

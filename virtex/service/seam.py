@@ -25,6 +25,7 @@ from ..batch.ring import Ticket
 from ..errors import RETRY_SOON, Headers, RequestError
 from ..limits import Limits
 
+NEVER = 1 << 62  # ns: a time that does not come
 JSON: Headers = ((b"content-type", b"application/json"),)
 
 

@@ -15,6 +15,7 @@ import struct
 from typing import Any
 
 from ..errors import RETRY_SOON, RequestError
+from ..service.seam import NEVER
 from .answers import Answers
 from .connections import Connections, Ends
 from .reader import Reader
@@ -28,7 +29,6 @@ from .waiting import (
     KEEP_ALIVE,
     LINGER,
     LINGER_SECONDS,
-    NEVER,
     NEXT,
     SKIPPED,
     Waiting,

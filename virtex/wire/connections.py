@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from ..limits import Limits
-from ..service.seam import Budget, Head, Service
+from ..service.seam import NEVER, Budget, Head, Service
 from .grammar import Header
 from .replies import Heads
-from .waiting import NEVER, SECOND, Waiting, nanoseconds
+from .waiting import SECOND, Waiting, nanoseconds
 
 log = logging.getLogger("virtex")
 

@@ -22,9 +22,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from ..limits import Limits
+from ..service.seam import NEVER
 
 SECOND = 1_000_000_000  # ns
-NEVER = 1 << 62
 
 REST_KEPT = 64 << 10  # bytes of pipelined requests held for later; beyond, the connection is not read
 LINGER_SECONDS = 2  # a connection that we ended is read until nothing comes for so long
