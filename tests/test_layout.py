@@ -29,7 +29,7 @@ MAY_KNOW = {
     "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial"},
     "handler": {"batch", "tensor", "message", "_codec"},
     "client": {"message"},
-    "batch": {"tensor", "message", "observer", "_codec"},
+    "batch": {"tensor", "message", "observer", "serial", "_codec"},
     "tensor": {"message", "serial", "_codec"},
     "observer": set(),
     "message": {"serial", "_codec"},

@@ -14,6 +14,7 @@ from virtex import http_server
 from virtex._codec import decode_numpy
 from virtex.batch.outputs import as_rows, rows_by_name, rows_of
 from virtex.errors import HandlerError
+from virtex.message import encode_data
 
 
 class Frame:
@@ -168,6 +169,10 @@ def test_text_of_code_points_that_are_none_is_not_sent(order):
     with pytest.raises(HandlerError, match="code points that Unicode does not have"):
         as_rows(rows, 2, None).json()
     assert as_rows(np.zeros(0, "U2"), 0, None).json() == b'{"data":[],"error":null}'
+    with pytest.raises(HandlerError, match="code points that Unicode does not have"):
+        rows_of(rows, 2)
+    with pytest.raises(HandlerError, match="code points that Unicode does not have"):
+        encode_data([rows])
 
 
 def test_parts_of_rows_join_without_aliasing():

@@ -17,6 +17,7 @@ from numpy import ndarray
 from .._codec import encode_npy, encode_numpy, encode_rows
 from ..errors import HandlerError
 from ..message import encode_data
+from ..serial._json import check_text
 from ..tensor import Array, Inputs, Tensor
 
 
@@ -51,6 +52,11 @@ def rows_of(outputs: Any, count: int) -> list[Any]:
         raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
     if getattr(outputs, "shape", None) == ():
         raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
+    if isinstance(outputs, ndarray) and outputs.dtype.kind == "U":
+        try:
+            check_text(outputs)
+        except TypeError as error:
+            raise _does_not_travel(error) from None
     has_length = hasattr(outputs, "__len__")
     found = len(outputs) if has_length else count
     if found == count:
@@ -152,16 +158,9 @@ class Rows:
             array = self._arrays[name]
             is_plain = array.ndim == 1 and array.dtype.kind in "biufU"
             if is_plain and array.dtype.kind == "U":
-                _check_text(array)
+                check_text(array)
             self._values[name] = array.tolist() if is_plain else None
         return self._values[name]
-
-
-def _check_text(array: Array) -> None:
-    """Raise TypeError for code points that are none: NumPy makes a str of them, and orjson bytes of that."""
-    codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
-    if codes.size and codes.max() > sys.maxunicode:
-        raise TypeError("text of code points that Unicode does not have")
 
 
 def rows_by_name(arrays: dict[str, Array]) -> Rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from sys import maxunicode
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ def json_value(value: Any) -> Any:
         raise TypeError("a masked value has no JSON form: fill it first, as in array.filled(0)")
     if value.dtype.char in "gG":
         raise TypeError(f"{value.dtype} has no JSON form: convert it, as in array.astype('f8')")
+    if value.dtype.kind == "U":
+        check_text(value)
     if value.dtype.kind == "M":
         return _moments(value)
     if value.dtype.kind == "m":
@@ -45,6 +48,13 @@ def json_value(value: Any) -> Any:
         with suppress(TypeError):  # another byte order, or gaps
             return orjson.Fragment(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
     return value.tolist()
+
+
+def check_text(array: Any) -> None:
+    """Raise TypeError for code points that are none: NumPy makes a str of them, and orjson bytes of that."""
+    codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    if codes.size and codes.max() > maxunicode:
+        raise TypeError("text of code points that Unicode does not have")
 
 
 def _counted(value: Any) -> tuple[str, int]:
