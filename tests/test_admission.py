@@ -45,6 +45,21 @@ def test_a_queue_without_room_is_a_503_with_retry_after_and_what_can_never_fit_a
     assert "4 items in one request; the queue holds 3" in four.error
 
 
+def test_without_room_a_request_is_refused_at_the_end_of_its_headers():
+    async def main():
+        app = http_server("echo", Echo(), max_batch_size=1, max_queue_size=1)
+        await app.startup()
+        first = app.open(Head("POST", "/", [], len(BODY), None), app._clock())
+        first.complete(BODY)
+        full = app.open(Head("POST", "/", [], len(BODY), None), app._clock())
+        await first
+        await app.shutdown()
+        return full.status, b"".join(full.buffers)
+
+    status, body = asyncio.run(main())
+    assert status == 503 and b"no room for 1 items: 1 of 1 wait (max_queue_size)" in body
+
+
 def test_without_lifespan_the_first_request_starts_it_and_waits(ask):
     handler = Life()
     app = http_server("life", handler)

@@ -30,6 +30,7 @@ def ask(request):
         ([(b"content-type", b"application/x-www-form-urlencoded")], 200),
         ([(b"content-type", b"Application/Octet-Stream")], 200),
         ([(b"content-type", b"image/png")], 415),
+        ([(b"content-type", b"application/x-npyz")], 415),
         ([(b"content-encoding", b"identity")], 200),
         ([(b"content-encoding", b"gzip")], 415),
         ([(b"accept", b"*/*")], 200),
