@@ -50,6 +50,7 @@ READS_A_CLOCK = {"batch.batcher", "wire.replies", "worker"}  # the rest is given
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
     "batch.company",
+    "batch.items",
     "batch.outputs",
     "batch.ring",
     "batch.rows",

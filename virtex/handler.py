@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -17,6 +17,7 @@ import orjson
 
 from ._codec import encode_numpy, items_of
 from .batch.device import Device
+from .batch.items import refuse_declared, steps_for
 from .batch.outputs import Rows
 from .batch.rows import allocate
 from .batch.steps import Outcome, Steps, TensorSteps
@@ -31,7 +32,23 @@ class RequestHandler(ABC):
     """The computation behind a service: decode a batch, run the model, encode one answer.
 
     Every method may be `async def`; then batches run as coroutines on the event loop, one at a time.
+
+    decode_item: a function of one item, `decode_pil` say; process_request() then gets what it gave, and may be left
+    out: the model takes the list. An item for which it raises ItemError is 422 for its request alone, of which nothing
+    enters the batch. encode_item: a function of what process_response() gave, `encode_numpy` say; it makes the JSON
+    value, and process_response() may be left out: it then gets the row. Both are plain functions, called without
+    `self`. Set on an instance, by setup() at the latest, they hold for that one.
     """
+
+    decode_item: Callable[[Any], Any] | None = None
+    encode_item: Callable[[Any], Any] | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.decode_item is not None and cls.process_request is RequestHandler.process_request:
+            cls.process_request = _as_it_is  # type: ignore[assignment]
+        if cls.encode_item is not None and cls.process_response is RequestHandler.process_response:
+            cls.process_response = _as_it_is  # type: ignore[assignment]
 
     @abstractmethod
     def process_request(self, data: list[Any]) -> Any:
@@ -114,7 +131,12 @@ class RequestHandler(ABC):
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
-        return Steps(self), [items]
+        return steps_for(self), [items]
+
+
+def _as_it_is(self: RequestHandler, given: Any) -> Any:
+    """A method that is left out."""
+    return given
 
 
 def _in_a_loop(steps: Steps, work: Any) -> list[Outcome]:
@@ -188,6 +210,7 @@ class TensorHandler(RequestHandler):
         return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
+        refuse_declared(self)
         device = None if self.device is None else Device(self.device)
         return TensorSteps(self, answers_json(self), device=device), (self.process_request(items), [len(items)])
 

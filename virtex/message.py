@@ -159,12 +159,12 @@ def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
     return data if finite or data.find(b"null") < 0 else _encode_carefully(rows, step)
 
 
-def encode_row(row: Any) -> orjson.Fragment:
+def encode_row(row: Any, step: str = "process_response") -> orjson.Fragment:
     """One row of a reply as it is now, for encode_data() to take. Raises HandlerError for what JSON can't carry."""
     try:
         return orjson.Fragment(_dumps(row))
     except TypeError as error:
-        raise _unsendable(row, "process_response", error) from None
+        raise _unsendable(row, step, error) from None
 
 
 def _encode_carefully(rows: list[Any], step: str) -> bytes:

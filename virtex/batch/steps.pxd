@@ -17,8 +17,8 @@ cdef class Steps:
     cdef public dict seconds
     cpdef list run(self, requests)
     cdef _call(self, str name, argument)
-    cdef _now(self)
-    cdef _lap(self, str name, started)
+    cpdef _now(self)
+    cpdef _lap(self, str name, started)
     cdef list _computed(self, batch, list counts)
     cdef list _encoded(self, list rows, list counts)
 

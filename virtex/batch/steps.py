@@ -148,7 +148,7 @@ class Steps:
     async def _blamed(self, items: list[Any], error: Exception) -> HandlerError | ItemError:
         """The error of one request whose process_request raised, with the index of its lowest failing item."""
         if not isinstance(error, ItemError):
-            return _failure("process_request", error)
+            return failure("process_request", error)
         if error.index in range(len(items)):
             return ItemError(error.reason, error.index, error.offset)  # the handler's own may be raised again
         for i, item in enumerate(items):
@@ -157,7 +157,7 @@ class Steps:
             except ItemError as found:
                 return ItemError(found.reason, i, found.offset)
             except Exception as found:
-                return _failure("process_request", found, i)
+                return failure("process_request", found, i)
         return ItemError(error.reason, None, error.offset)
 
     def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
@@ -324,8 +324,8 @@ def _counts(requests: list[list[Any]]) -> list[int]:
 
 
 def _model_failed(error: Exception, counts: list[int]) -> list[Outcome]:
-    failure = error if isinstance(error, HandlerError) else _failure("run_inference", error)
-    return [failure] * len(counts)
+    failed = error if isinstance(error, HandlerError) else failure("run_inference", error)
+    return [failed] * len(counts)
 
 
 def _response_failure(error: Exception, index: int) -> HandlerError | ItemError:
@@ -333,21 +333,22 @@ def _response_failure(error: Exception, index: int) -> HandlerError | ItemError:
     if isinstance(error, ItemError):
         return ItemError(error.reason, index, error.offset)
     if not isinstance(error, HandlerError):
-        return _failure("process_response", error, index)
-    failure = HandlerError(error.reason, index)
-    failure.__cause__ = error.__cause__
-    return failure
+        return failure("process_response", error, index)
+    at = HandlerError(error.reason, index)
+    at.__cause__ = error.__cause__
+    return at
 
 
-def _failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
-    failure = HandlerError(f"{step} raised {type(error).__name__}", index)
-    failure.__cause__ = error
-    return failure
+def failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
+    """What a step raised, as the error of who asked: the name of the step, and the cause for the log."""
+    failed = HandlerError(f"{step} raised {type(error).__name__}", index)
+    failed.__cause__ = error
+    return failed
 
 
 def failure_of(error: BaseException) -> HandlerError:
     """The outcome of a whole batch that broke off: SystemExit, cancellation, out of memory between the steps."""
-    return _failure("the batch", error)
+    return failure("the batch", error)
 
 
 def async_methods(handler: Methods) -> Iterator[str]:

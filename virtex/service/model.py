@@ -24,8 +24,9 @@ from .. import __version__
 from ..batch.batcher import Batcher
 from ..batch.device import Device
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
+from ..batch.items import refuse_declared, steps_for
 from ..batch.rows import RowRing, allocate, fitting
-from ..batch.steps import Steps, TensorSteps, async_methods
+from ..batch.steps import TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
 from ..tensor import Tensor, describe
@@ -145,11 +146,12 @@ class Model:
         executor = self._choose(handler, thread)
         clock = None if self.options.told is None else self.options.clock  # whom nobody observes is not measured
         if not isinstance(handler, TensorHandler):
-            return partial(self.batcher.run_with, executor, Steps(handler, clock))
+            return partial(self.batcher.run_with, executor, steps_for(handler, clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
             raise TypeError(f"{type(handler).__name__}.process_request would never run: its inputs are declared")
+        refuse_declared(handler)
         device = None if handler.device is None else Device(handler.device)
         if device is not None and device.is_cuda and executor is not thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
