@@ -28,10 +28,10 @@ def codec_info() -> CodecInfo:
 
 def _use_isa(name: str) -> None: ...
 def _remembered() -> list[tuple[np.dtype[Any], tuple[int, ...]]]: ...
-def encode_numpy(value: ArrayLike) -> str:
+def encode_numpy(obj: ArrayLike) -> str:
     """The base64 of an array's .npy document.
 
-    value: an array or what np.asarray makes one of; any layout, up to 32 dimensions, at most 128 nested rows and 8
+    obj: an array or what np.asarray makes one of; any layout, up to 32 dimensions, at most 128 nested rows and 8
     more for each element, so that few bytes do not become many lists. Dtypes: bool, integers, floats, complex numbers,
     fixed-length strings (S, U), datetimes and timedeltas of one unit, and the bfloat16, float8 and narrower ones of
     ml_dtypes (written by name). Byte order is kept. A contiguous array is not copied before it is encoded.
@@ -40,10 +40,10 @@ def encode_numpy(value: ArrayLike) -> str:
     units), another shape, and for a masked array.
     """
 
-def decode_numpy(text: str | _Buffer) -> NDArray[Any]:
-    """The array whose .npy document's base64 `text` is.
+def decode_numpy(bytestr: str | _Buffer) -> NDArray[Any]:
+    """The array whose .npy document's base64 `bytestr` is.
 
-    text: strict base64, of a whole .npy document, versions 1.0 to 3.0, of a dtype and shape that encode_numpy writes.
+    bytestr: strict base64, of a whole .npy document, versions 1.0 to 3.0, of a dtype and shape that encode_numpy writes.
     Returns: an array of its own memory, writable, data aligned to 64 bytes; in Fortran order if the document is.
     Raises: ItemError (422) with the offset in characters: not strict base64 (RFC 4648 sections 3.5 and 4), not one
     whole .npy document, a dtype or shape that encode_numpy does not write, bools that are neither 0 nor 1, text that is
@@ -122,13 +122,19 @@ def encode_rows(values: NDArray[Any]) -> bytes:
     Raises: TypeError as encode_numpy; ValueError for an array without dimensions.
     """
 
-def encode_bytes(data: _Buffer) -> str:
-    """Base64 of RFC 4648 section 4, padded, in one line. data: any number of bytes."""
+def encode_bytes(_bytes: _Buffer) -> str:
+    """Base64 of RFC 4648 section 4, padded, in one line. _bytes: any number of bytes."""
 
-def decode_bytes(text: str | _Buffer) -> bytes:
+def encode_pieces(pieces: list[_Buffer]) -> str:
+    """encode_bytes() of the pieces, one after another, none of them copied first."""
+
+def decode_block(bytestr: str | _Buffer) -> NDArray[np.uint8]:
+    """The bytes of strict base64, as decode_bytes(), in writable memory that is aligned to 64 bytes."""
+
+def decode_bytes(bytestr: str | _Buffer) -> bytes:
     """The bytes of strict base64.
 
-    text: padded, canonical, without whitespace (RFC 4648 sections 3.5 and 4).
+    bytestr: padded, canonical, without whitespace (RFC 4648 sections 3.5 and 4).
     Raises: ItemError (422) with the offset of the first bad character.
     """
 

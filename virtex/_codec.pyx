@@ -41,6 +41,7 @@ cdef enum:
     STAGED = 1 << 16          # numbers that NumPy converts at once
     MANY = 1 << 16            # strings that are made of a body before anybody has counted them
     DEEP = 254                # lists in lists: as many as orjson writes
+    OLD_LINE = 76             # characters in a line of base64, as Virtex 0.1 wrote it
 
 
 # -- instruction sets
@@ -127,17 +128,31 @@ cdef _Input _part(_Input whole, const uint8_t *at, size_t size):
     return source
 
 
+cdef _of_old(const uint8_t *text, size_t size):
+    """What an error adds for a text that Virtex 0.1 may have written; "" for others."""
+    if size > 2 and text[0] == c"g" and text[1] == c"A" and c"I" <= text[2] <= c"X":  # 0x80, and protocol 2 to 5
+        return (
+            "; it begins as a pickle: Virtex 0.1 sent those, and only decode_pickle reads any: upgrade the client "
+            "(docs/migrating.md, Payloads)"
+        )
+    if b"\n" in text[:min(size, <size_t>OLD_LINE + 1)] or size and text[size - 1] == c"\n":
+        return "; Virtex 0.1 wrote line breaks: upgrade the client, or remove them (docs/migrating.md, Payloads)"
+    return ""
+
+
 cdef _bad_base64(const uint8_t *text, size_t size, size_t at):
-    char = repr(chr(text[at]))
+    char, old = repr(chr(text[at])), _of_old(text, size)
     if at + 4 >= size:
-        return ItemError(f"expected the end of padded, canonical base64 (RFC 4648, 3.5), got {char}", offset=at)
-    return ItemError(f"expected base64 (A-Z a-z 0-9 + /), got {char}", offset=at)
+        return ItemError(f"expected the end of padded, canonical base64 (RFC 4648, 3.5), got {char}{old}", offset=at)
+    return ItemError(f"expected base64 (A-Z a-z 0-9 + /), got {char}{old}", offset=at)
 
 
 cdef size_t _claimed(_Input source) except? 0:
     """How many bytes the length and the padding of a text promise."""
     if source.size % 4:
-        raise ItemError(f"expected padded base64, a multiple of 4 characters; got {source.size}", offset=source.size)
+        old = _of_old(source.data, source.size)
+        raise ItemError(
+            f"expected padded base64, a multiple of 4 characters; got {source.size}{old}", offset=source.size)
     return vx_claimed(source.data, source.size)
 
 
@@ -162,18 +177,48 @@ cdef void _encode(uint8_t *text, const uint8_t *data, size_t size) noexcept:
         vx_active.encode(text, data, size)
 
 
-def decode_bytes(text):
-    cdef _Input source = _open_text(text)
+def decode_bytes(bytestr):
+    cdef _Input source = _open_text(bytestr)
     cdef size_t size = _claimed(source)
     cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
     _decode(<uint8_t *>PyBytes_AS_STRING(data), source, 0, size)
     return data
 
 
-def encode_bytes(data):
-    cdef _Input source = _open_bytes(data)
+def encode_bytes(_bytes):
+    cdef _Input source = _open_bytes(_bytes)
     cdef object text = PyUnicode_New(VX_CHARS(source.size), 127)
     _encode(<uint8_t *>PyUnicode_DATA(text), source.data, source.size)
+    return text
+
+
+def encode_pieces(list pieces):
+    cdef list inputs = [_open_bytes(piece) for piece in pieces]
+    cdef size_t total = 0, at, whole
+    cdef _Input source
+    cdef uint8_t carry[3]
+    cdef int held = 0
+    for source in inputs:
+        total += source.size
+    cdef object text = PyUnicode_New(VX_CHARS(total), 127)
+    cdef uint8_t *to = <uint8_t *>PyUnicode_DATA(text)
+    vx_huge_pages(to, total)
+    for source in inputs:
+        at = 0
+        while held and at < <size_t>source.size:
+            carry[held] = source.data[at]
+            at += 1
+            held = (held + 1) % 3
+            if not held:
+                _encode(to, carry, 3)
+                to += 4
+        whole = (source.size - at) // 3 * 3
+        _encode(to, source.data + at, whole)
+        to += whole // 3 * 4
+        for at in range(at + whole, <size_t>source.size):
+            carry[held] = source.data[at]
+            held += 1
+    _encode(to, carry, held)
     return text
 
 
@@ -345,6 +390,7 @@ cdef _Signature _parse_text_header(const uint8_t *text, size_t chars, size_t byt
     except ItemError as error:
         if error.offset is not None:
             error.offset = error.offset // 3 * 4  # of the quantum, in characters
+        error.reason += _of_old(text, chars)
         raise
 
 
@@ -439,12 +485,24 @@ cdef _decode_numpy(_Input source, _Signature signature):
     return array
 
 
-def decode_numpy(text):
-    cdef _Input source = _open_text(text)
+def decode_numpy(bytestr):
+    cdef _Input source = _open_text(bytestr)
     cdef size_t claimed = _claimed(source)
     cdef _Signature signature = _text_signature(source.data, source.size, claimed)
     _check_size(signature, source, claimed)
     return _decode_numpy(source, signature)
+
+
+def decode_block(bytestr):
+    cdef _Input source = _open_text(bytestr)
+    cdef uint8_t *data
+    cdef _Signature signature = _Signature.__new__(_Signature)
+    signature.dtype = np.dtype(np.uint8)
+    signature.nbytes = signature.dims[0] = _claimed(source)
+    signature.ndim = 1
+    array = _new_array(signature, &data)
+    _decode(data, source, 0, signature.nbytes)
+    return array
 
 
 cdef _decode_npy(const uint8_t *doc, _Signature signature):
@@ -1160,12 +1218,12 @@ cdef bytes _header_text(cnp.ndarray array, int skip, bint fortran):
     return header.text
 
 
-def encode_numpy(value):
+def encode_numpy(obj):
     cdef cnp.ndarray array
-    if type(value) is cnp.ndarray and cnp.PyArray_IS_C_CONTIGUOUS(value):
-        array = value
+    if type(obj) is cnp.ndarray and cnp.PyArray_IS_C_CONTIGUOUS(obj):
+        array = obj
     else:
-        array = _as_array(value)
+        array = _as_array(obj)
     cdef bytes header = _header_text(array, 0, not cnp.PyArray_IS_C_CONTIGUOUS(array))
     cdef size_t start = len(header), nbytes = cnp.PyArray_NBYTES(array)
     cdef object text = PyUnicode_New(start + VX_CHARS(nbytes), 127)

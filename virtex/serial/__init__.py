@@ -1,6 +1,6 @@
 """encode_x and decode_x for each library x: what goes into the elements of a message's data, and back.
 
-A library is imported when one of its functions is first called, never here (PEP 562).
+A library is imported when one of its functions is called, never here (PEP 562).
 """
 
 from __future__ import annotations
@@ -11,15 +11,37 @@ from typing import TYPE_CHECKING
 _HOME = {
     "decode_bytes": "bytes",
     "decode_numpy": "numpy",
+    "decode_pandas": "pandas",
+    "decode_pickle": "pickle",
+    "decode_pil": "pillow",
+    "decode_pil_from_bytes": "pillow",
     "encode_bytes": "bytes",
     "encode_numpy": "numpy",
+    "encode_pandas": "pandas",
+    "encode_pickle": "pickle",
+    "encode_pil": "pillow",
 }
 
-__all__ = ["decode_bytes", "decode_numpy", "encode_bytes", "encode_numpy"]
+__all__ = [
+    "decode_bytes",
+    "decode_numpy",
+    "decode_pandas",
+    "decode_pickle",
+    "decode_pil",
+    "decode_pil_from_bytes",
+    "encode_bytes",
+    "encode_numpy",
+    "encode_pandas",
+    "encode_pickle",
+    "encode_pil",
+]
 
 if TYPE_CHECKING:
     from .bytes import decode_bytes, encode_bytes
     from .numpy import decode_numpy, encode_numpy
+    from .pandas import decode_pandas, encode_pandas
+    from .pickle import decode_pickle, encode_pickle
+    from .pillow import decode_pil, decode_pil_from_bytes, encode_pil
 
 
 def __getattr__(name: str) -> object:
