@@ -12,7 +12,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,6 +25,15 @@ demo: $(VENV)/.demo  ## a digit classifier under gunicorn, sent the 360 images i
 
 serve: $(VENV)/.demo  ## leave the digit classifier running on PORT (8081)
 	@$(BIN)/python examples/demo.py --serve --port $(PORT)
+
+text: $(VENV)/.examples  ## which answer fits a question: sentences embedded by MiniLM under gunicorn
+	@$(BIN)/python examples/text.py
+
+images: $(VENV)/.examples  ## PNG files in, digits out: a small torch network under gunicorn
+	@$(BIN)/python examples/images.py
+
+tables: $(VENV)/.examples  ## a DataFrame in, a Series out: a scikit-learn regressor under gunicorn
+	@$(BIN)/python examples/tables.py
 
 build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv
@@ -103,7 +112,12 @@ $(VENV)/.demo: pyproject.toml $(SOURCES) | $(BIN)/python
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
+$(VENV)/.examples: pyproject.toml $(SOURCES) | $(BIN)/python
+	@echo "installing Virtex, the examples' packages, torch among them, and what is compiled (minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[examples]'
+	@touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml $(SOURCES) | $(BIN)/python
 	@echo "installing Virtex, the developer's packages and what is compiled (a few minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.examples

@@ -5,27 +5,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import http.client
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import uvloop
 from digits import split, train
+from serving import HOST, START_SECONDS, free_port, gunicorn, stop_on_sigterm, wait_until_ready
 from tqdm import tqdm
 
 from virtex import HttpClient, HttpMessage
 from virtex.errors import ClientError
 from virtex.serial import encode_numpy
-
-START_SECONDS = 120.0  # until the service is ready; importing scikit-learn on a busy machine takes long
-HOST = "127.0.0.1"
 
 SNIPPET = """
 from sklearn.datasets import load_digits
@@ -36,66 +30,6 @@ message = HttpMessage(data=list(load_digits().images[:3].astype("uint8")))
 message.encode(encode_numpy)
 print(HttpClient("{url}").post(message).data)
 """
-
-
-# The service
-
-
-@contextlib.contextmanager
-def gunicorn(port: int, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The service on a port of the loopback interface, stopped by its pid at the end."""
-    command = [sys.executable, "-m", "gunicorn", "digits:app", "-k", "virtex.VirtexWorker", "-w", str(workers)]
-    command += ["--bind", f"{HOST}:{port}", "--chdir", str(Path(__file__).parent), "--log-level", "warning"]
-    process = subprocess.Popen(command)
-    try:
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, and see that it did."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise SystemExit("the server was still running 40 s after SIGTERM: killed") from None
-    # Ctrl-C reached it too, and gunicorn that is ending already may die of the SIGTERM above.
-    if process.returncode not in (0, -signal.SIGTERM):
-        raise SystemExit(f"the server ended with exit status {process.returncode}; its log is above")
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait for /health/ready to answer 200; exits where the server ended, or took too long."""
-    began = time.monotonic()
-    with tqdm(total=None, desc="waiting for the workers to train", bar_format="{desc}: {elapsed}") as bar:
-        while (status := health(port)) != 200:
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended with exit status {process.returncode} before it was ready")
-            if time.monotonic() - began > START_SECONDS:
-                raise SystemExit(f"not ready after {START_SECONDS:g} s: /health/ready answered {status or 'nothing'}")
-            time.sleep(0.05)
-            bar.update()
-
-
-def health(port: int) -> int:
-    """The status of /health/ready, or 0 where nobody answers."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health/ready")
-        return connection.getresponse().status
-    except OSError:
-        return 0
-    finally:
-        connection.close()
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 # The load
@@ -190,7 +124,7 @@ def demo(arguments: argparse.Namespace) -> bool:
     _, images, _, digits = split()
     print(f"digits: {len(images)} held-out images, {arguments.rounds} times over, {arguments.connections} connections")
     port = arguments.port or free_port()
-    with gunicorn(port, arguments.workers) as process:
+    with gunicorn("digits:app", port, arguments.workers) as process:
         offline = train().predict(images.reshape(len(images), -1))
         wait_until_ready(process, port)
         url = f"http://{HOST}:{port}/"
@@ -202,7 +136,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Start the service, say how to ask it, and wait for Ctrl-C."""
     port = arguments.port or free_port()
     url = f"http://{HOST}:{port}/"
-    with gunicorn(port, arguments.workers) as process:
+    with gunicorn("digits:app", port, arguments.workers) as process:
         wait_until_ready(process, port)
         _, images, _, digits = split()
         body = message_of(images[0]).json.decode()
@@ -225,7 +159,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped then too
+    stop_on_sigterm()
     try:
         if arguments.serve:
             serve(arguments)

@@ -54,7 +54,8 @@ class RequestHandler(ABC):
     def process_request(self, data: list[Any]) -> Any:
         """Turn items into what the model takes.
 
-        data: the JSON values of 1 to max_batch_size items, from any number of requests.
+        data: the JSON values of 1 to max_batch_size items, from any number of requests; where decode_item is declared,
+        what it made of them.
 
         Raise ItemError for an item that the service does not take (422 for its request alone; every decode_* of
         virtex.serial does). When it raises, it is called again with the items of one request at a time, and may be
@@ -76,7 +77,8 @@ class RequestHandler(ABC):
     def process_response(self, model_output_item: Any) -> Any:
         """Turn one row into a JSON value; numpy scalars and arrays may stay as they are.
 
-        model_output_item: one row of what run_inference() gave.
+        model_output_item: one row of what run_inference() gave. Where encode_item is declared, it makes the JSON value
+        of what is returned.
 
         It is the answer as it is now: the dict that is returned may be filled again for the next row.
         """

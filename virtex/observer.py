@@ -13,8 +13,8 @@ class BatchReport(NamedTuple):
     """One batch that came back, as the Observer gets it.
 
     size: items. cut: why it was cut, "full", "no company", "time" or "drain". waits: seconds that each item waited
-    from its admission to the cut. seconds: how long each of the handler's steps took, by its name. ok: whether every
-    request in it was answered with rows.
+    from its admission to the cut. seconds: how long each of the handler's steps took, by its name; decode_item counts
+    to process_request, encode_item to process_response. ok: whether every request in it was answered with rows.
     """
 
     size: int

