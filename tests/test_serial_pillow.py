@@ -114,6 +114,11 @@ def test_a_bomb_is_refused_and_takes_no_memory(bomb, limited_memory):
     refused(lambda: decode_pil_from_bytes(bomb))
 
 
+def test_the_tiles_of_a_tiff_have_the_same_limit():
+    bomb = BOMBS["tiff, tiles larger than it"]
+    refused(lambda: decode_pil_from_bytes(bomb), "expected tiles of at most 50000000 pixels, got 32768 x 32768")
+
+
 @pytest.fixture
 def limited_memory():
     """What the process may take more: 100 MB."""
