@@ -32,7 +32,11 @@ def refused() -> list[tuple[str, object, str]]:
         ("objects", np.array([{}]), "an array of object holds Python objects, which only pickle can carry"),
         ("structured dtypes", np.zeros(2, "i4,f8"), "does not travel, as no structured or void dtype does"),
         ("datetimes of several units", np.zeros(2, "M8[25s]"), "convert it to one unit"),
-        ("StringDType", np.array(["a"], np.dtypes.StringDType()), "convert it to a dtype of numbers or fixed-length strings"),
+        (
+            "StringDType",
+            np.array(["a"], np.dtypes.StringDType()),
+            "convert it to a dtype of numbers or fixed-length strings",
+        ),
         ("masked arrays", np.ma.masked_array([1, 2], [True, False]), "masked"),
         ("more than 32 dimensions", np.zeros([1] * 33), "expected at most 32 dimensions, got 33"),
     ]

@@ -25,7 +25,10 @@ def numbers() -> list[tuple[str, object]]:
     frames = [(f"a frame of {name}", pd.DataFrame(rng.integers(0, 2, (3, 4)).astype(name))) for name in dtypes]
     return [
         *frames,
-        ("a frame of several dtypes", pd.DataFrame({"a": [1, 2], "b": [0.5, np.nan], "t": ["x", None], "y": [True, False]})),
+        (
+            "a frame of several dtypes",
+            pd.DataFrame({"a": [1, 2], "b": [0.5, np.nan], "t": ["x", None], "y": [True, False]}),
+        ),
         ("NaN, infinity, -0.0", column(gaps)),
         ("a frame whose memory is in rows", pd.DataFrame(np.arange(12.0).reshape(3, 4), copy=False)),
         ("every second row", pd.DataFrame(np.arange(12.0).reshape(6, 2))[::2]),
@@ -135,20 +138,32 @@ def refused() -> list[tuple[str, object, str]]:
     return [
         ("complex numbers", column([1 + 2j]), "column 'c': complex128 does not travel: send the real"),
         ("another byte order", column(np.array([1.0], ">f8")), "column 'c': >f8 is of another byte order: convert it"),
-        ("sparse columns", column([0, 0, 1], "Sparse[int]"), "column 'c': Sparse[int64, 0] does not travel: make it dense"),
+        (
+            "sparse columns",
+            column([0, 0, 1], "Sparse[int]"),
+            "column 'c': Sparse[int64, 0] does not travel: make it dense",
+        ),
         ("objects of several types", column(["a", 1], object), "column 'c' holds int and str: make it one type"),
         ("None and NaN both", column(["a", None, np.nan], object), "column 'c' holds None and nan: make it one type"),
         ("dicts", column([{"a": 1}], object), "column 'c': objects of dict do not travel: give each member a column"),
         ("lists of several types", column([[1, "a"]], object), "column 'c': lists of int and str do not travel"),
         ("arrays of two dimensions", column([np.eye(2)], object), "column 'c': expected arrays of one dimension"),
-        ("other objects", column([Fraction(1, 2)], object), "column 'c': objects of Fraction do not travel: convert it"),
+        (
+            "other objects",
+            column([Fraction(1, 2)], object),
+            "column 'c': objects of Fraction do not travel: convert it",
+        ),
         ("ints beyond 64 bits", column([2**64], object), "column 'c': Arrow can't hold its values of object"),
         ("text that is no Unicode", column(["\ud800"], object), "column 'c': Arrow can't hold its values of object"),
         ("labels of several types", frame(columns=("a", 1)), "the columns' labels holds int and str: make it one type"),
         ("an index of objects", frame(pd.Index([Fraction(1)] * ROWS)), "the index: objects of Fraction do not travel"),
         ("attrs that are no JSON", attrs, "attrs {'shape': (1, 2)} do not travel: expected what JSON has"),
         ("a name that is a date", pd.Series([1], name=DAYS[0]), "its name Timestamp"),
-        ("Arrow's run-end encoded", column([1, 1], pd.ArrowDtype(pa.run_end_encoded(pa.int32(), pa.int64()))), "column 'c': the Arrow type"),
+        (
+            "Arrow's run-end encoded",
+            column([1, 1], pd.ArrowDtype(pa.run_end_encoded(pa.int32(), pa.int64()))),
+            "column 'c': the Arrow type",
+        ),
         ("no frame", [1, 2], "expected a pandas.DataFrame or a pandas.Series, got list"),
     ]
 

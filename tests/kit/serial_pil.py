@@ -15,7 +15,9 @@ def noise(mode: str, size: tuple[int, int] = (13, 7)) -> Image.Image:
     count = len(Image.new(mode, size).tobytes())
     data = np.random.default_rng(1).integers(0, 256, count, "u1").tobytes()
     if mode == "1":
-        return Image.frombytes("L", size, np.random.default_rng(1).integers(0, 256, 13 * 7, "u1").tobytes()).convert("1")
+        return Image.frombytes("L", size, np.random.default_rng(1).integers(0, 256, 13 * 7, "u1").tobytes()).convert(
+            "1"
+        )
     return Image.frombytes(mode, size, data)
 
 
@@ -70,7 +72,11 @@ def refused() -> list[tuple[str, object, str]]:
     strange = Image.new("RGB", (1, 1))
     strange.info["exif"] = "text"
     return [
-        ("several frames", saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "expected an image of one frame, got 3"),
+        (
+            "several frames",
+            saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+            "expected an image of one frame, got 3",
+        ),
         ("exif that is no bytes", strange, "info['exif']: expected bytes, got str"),
         ("no image", np.zeros((2, 2)), "expected a PIL.Image.Image, got ndarray"),
     ]

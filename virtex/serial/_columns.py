@@ -1,7 +1,7 @@
 """One column of a frame, or one level of an index, as an Arrow array and a note of what Arrow does not say; and back.
 
 Rules: what would not come back equal is refused with a TypeError that names the column. A note is JSON; None stands for
-what the type alone says. On the way back arrays and notes are a stranger's: whatever they raise is for _frames to catch.
+what the type alone says. On the way back arrays and notes are a stranger's: what they raise is for _frames to catch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def to_arrow(one: Any, what: str) -> tuple[Any, Any]:
         if isinstance(dtype, np.dtype):
             return _plain(one.to_numpy(), what)
         if convert is not None:
-            return convert(one.array, what)
+            array, note = convert(one.array, what)
+            return array, note
     except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise TypeError(f"{what}: Arrow can't hold its values of {dtype}: {error}") from error
     raise TypeError(f"{what}: {dtype} does not travel: {_remedy(dtype)}")
@@ -206,6 +207,10 @@ def _numbers(array: Any, stream: Stream) -> Any:
         offset = stream.offset(array)
         if offset >= 0:
             return np.ndarray(len(array), array.type.to_pandas_dtype(), stream.memory.data, offset)
+    return _writable(array)
+
+
+def _writable(array: Any) -> Any:
     values = array.to_numpy(zero_copy_only=False)
     return values if values.flags.writeable else values.copy()
 
@@ -213,15 +218,15 @@ def _numbers(array: Any, stream: Stream) -> Any:
 def _from_categories(array: Any, note: Any, stream: Stream) -> Any:
     _expect(array, pa.types.is_dictionary)
     categories = indexed(from_arrow(array.dictionary, note["category"], stream), note["freq"])
-    codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes = _writable(array.indices.fill_null(-1))
     return pd.Categorical.from_codes(codes, categories, ordered=array.type.ordered)
 
 
 def _from_periods(array: Any, freq: str) -> Any:
     if not _OFFSET.fullmatch(freq):
         raise ItemError(f"expected a freq of periods, got {quoted(freq)!r}")
-    ordinals = array.cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
-    return pd.arrays.PeriodArray(ordinals.copy(), dtype=pd.PeriodDtype(freq))
+    ordinals = _writable(array.cast(pa.int64()).fill_null(np.iinfo(np.int64).min))
+    return pd.arrays.PeriodArray(ordinals, dtype=pd.PeriodDtype(freq))
 
 
 def indexed(values: Any, freq: str | None, name: Any = None) -> Any:

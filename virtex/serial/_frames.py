@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import ItemError, quoted
-from ._arrow import Stream, to_text
+from ._arrow import EXPECTED, Stream, to_text
 from ._columns import STR, freq_of, from_arrow, indexed, is_plain, to_arrow
 
 _KEY = b"virtex.pandas"  # in the metadata: JSON
@@ -26,9 +26,11 @@ _VERSION = 1
 
 
 def encode(obj: Any) -> str:
+    about: dict[str, Any]
     if type(obj) is pd.Series:
         array, note = to_arrow(obj, f"the Series {obj.name!r}")
-        columns, notes, labels, about = [array], {"0": note}, ["values"], {"series": {"name": _label(obj.name, "its name")}}
+        columns, notes, labels = [array], {"0": note}, ["values"]
+        about = {"series": {"name": _label(obj.name, "its name")}}
     elif type(obj) is pd.DataFrame:
         columns, notes = _columns(obj)
         labels, about = _labels(obj.columns)
@@ -116,14 +118,13 @@ def _is_json(value: Any) -> bool:
 
 
 def decode(bytestr: str | bytes) -> Any:
-    stream = Stream(bytestr)
     try:
-        return _restored(stream)
+        return _restored(Stream(bytestr))
     except (ItemError, MemoryError):
         raise
-    except Exception as error:  # of pandas, pyarrow and json, whatever a stranger's notes make them raise
+    except Exception as error:  # of pyarrow, pandas and json, whatever a stranger's bytes make them raise
         reason = f"{type(error).__name__}: {quoted(error)}"
-        raise ItemError(f"expected an Arrow IPC stream whose notes fit its columns: {reason}") from error
+        raise ItemError(f"expected {EXPECTED} with notes that fit its columns: {reason}") from error
 
 
 def _restored(stream: Stream) -> Any:
@@ -132,6 +133,8 @@ def _restored(stream: Stream) -> Any:
     if about.get("version", _VERSION) != _VERSION:
         raise ItemError(f"expected notes of version {_VERSION}, got {quoted(about['version'])}: upgrade the server")
     count = int(about.get("columns_count", batch.num_columns))
+    if not 0 <= count <= batch.num_columns:
+        raise ItemError(f"expected {count} columns, got {batch.num_columns}")
     columns, levels = batch.columns[:count], batch.columns[count:]
     index = _to_index(about.get("index"), levels, batch.num_rows, stream)
     notes = about.get("notes", {})
@@ -171,7 +174,9 @@ def _block(columns: list[Any], stream: Stream) -> Any:
 
 def _to_index(note: Any, levels: list[Any], rows: int, stream: Stream) -> Any:
     if note is None:
-        return pd.RangeIndex(rows)
+        note = {"range": [0, rows, 1], "names": [None], "levels": []}
+    if len(levels) != len(note.get("levels", levels)):
+        raise ItemError(f"expected an index of {len(note['levels'])} levels, got {len(levels)}")
     names = [_to_label(name) for name in note["names"]]
     if "range" in note:
         span = range(*note["range"])

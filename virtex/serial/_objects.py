@@ -78,7 +78,9 @@ def _arrays(values: Any, gaps: Any, what: str) -> Any:
     kinds = {(value.dtype, value.ndim) for value in values[~gaps]}
     dtype, ndim = kinds.pop()
     if kinds or ndim != 1 or dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative:
-        raise TypeError(f"{what}: expected arrays of one dimension, all of one dtype of numbers: send others by encode_numpy")
+        raise TypeError(
+            f"{what}: expected arrays of one dimension, all of one dtype of numbers: send others by encode_numpy"
+        )
     offsets = np.cumsum([0, *map(len, cells)])
     flat = pa.array(np.concatenate([np.empty(0, dtype), *values[~gaps]]))
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat, mask=pa.array(gaps))
@@ -87,10 +89,7 @@ def _arrays(values: Any, gaps: Any, what: str) -> Any:
 def from_cells(array: Any, note: Any) -> Any:
     """An array of objects."""
     name, missing = note["object"], _MISSING[note["missing"]]
-    if name == "ndarray":
-        cells = _from_arrays(array)
-    else:
-        cells = _from_scalars(array, name)
+    cells = _from_arrays(array) if name == "ndarray" else _from_scalars(array, name)
     values = np.empty(len(array), object)
     for i, cell in enumerate(cells):  # which takes lists of one length for rows, if they are assigned at once
         values[i] = missing if cell is None else cell

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,10 @@ def encode_pil(image: Image.Image) -> str:
         from PIL import Image
     if not isinstance(image, Image.Image):
         raise TypeError(f"expected a PIL.Image.Image, got {type(image).__name__}")
-    if getattr(image, "n_frames", 1) > 1:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
         raise TypeError(
-            f"expected an image of one frame, got {image.n_frames}: encode each, as in "
+            f"expected an image of one frame, got {frames}: encode each, as in "
             "[encode_pil(frame.copy()) for frame in PIL.ImageSequence.Iterator(image)]"
         )
     pixels = image.tobytes()
@@ -87,7 +89,10 @@ def decode_pil(bytestr: str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Imag
         dtype, shape = _layout(mode, size)
         if parts["pixels"][:2] != (dtype, list(shape)):
             raise ItemError(f"expected pixels {dtype} {list(shape)} of mode {mode}, got {quoted(parts['pixels'][:2])}")
-        image = Image.frombytes(mode, size, parts["pixels"][2])
+        pixels = parts["pixels"][2]
+        if len(pixels) != _WIDTHS[dtype] * math.prod(shape):
+            raise ItemError(f"expected {_WIDTHS[dtype] * math.prod(shape)} bytes of pixels, got {len(pixels)}")
+        image = Image.frombytes(mode, size, pixels)
         _attach(image, parts, about)
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError, IndexError, OverflowError) as error:
         if isinstance(error, ItemError):
@@ -110,17 +115,19 @@ def decode_pil_from_bytes(
     if not set(formats) <= set(FORMATS):
         raise ValueError(f"formats: expected some of {', '.join(FORMATS)}; got {', '.join(formats)}")
     with needs("decode_pil_from_bytes", "Pillow", "pillow"):
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     data = decode_bytes(bytestr) if isinstance(bytestr, str) else bytestr
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ItemError(f"expected the bytes of an image's file, or their base64; got {type(data).__name__}")
     refuse_pickle(bytes(data[:2]), "the bytes of an image's file")
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=tuple(formats))
         _check_pixels(image.size, max_pixels)
         _check_tiles(image, max_pixels)
         image.load()
     except (ItemError, MemoryError):
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ItemError(f"expected the bytes of a file of {', '.join(formats)}; got {bytes(data[:8])!r}...") from None
     except Exception as error:  # OSError, SyntaxError, struct.error, ...: each of Pillow's readers has its own
         raise ItemError(f"expected a whole, sound image: {type(error).__name__}: {quoted(error)}") from error
