@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import needs
 from kit.wire import StubServer, Wire
 
 from virtex.batch.executors import compute, fail
@@ -21,13 +22,22 @@ PACKAGE = Path(__file__).parent.parent / "virtex"
 # Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
 COMPILED_ONLY = {
     f"test_{name}.py"
-    for group in ("package readme docs", "codec codec_rows client", "cases worker start proxies foreign examples embed")
+    for group in (
+        "package readme docs",
+        "codec codec_rows client serial_torch serial_tf serial_mx",
+        "cases worker start proxies foreign examples embed",
+    )
     for name in group.split()
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--plain", action="store_true", help="test the modules uncompiled: make test-plain")
+    parser.addoption("--all-libraries", action="store_true", help="a library that is missing is an error, not a skip")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    needs.every = config.option.all_libraries
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

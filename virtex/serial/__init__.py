@@ -10,16 +10,36 @@ from typing import TYPE_CHECKING
 
 _HOME = {
     "decode_bytes": "bytes",
+    "decode_mx": "mx",
     "decode_numpy": "numpy",
+    "decode_tf": "tf",
+    "decode_torch": "torch",
     "encode_bytes": "bytes",
+    "encode_mx": "mx",
     "encode_numpy": "numpy",
+    "encode_tf": "tf",
+    "encode_torch": "torch",
 }
 
-__all__ = ["decode_bytes", "decode_numpy", "encode_bytes", "encode_numpy"]
+__all__ = [
+    "decode_bytes",
+    "decode_mx",
+    "decode_numpy",
+    "decode_tf",
+    "decode_torch",
+    "encode_bytes",
+    "encode_mx",
+    "encode_numpy",
+    "encode_tf",
+    "encode_torch",
+]
 
 if TYPE_CHECKING:
     from .bytes import decode_bytes, encode_bytes
+    from .mx import decode_mx, encode_mx
     from .numpy import decode_numpy, encode_numpy
+    from .tf import decode_tf, encode_tf
+    from .torch import decode_torch, encode_torch
 
 
 def __getattr__(name: str) -> object:
