@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 PORT ?= 8081
 SECONDS ?= 1800
 PLAIN := build/plain
+ENVS ?= .
+
+# Libraries that do not go with the others, each in an environment of its own, at the versions that are tested.
+TF := $(ENVS)/.venv-tf
+TF_NEEDS := tensorflow-cpu==2.21.0
+MX := $(ENVS)/.venv-mx
+MX_NEEDS := mxnet==1.9.1 numpy==1.23.5
 
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables build test test-all test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +49,12 @@ build:  ## compile again what changed, in seconds
 test: $(VENV)/.dev  ## run every test, in two processes (about 3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
+test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test  ## make test, and virtex.serial with TensorFlow and MXNet; no library may be missing
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py
+	@PYTHONPATH=. $(TF)/bin/python -m pytest --all-libraries tests/test_serial_tf.py
+	@PYTHONPATH=. $(MX)/bin/python -m pytest --all-libraries tests/test_serial_mx.py tests/test_codec_rows.py tests/test_tensor.py
+
 # In a copy of the tree, whose .so files are removed, but for the codec's
 test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at most 2 minutes)
 	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)
@@ -55,7 +68,7 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure codec, engine, server and batches (about 15 minutes); the figures go to build/
+bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (about 15 minutes); the figures go to build/
 	@mkdir -p build
 	@$(BIN)/python -m bench.codec --json build/codec.json --draw build/codec.svg
 	@$(BIN)/python -m bench.engine --json build/engine.json
@@ -63,6 +76,7 @@ bench: $(VENV)/.dev  ## measure codec, engine, server and batches (about 15 minu
 	@$(BIN)/python -m bench.edges --json build/edges.json
 	@$(BIN)/python -m bench.images --json build/images.json
 	@$(BIN)/python -m bench.batching --json build/batching.json
+	@$(BIN)/python -m bench.serial --json build/serial.json
 
 bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@mkdir -p build
@@ -93,7 +107,7 @@ api:  ## write docs/api.md, and the files of docs/architecture.md, from the docs
 	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(TF) $(MX) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -121,3 +135,18 @@ $(VENV)/.dev: pyproject.toml $(SOURCES) | $(BIN)/python
 	@echo "installing Virtex, the developer's packages and what is compiled (a few minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.examples
+
+$(TF)/.test: NEEDS = $(TF_NEEDS)
+$(MX)/.test: NEEDS = $(MX_NEEDS)
+$(TF)/.test $(MX)/.test: pyproject.toml
+	@echo "installing $(NEEDS) in $(@D) (about a minute the first time)"
+	@$(PYTHON) -m venv $(@D)
+	@$(PYTHON) -c '$(REQUIREMENTS)' >$(@D)/requirements.txt
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(NEEDS) -r $(@D)/requirements.txt
+	@touch $@
+
+# What Virtex and its tests need, without Virtex itself
+define REQUIREMENTS
+import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["test"], sep="\n")
+endef

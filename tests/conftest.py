@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import needs
 from kit.wire import StubServer, Wire
 
 from virtex.batch.executors import compute, fail
@@ -23,7 +24,7 @@ COMPILED_ONLY = {
     f"test_{name}.py"
     for group in (
         "package readme docs",
-        "codec codec_rows client",
+        "codec codec_rows client serial_torch serial_tf serial_mx",
         "cases worker start proxies foreign examples example_models embed",
     )
     for name in group.split()
@@ -32,6 +33,11 @@ COMPILED_ONLY = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--plain", action="store_true", help="test the modules uncompiled: make test-plain")
+    parser.addoption("--all-libraries", action="store_true", help="a library that is missing is an error, not a skip")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    needs.every = config.option.all_libraries
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -6,11 +6,12 @@ import collections
 import numpy as np
 import orjson
 import pytest
+from kit import needs
 from kit.asks import ask_asgi, ask_direct, run
 
 from virtex import RequestHandler, Tensor, TensorHandler, http_server
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = needs.library("torch")
 
 SIZE = 4  # of a batch
 

@@ -6,13 +6,14 @@ import ml_dtypes
 import numpy as np
 import orjson
 import pytest
+from kit import needs
 from kit.asks import ask_direct
 
 from virtex import HttpMessage, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy
 from virtex.batch.device import Device
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = needs.library("torch")
 
 
 def ask(handler, *arrays, executor="thread"):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 import pytest
+from kit import needs
 from kit.servers import ROOT, free_port, listens
 
 from virtex import HttpMessage, ItemError
@@ -22,8 +23,8 @@ from virtex.handler import Worker
 from virtex.serial import encode_numpy
 
 sys.path.insert(0, str(ROOT / "examples"))
-demo = pytest.importorskip("demo", reason="scikit-learn and tqdm: the extra [demo]")
-digits = pytest.importorskip("digits")
+demo = needs.library("demo")
+digits = needs.library("digits")
 
 DEMO = [sys.executable, "-W", "error::ResourceWarning", str(ROOT / "examples" / "demo.py")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

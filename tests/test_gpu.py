@@ -8,12 +8,13 @@ from itertools import pairwise
 import numpy as np
 import orjson
 import pytest
+from kit import needs
 from kit.asks import ask_direct
 
 from virtex import Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = needs.library("torch")
 if not torch.cuda.is_available():
     pytest.skip(f"torch {torch.__version__} finds no CUDA device", allow_module_level=True)
 
@@ -150,7 +151,7 @@ def test_named_inputs_and_outputs():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int64", "bool"])
 def test_dtypes_survive_the_way_there_and_back(dtype):
     if dtype == "bfloat16":
-        pytest.importorskip("ml_dtypes")
+        needs.library("ml_dtypes")
 
     class Same(TensorHandler):
         inputs = Tensor(dtype, (8,))

@@ -202,3 +202,8 @@ def test_every_file_has_its_tests(path: Path) -> None:
         assert (Path(__file__).parent / "test_http.py").exists()
     else:
         assert (Path(__file__).parent / f"test_{TESTED_BY.get(path.stem, path.stem)}.py").exists()
+
+
+def test_a_test_that_needs_a_library_asks_in_the_one_way_that_can_not_be_skipped_in_make_test_all() -> None:
+    files = [path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)]
+    assert [path.name for path in files if "importorskip" in path.read_text()] == []

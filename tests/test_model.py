@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from kit import needs
 from kit.asks import ask_asgi, ask_direct, run
 from kit.services import BODY, AsyncEcho, AsyncLife, Echo, Life
 
@@ -68,7 +69,7 @@ class OfOneThread(Echo):
         self.database.execute("create table answers (text)")
         decimal.setcontext(decimal.Context(prec=3))
         self.floats = np.seterr(divide="raise")
-        self.torch = torch = pytest.importorskip("torch", reason="torch is not installed")
+        self.torch = torch = needs.library("torch")
         torch.set_grad_enabled(False)
         torch.set_default_device("meta")
 

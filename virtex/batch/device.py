@@ -30,7 +30,7 @@ class Device:
         try:
             import torch
         except ImportError:
-            raise ImportError(f"device={name!r} needs torch: pip install 'virtex[torch]'") from None
+            raise ImportError(f"device={name!r} needs torch: install the extra [torch]") from None
         self._torch: Any = torch
         self._device = torch.device(name)
         torch.empty(1, device=self._device)  # says now what is wrong with it

@@ -10,38 +10,53 @@ from typing import TYPE_CHECKING
 
 _HOME = {
     "decode_bytes": "bytes",
+    "decode_mx": "mx",
     "decode_numpy": "numpy",
     "decode_pandas": "pandas",
     "decode_pickle": "pickle",
     "decode_pil": "pillow",
     "decode_pil_from_bytes": "pillow",
+    "decode_tf": "tf",
+    "decode_torch": "torch",
     "encode_bytes": "bytes",
+    "encode_mx": "mx",
     "encode_numpy": "numpy",
     "encode_pandas": "pandas",
     "encode_pickle": "pickle",
     "encode_pil": "pillow",
+    "encode_tf": "tf",
+    "encode_torch": "torch",
 }
 
 __all__ = [
     "decode_bytes",
+    "decode_mx",
     "decode_numpy",
     "decode_pandas",
     "decode_pickle",
     "decode_pil",
     "decode_pil_from_bytes",
+    "decode_tf",
+    "decode_torch",
     "encode_bytes",
+    "encode_mx",
     "encode_numpy",
     "encode_pandas",
     "encode_pickle",
     "encode_pil",
+    "encode_tf",
+    "encode_torch",
 ]
 
 if TYPE_CHECKING:
     from .bytes import decode_bytes, encode_bytes
+    from .mx import decode_mx, encode_mx
     from .numpy import decode_numpy, encode_numpy
     from .pandas import decode_pandas, encode_pandas
     from .pickle import decode_pickle, encode_pickle
     from .pillow import decode_pil, decode_pil_from_bytes, encode_pil
+    from .tf import decode_tf, encode_tf
+    from .torch import decode_torch, encode_torch
 
 
 def __getattr__(name: str) -> object:

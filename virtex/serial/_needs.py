@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 from ..errors import ItemError
 
@@ -17,8 +20,15 @@ def needs(function: str, libraries: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        reason = f"{function} needs {libraries}: install the extra [{extra}], as in pip install 'virtex[{extra}]'"
+        reason = f"{function} needs {libraries}: install the extra [{extra}]"
         raise ImportError(reason, name=error.name) from error
+
+
+@cache
+def library(name: str, function: str, extra: str) -> Any:
+    """The library of that name, imported by the first call of a function that needs it."""
+    with needs(function, name, extra):
+        return import_module(name)
 
 
 def refuse_pickle(data: bytes, expected: str) -> None:

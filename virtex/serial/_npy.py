@@ -25,6 +25,7 @@ Shape = tuple[int, ...]
 _NAMED = frozenset(
     (
         "bfloat16",
+        "complex32",
         "float8_e3m4",
         "float8_e4m3",
         "float8_e4m3b11fnuz",
