@@ -174,20 +174,21 @@ def test_a_connection_is_open_until_it_is_gone_and_one_too_many_finds_the_servic
 @LANES
 def test_no_room_in_the_queue_is_a_drop_and_so_is_a_client_that_leaves(by):
     async def main():
-        app.model._handler.go.clear()
-        first = Wire(app, loop=asyncio.get_running_loop())
-        first.receive(GOOD)
-        await app.model._handler.entered.wait()
-        leaves = Wire(app, loop=asyncio.get_running_loop())
-        leaves.receive(GOOD)
-        assert value("gate", "virtex_queue_items") == 2 and value("gate", "virtex_queue_bytes") == len(
-            b'{"data":["a","b"]}'
-        )
-        assert value("gate", "virtex_requests_in_flight") == 2
-        assert await by(app, GOOD) == 503
-        leaves.protocol.connection_lost(None)
-        assert value("gate", "virtex_queue_items") == value("gate", "virtex_queue_bytes") == 0
-        app.model._handler.go.set()
+        try:
+            first = Wire(app, loop=asyncio.get_running_loop())
+            first.receive(GOOD)
+            await app.model._handler.entered.wait()
+            leaves = Wire(app, loop=asyncio.get_running_loop())
+            leaves.receive(GOOD)
+            assert value("gate", "virtex_queue_items") == 2 and value("gate", "virtex_queue_bytes") == len(
+                b'{"data":["a","b"]}'
+            )
+            assert value("gate", "virtex_requests_in_flight") == 2
+            assert await by(app, GOOD) == 503
+            leaves.protocol.connection_lost(None)
+            assert value("gate", "virtex_queue_items") == value("gate", "virtex_queue_bytes") == 0
+        finally:
+            app.model._handler.go.set()
         await eventually(lambda: first.statuses)
 
     app = http_server("gate", Gate, max_queue_size=3, max_batch_size=2)
