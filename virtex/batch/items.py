@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import HandlerError, ItemError
 from ..message import encode_row
-from .steps import Methods, Outcome, Steps, drive, failure
+from .steps import Laps, Methods, Outcome, Steps, drive, failure
 
 Function = Callable[[Any], Any]
 
@@ -107,7 +107,7 @@ class ItemSteps(Steps):
 
     async def run_async(self, requests: Any) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
-        self.seconds = {}
+        self.laps = Laps()
         started = self._now()
         tried = [self._decoded(items) for items in requests]
         self._lap("process_request", started)

@@ -6,6 +6,7 @@ cdef class Ticket:
     cdef public list rows
     cdef public Py_ssize_t count, taken, returned
     cdef public long long born, place
+    cdef public Py_ssize_t weight
     cdef public bint resolved
     cpdef deliver(self, rows, error)
     cpdef fill(self, rows)
@@ -14,17 +15,16 @@ cdef class Ticket:
 
 cdef class Batch:
     cdef public list spans, outcomes
-    cdef public object work, slab
+    cdef public object work, slab, laps
     cdef public Py_ssize_t size
     cdef public bint is_shuffled
     cdef public str why
     cdef public long long cut_at
-    cdef public dict seconds
     cpdef sort(self)
 
 
 cdef class Ring:
-    cdef public Py_ssize_t capacity, size
+    cdef public Py_ssize_t capacity, size, held, slot_bytes
     cdef public object _tickets
     cdef Py_ssize_t _gone
     cpdef bint put(self, Ticket ticket) except -1

@@ -22,13 +22,14 @@ class Ticket:
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
-    nanoseconds. place: where its slots begin, for a ring that has places. resolved: delivered, or given up.
+    nanoseconds. weight: bytes that its items take. place: where its slots begin, for a ring that has places. resolved:
+    delivered, or given up.
     """
 
     def __init__(self) -> None:
         self.items: Any = None
         self.rows: list[Any] | None = None
-        self.count = self.taken = self.returned = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
         self.resolved = False
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
@@ -66,7 +67,8 @@ class Batch:
     spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. is_shuffled:
     whether the spans of one ticket may stand in another order than its slots. slab: the buffer that `work` lies in, for
     a ring that has buffers. why: it was cut; cut_at: when, in ns.
-    outcomes: one per span, once it was computed. seconds: how long each step took, where that is measured.
+    outcomes: one per span, once it was computed. laps: how long that took, as steps.Laps; None where it broke
+    off.
     """
 
     def __init__(self, spans: list[Span], work: Any, size: int, is_shuffled: bool = False, slab: Any = None) -> None:
@@ -78,7 +80,7 @@ class Batch:
         self.why = ""
         self.cut_at = 0
         self.outcomes: list[Any] = []
-        self.seconds: dict[str, float] = {}
+        self.laps: Any = None
 
     def sort(self) -> None:
         """Put the spans, with their outcomes, into the order of the slots of each ticket."""
@@ -88,11 +90,15 @@ class Batch:
 
 
 class Ring:
-    """At most `capacity` slots waiting; `size` says how many do."""
+    """At most `capacity` slots waiting; `size` says how many do.
+
+    held: bytes of the items that wait; a request that is split counts in full. slot_bytes: that a slot has of its own.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
+        self.held = self.slot_bytes = 0
         self._tickets: deque[Ticket] = deque()
         self._gone = 0  # how many tickets of the deque are cancelled, at most
 
@@ -115,6 +121,7 @@ class Ring:
             return False
         self._tickets.append(ticket)
         self.size += ticket.count
+        self.held += ticket.weight
         return True
 
     def take(self, limit: int) -> Batch:
@@ -134,6 +141,8 @@ class Ring:
                 stop = start + left
             if start == stop:
                 continue
+            if stop == ticket.count:
+                self.held -= ticket.weight
             ticket.taken = stop
             left -= stop - start
             spans.append((ticket, start, stop))
@@ -156,6 +165,7 @@ class Ring:
         if freed:
             ticket.taken = ticket.count
             self.size -= freed
+            self.held -= ticket.weight
             self._pass_over()
         return freed
 

@@ -1,4 +1,7 @@
+cimport cython
+
 from ..message cimport encode_row
+from ..metrics._metrics cimport Clock
 from .outputs cimport Rows, as_rows, on_host, rows_of
 
 cdef object ndarray
@@ -11,14 +14,21 @@ cdef list _counts(list requests)
 cdef list _parts(Rows rows, list counts)
 
 
+cdef class Laps:
+    cdef public long long process_request, run_inference, process_response, retries
+
+
 cdef class Steps:
-    cdef object _handler, _clock, _awaits
+    cdef object _handler, _awaits
+    cdef Clock _clock
     cdef public bint is_async
-    cdef public dict seconds
+    cdef public Laps laps
     cpdef list run(self, requests)
     cdef _call(self, str name, argument)
-    cpdef _now(self)
-    cpdef _lap(self, str name, started)
+    cpdef long long _now(self) except? -1
+
+    @cython.locals(laps=Laps, took=cython.longlong)
+    cpdef _lap(self, str name, long long started)
     cdef list _computed(self, batch, list counts)
     cdef list _encoded(self, list rows, list counts)
 

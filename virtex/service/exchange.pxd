@@ -2,6 +2,7 @@ cimport cython
 
 from ..batch.batcher cimport Batcher
 from ..batch.company cimport Company, Peer
+from ..metrics._metrics cimport Cells, Clock
 from .bodies cimport Bodies
 from .formats cimport Format, Wants
 from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
@@ -12,16 +13,17 @@ cdef class Keeper(Gate):
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company
+    cdef public Cells cells
     cdef public bint is_starting
     cdef public Py_ssize_t most_bytes, most_values
-    cdef object _clock
+    cdef Clock _clock
     cpdef admit(self, Exchange exchange)
     cpdef conclude(self, Exchange exchange, Peer peer, int status)
     cpdef long long settle(self, Peer peer) except -1
 
 
 cdef class Exchange(BaseExchange):
-    cdef public long long begun
+    cdef public long long begun, whole, made
     cdef public Keeper keeper
     cdef Head _head
     cdef Wants _wants
@@ -42,6 +44,9 @@ cdef class Exchange(BaseExchange):
     cpdef bint leaves(self) except -1
     cpdef cancel(self, str reason)
     cpdef hold(self)
+
+    @cython.locals(keeper=Keeper, response=Response, started=cython.longlong)
+    cpdef deliver(self, rows, error)
 
     @cython.locals(reads=Format)
     cdef _admit(self)
