@@ -51,6 +51,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("observer", lambda v: v is None or are_observers(v), "an Observer, a sequence of them, or None"),
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
+    ("status_page", lambda v: isinstance(v, bool), "True or False"),
 )
 
 
@@ -68,6 +69,7 @@ class Options:
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
+    status_page: bool
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:
