@@ -32,9 +32,12 @@ FLAGS = (
 
 
 class Browser:
-    """One page. requested: the URLs it asked for. said: what it wrote on the console, violations of its policy too."""
+    """One page. requested: the URLs it asked for. said: what it wrote on the console, and violations of its policy.
 
-    def __init__(self, width: int = 1280, height: int = 900, scheme: str = "light", seconds: float = 30.0) -> None:
+    That a request failed, or was answered by an error, is not kept: it is the server's to be tested.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
         self.requested: list[str] = []
         self.said: list[str] = []
         self._seconds = seconds
@@ -48,8 +51,8 @@ class Browser:
         self._session = self._call("Target.attachToTarget", **attached)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.prefer(scheme)
+        self.resize(1280, 900)
+        self.prefer("light")
 
     def _start(self, folder: str) -> None:
         assert CHROMIUM
@@ -111,7 +114,7 @@ class Browser:
         told = message.get("params", {})
         if message.get("method") == "Network.requestWillBeSent":
             self.requested.append(told["request"]["url"])
-        elif message.get("method") == "Log.entryAdded":
+        elif message.get("method") == "Log.entryAdded" and told["entry"]["source"] != "network":
             self.said.append(told["entry"]["text"])
         elif message.get("method") == "Runtime.consoleAPICalled":
             self.said.append(str([each.get("value") for each in told["args"]]))
@@ -122,7 +125,20 @@ class Browser:
     # ---- the page
 
     def open(self, url: str) -> None:
+        """Go there; what was said and requested before is forgotten."""
+        self.requested.clear()
+        self.said.clear()
         self.call("Page.navigate", url=url)
+
+    def resize(self, width: int, height: int) -> None:
+        """To the size of a window, or, below 600 wide, of a phone."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
+        self.call("Emulation.setDeviceMetricsOverride", mobile=width < 600, **size)
+
+    def cut_off(self, offline: bool) -> None:
+        """Whether the network is down."""
+        speed = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.call("Network.emulateNetworkConditions", offline=offline, **speed)
 
     def prefer(self, scheme: str) -> None:
         """Which scheme of colours the page is to have: "light" or "dark"."""

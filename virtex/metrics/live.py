@@ -5,6 +5,7 @@ Rules: reads totals; no HTTP. Names, labels and units are those of schema.METRIC
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from .board import Board, here, stored_name
@@ -21,7 +22,7 @@ def live(service: str, board: Board | None = None) -> dict[str, Any]:
     counted = totals(board).get(stored_name(service).decode()) or Totals([0] * CELLS)
     return {
         "metrics": {metric.name: _values(counted, metric) for metric in METRICS},
-        "workers": [worker._asdict() for worker in workers(board)],
+        "workers": [asdict(worker) for worker in workers(board)],
     }
 
 
