@@ -158,7 +158,9 @@ def test_a_name_is_text_whatever_it_holds(page):
 def test_the_policy_holds_against_what_slips_in(page):
     for slip in ("document.body.innerHTML += '<img src=x>'", "document.createElement('script').textContent = '0'"):
         assert page.value(f"try {{ {slip}; 'taken' }} catch {{ 'refused' }}") == "refused"
-    script = """const s = document.createElement("style"); s.textContent = "h1 { opacity: .5 }"; document.head.append(s);
+    script = """const style = document.createElement("style");
+        style.textContent = "h1 { opacity: .5 }";
+        document.head.append(style);
         getComputedStyle(document.querySelector("h1")).opacity"""
     assert page.value(script) == "1"
     assert page.value("fetch('http://127.0.0.2:9/').catch(() => 'refused')") == "refused"
@@ -216,7 +218,9 @@ def test_with_authorize_it_asks_for_a_key_and_forgets_it(browser):
         browser.press("Enter", "\r")
         browser.until(SHOWS)
         assert browser.text("h1") == "words" and not browser.value("document.querySelector('#keys').checkVisibility()")
-        assert "swordfish" not in browser.value("document.documentElement.outerHTML + document.querySelector('#key').value")
+        assert "swordfish" not in browser.value(
+            "document.documentElement.outerHTML + document.querySelector('#key').value"
+        )
         assert browser.value("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
         assert json.loads(browser.value("document.querySelector('#message').value")) == {"data": ["it's", 1.5]}
         assert """-H "authorization: Bearer $KEY" """ in browser.text("#curl")
@@ -256,10 +260,10 @@ def test_nothing_is_asked_while_nobody_looks(page):
         ("quantile({bounds: [1, 2, 4], counts: [0, 0, 0, 7]}, 0.5)", 4),
         ("quantile({bounds: [1, 2, 4], counts: [0, 0, 0, 0]}, 0.5)", None),
         ("[0, 0.3, 1, 7, 12345].map(ceiling)", [1, 0.5, 1, 10, 20000]),
-        ("[null, 0, 0.00085, 0.0032, 1.4, 90].map(seconds)", ["–", "0 s", "850 µs", "3.2 ms", "1.4 s", "90 s"]),
-        ("[null, 0, 0.1234, 99.96, 1234567].map(number)", ["–", "0", "0.123", "100", "1,234,567"]),
+        ("[null, 0, 0.00085, 0.0032, 1.4, 90].map(seconds)", ["\u2013", "0 s", "850 µs", "3.2 ms", "1.4 s", "90 s"]),
+        ("[null, 0, 0.1234, 99.96, 1234567].map(number)", ["\u2013", "0", "0.123", "100", "1,234,567"]),
         ("[7, 67108864].map(bytes)", ["7 bytes", "67.1 MB"]),
-        ("indented('{\"a\":[1,{\"b\":[]}],\"c\":{}}')", '{\n  "a": [1, {\n      "b": []\n    }],\n  "c": {}\n}'),
+        ('indented(\'{"a":[1,{"b":[]}],"c":{}}\')', '{\n  "a": [1, {\n      "b": []\n    }],\n  "c": {}\n}'),
         ("indented('[[1.0,12345678901234567890],[2]]')", "[\n  [1.0, 12345678901234567890],\n  [2]\n]"),
         ("indented('\"' + 'x'.repeat(30000) + '\"').length < 20100", True),
     ],

@@ -28,9 +28,7 @@ def live(service: str, board: Board | None = None) -> dict[str, Any]:
 
 def _values(counted: Totals, metric: Metric) -> Any:
     if metric.kind == HISTOGRAM:
-        found: dict[str, Any] = {
-            label: counted.histogram(metric.name, label)._asdict() for label in labels_of(metric)
-        }
+        found: dict[str, Any] = {label: counted.histogram(metric.name, label)._asdict() for label in labels_of(metric)}
     elif metric.label:
         return counted.values(metric.name)
     else:

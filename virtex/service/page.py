@@ -1,7 +1,7 @@
 """The status page: one file, the same for every service, and to whom it is given.
 
-Rules: a head in, a response out. The page holds nothing of the service, so it needs no authorization; its script fetches
-what there is to show, with a key where one is asked for.
+Rules: a head in, a response out. The page holds nothing of the service, so it needs no authorization. Its script
+fetches what there is to show, with a key where one is asked for.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def is_message(head: Head) -> bool:
 
 
 def is_open(head: Head, has_page: bool) -> bool:
-    """Whether it is answered to anybody, without asking authorize: probes, and the page, in which nothing stands yet."""
+    """Whether anybody may have it, and authorize is not asked: probes, and the page, in which nothing stands yet."""
     return head.path.startswith("/health/") or (has_page and page.is_asked_for(head))
 
 
