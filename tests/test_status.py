@@ -211,6 +211,7 @@ def test_with_authorize_it_asks_for_a_key_and_forgets_it(browser):
         browser.open(url)
         browser.until("document.readyState === 'complete' && document.activeElement.id === 'key'")
         assert browser.text("#state") == "a key is needed" and browser.text("h1") == "Virtex"
+        assert not browser.value("document.querySelector('#message').checkVisibility()")
         browser.type("herring")
         browser.press("Enter", "\r")
         browser.until("document.querySelector('#refused').textContent === 'That key was refused.'")
