@@ -55,7 +55,7 @@ def test_everybody_else_gets_json(accept):
 
 
 def test_several_fields_of_accept_are_one():
-    head = Head("GET", "/", [(b"accept", b"application/json;q=0.2"), (b"accept", b"text/html")], 0, None)
+    head = Head("GET", "/", [(b"accept", b"text/html"), (b"accept", b"application/json;q=0.2")], 0, None)
     assert is_asked_for(head)
 
 

@@ -240,6 +240,7 @@ def test_it_says_when_the_service_is_gone_asks_less_often_and_recovers(page):
     page.cut_off(False)
     page.value("poll()")
     page.until("failures === 0 && document.querySelector('#state').textContent === 'ready: 2 of 2 workers'")
+    assert page.requested.count(page.value("base")) == 3  # the page, what the service is, and again: it may be another
 
 
 def test_nothing_is_asked_while_nobody_looks(page):
