@@ -232,9 +232,9 @@ def http_server(
         max_time_on_queue=max_time_on_queue,
         max_queue_size=max_queue_size,
         executor=executor,
+        status_page=status_page,
         limits=Limits() if limits is None else limits,
         observer=observer,
         watchdog=watchdog,
         authorize=authorize,
-        status_page=status_page,
     )

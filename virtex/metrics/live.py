@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from .board import Board, here, stored_name
+from .board import Board, here, name_of
 from .schema import CELLS, HISTOGRAM, METRICS, Metric, labels_of
 from .totals import Totals, totals, workers
 
@@ -19,7 +19,7 @@ def live(service: str, board: Board | None = None) -> dict[str, Any]:
     A metric without a label is a number, or {"bounds", "counts", "sum"}; with one an object of these by its value.
     """
     board = board or here()
-    counted = totals(board).get(stored_name(service).decode()) or Totals([0] * CELLS)
+    counted = totals(board).get(name_of(service).decode()) or Totals([0] * CELLS)
     return {
         "metrics": {metric.name: _values(counted, metric) for metric in METRICS},
         "workers": [asdict(worker) for worker in workers(board)],

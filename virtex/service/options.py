@@ -65,11 +65,11 @@ class Options:
     max_time_on_queue: float
     max_queue_size: int | None
     executor: str
+    status_page: bool
     limits: Limits
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
-    status_page: bool
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:
