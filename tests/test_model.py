@@ -14,7 +14,7 @@ from kit import needs
 from kit.asks import ask_asgi, ask_direct, run
 from kit.services import BODY, AsyncEcho, AsyncLife, Echo, Life
 
-from virtex import HttpMessage, Limits, http_server
+from virtex import HttpMessage, Limits, Tensor, TensorHandler, http_server
 from virtex.batch.company import Peer
 from virtex.handler import Worker
 
@@ -365,3 +365,83 @@ def test_an_app_on_two_loops_at_once_is_refused():
         await app.shutdown()
 
     asyncio.run(main())
+
+
+# ---- the example that GET / shows
+
+
+class Sampled(Life):
+    """Life with an example, or what it raises."""
+
+    def __init__(self, sample):
+        super().__init__()
+        self.sample = sample
+
+    def example(self):
+        self.threads["example"] = threading.current_thread()
+        if isinstance(self.sample, BaseException):
+            raise self.sample
+        return self.sample
+
+
+class AsyncSampled(AsyncEcho):
+    async def example(self):
+        await asyncio.sleep(0)
+        return ["async"]
+
+
+class Rows(TensorHandler):
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def run_inference(self, batch):
+        return batch
+
+
+def info_of(handler, **options):
+    app = http_server("sampled", handler, **options)
+    (answer,) = run(app, ask_direct(app, method="GET"))
+    return answer.json
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_the_example_is_asked_for_once_where_the_other_methods_run(executor):
+    handler = Sampled([1, {"a": np.float32(0.5)}])
+    assert info_of(handler, executor=executor)["example"] == [1, {"a": 0.5}]
+    assert handler.threads["example"] is handler.threads["setup"]
+
+
+def test_an_example_may_be_a_coroutine():
+    assert info_of(AsyncSampled())["example"] == ["async"]
+
+
+def test_the_example_of_declared_inputs_is_an_item_of_zeros_that_the_service_takes():
+    handler = Rows({"a": Tensor("float32", (2,)), "b": Tensor("uint8")})
+    example = info_of(handler)["example"]
+    assert handler.process_request(example)["a"].tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [ValueError("none"), SystemExit(3), "no list", [object()], [float("nan")], [1j]],
+    ids=["raises", "exits", "no list", "no json", "not a number", "complex"],
+)
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+def test_an_example_that_fails_is_a_warning_and_the_service_starts(sample, executor, caplog):
+    info = info_of(Sampled(sample), executor=executor)
+    assert "example" not in info and info["name"] == "sampled"
+    (record,) = [record for record in caplog.records if "example() failed" in record.message]
+    assert record.levelname == "WARNING" and record.exc_info
+
+
+def test_none_is_shown_where_there_is_none_or_it_is_long(caplog, monkeypatch):
+    assert "example" not in info_of(Echo())
+    assert "example" not in info_of(Sampled(["x" * 40_000]))
+    monkeypatch.setattr(Tensor, "zeros", lambda self: pytest.fail("it was made to be thrown away"))
+    assert "example" not in info_of(Rows(Tensor("float32", (3, 224, 224))))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_without_the_status_page_nobody_asks_for_an_example():
+    handler = Sampled([1])
+    assert "example" not in info_of(handler, status_page=False) and "example" not in handler.threads

@@ -23,6 +23,7 @@ from virtex import http_server
         {"observer": Watching},
         {"watchdog": 0},
         {"authorize": "token"},
+        {"status_page": "yes"},
         {"prom_host": ""},
         {"prom_host": "http://"},
         {"prom_port": 0},

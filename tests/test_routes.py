@@ -28,6 +28,10 @@ def ask(request):
         ("POST", "/health/other", 404, None),
         ("GET", "/health/other", 404, None),
         ("GET", "/metrics", 404, None),
+        ("GET", "/metrics/live", 200, None),
+        ("HEAD", "/metrics/live", 200, None),
+        ("POST", "/metrics/live", 405, b"GET, HEAD"),
+        ("GET", "/metrics/other", 404, None),
         ("POST", "/metrics", 404, None),
         ("GET", "/v2/models/a", 404, None),
         ("POST", "/healthy", 400, None),
@@ -75,3 +79,26 @@ def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():
         return well.status, hung.status, again.status
 
     assert asyncio.run(main()) == (200, 503, 200)
+
+
+def test_the_live_figures_are_those_of_this_service(ask):
+    name = f"figures by {ask.__name__}"  # what has one name counts together
+    app, other = http_server(name, Echo()), http_server("others", Echo())
+
+    async def main():
+        for each in (app, other):
+            await each.startup()
+        await ask(app, BODY)
+        await ask(app, b"no json")
+        told = await ask(app, method="GET", path="/metrics/live")
+        later = await ask(app, method="GET", path="/metrics/live")
+        for each in (app, other):
+            await each.shutdown()
+        return told, later, await ask(app, method="GET", path="/metrics/live")
+
+    told, later, closed = asyncio.run(main())
+    assert (told.status, told.headers[b"cache-control"]) == (200, b"no-store")
+    assert (told.json["service"], told.json["state"], closed.json["state"]) == (name, "ready", "closed")
+    assert told.json["metrics"]["virtex_requests_total"] == {"200": 1, "400": 1}
+    assert told.json["now"] < later.json["now"]
+    assert later.json["metrics"] == told.json["metrics"]  # who asks for them is not counted

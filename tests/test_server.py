@@ -130,18 +130,35 @@ def test_authorize_guards_everything_but_health_before_the_body_is_read(ask):
 
     app = http_server("guarded", Echo(), authorize=authorize)
     good = [(b"authorization", b"Bearer good")]
-    let_in, kept_out, root, health = run(
+    let_in, kept_out, root, figures, health = run(
         app,
         ask(app, BODY, headers=good),
         ask(app, BODY),
         ask(app, method="GET"),
+        ask(app, method="GET", path="/metrics/live"),
         ask(app, method="GET", path="/health/ready"),
     )
     assert let_in.status == 200
-    assert (kept_out.status, root.status) == (401, 401)
+    assert (kept_out.status, root.status, figures.status) == (401, 401, 401)
     assert kept_out.headers[b"www-authenticate"] == b"Bearer" and kept_out.error == "not authorized"
     assert health.status == 200
     assert ("GET", "/health/ready") not in seen
+
+
+@pytest.mark.parametrize("status_page", [True, False])
+def test_authorize_is_not_asked_for_the_page_in_which_nothing_stands(status_page, ask):
+    html = [(b"accept", b"text/html")]
+    app = http_server("guarded", Echo(), authorize=lambda head: 401, status_page=status_page)
+    page, head, post, figures = run(
+        app,
+        ask(app, method="GET", headers=html),
+        ask(app, method="HEAD", headers=html),
+        ask(app, BODY, headers=html),
+        ask(app, method="GET", path="/metrics/live", headers=html),
+    )
+    assert (page.status, head.status) == ((200, 200) if status_page else (401, 401))
+    assert (post.status, figures.status) == (401, 401)
+    assert b"guarded" not in page.body
 
 
 def test_authorize_is_asked_again_for_a_head_that_is_the_same():

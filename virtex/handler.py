@@ -96,7 +96,10 @@ class RequestHandler(ABC):
         """Let go of what setup() took; called once, after the last answer."""
 
     def example(self) -> list[Any]:
-        """Give sample items, as they stand in a request's `data`, for whoever tests the service; empty: none."""
+        """Give sample items, as they stand in a request's `data`, for whoever tries the service; empty: none.
+
+        The status page offers them. For that it is called once, after setup(), as the three methods are.
+        """
         return []
 
     def validate(self, message: HttpMessage, strict: bool = False) -> HttpMessage | None:

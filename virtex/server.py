@@ -130,7 +130,7 @@ class Server(Service):
             model = self._begun(Worker(), is_lazy=True)
         admission = model.admission
         try:
-            if self._authorize is not None and not head.path.startswith("/health/"):
+            if self._authorize is not None and not routes.is_open(head, self.options.status_page):
                 self._check_authorized(self._authorize, head)
             if head.wants is None and not routes.is_message(head):
                 return admission.answer(routes.answer(head, model), head, now)
@@ -203,6 +203,7 @@ def http_server(
     observer: Observer | Sequence[Observer] | None = None,
     watchdog: float | None = None,
     authorize: Callable[[Head], int | None] | None = None,
+    status_page: bool = True,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -214,8 +215,10 @@ def http_server(
     coroutines on the loop. limits: of protocol and queue. observer: is told what happens, or each of several.
     watchdog: seconds after which a batch that has not come back makes /health/live answer 503; for "thread" and async
     methods.
-    authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
-    status to refuse it with (401, 403, 429). It must return at once: the loop waits.
+    authorize: gets the head of every request but those for /health/ and the status page, before its body is read;
+    returns None, or the status to refuse it with (401, 403, 429). It must return at once: the loop waits.
+    status_page: whether a browser's GET / is answered by a page that shows how the service does; else it is JSON, as
+    for everyone. The page holds nothing of the service: what it shows it fetches, and authorize is asked for that.
     prom_host: a host name, with or without http://. prom_port: from 1 to 65535. prom_mode: "off"; "scrape" and "push"
     are refused, as there are no metrics yet. prom_interval: seconds above 0. prom_push_interval: an older name of it.
 
@@ -229,6 +232,7 @@ def http_server(
         max_time_on_queue=max_time_on_queue,
         max_queue_size=max_queue_size,
         executor=executor,
+        status_page=status_page,
         limits=Limits() if limits is None else limits,
         observer=observer,
         watchdog=watchdog,

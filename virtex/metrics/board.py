@@ -86,7 +86,7 @@ class Board:
 
         On a board without room they are seen by nobody, and the log says so.
         """
-        name = _name(service)
+        name = name_of(service)
         for at in self._places():
             if self._is_of(at, slot) and self._name_at(at) == name:
                 break
@@ -124,7 +124,7 @@ class Board:
         return name[: self._words[at + _LENGTH]]
 
 
-def _name(service: str) -> bytes:
+def name_of(service: str) -> bytes:
     """A service's name as a block holds it; of a long one the beginning, and a hash of all of it."""
     name = service.encode("utf-8", "backslashreplace")
     if len(name) <= NAME_BYTES:

@@ -175,20 +175,35 @@ def _read_by(content_type: bytes) -> Format:
 
 
 # One search finds what concerns us in a long Accept; taking all of it apart would cost a worker 0.1 s for 60 KB.
-_NAMES = "|".join(re.escape(each.name) for each in FORMATS)
-_RANGE = re.compile(rf"(?:^|,)\s*({_NAMES}|application/\*|\*/\*)\s*(?:;([^,]*))?(?=,|$)")
+def ranges_of(*names: str) -> re.Pattern[str]:
+    """What finds these media types in an Accept, and the wildcards that mean application/json too."""
+    named = "|".join(map(re.escape, names))
+    return re.compile(rf"(?:^|,)\s*({named}|application/\*|\*/\*)\s*(?:;([^,]*))?(?=,|$)")
+
+
+def qualities(accept: str, ranges: re.Pattern[str]) -> dict[str, float]:
+    """How much an Accept, in lower case, likes each of the ranges that stand in it (RFC 9110 section 12.4.2)."""
+    quality = {}
+    for kind, parameters in ranges.findall(accept):
+        q = next((p.strip()[2:] for p in parameters.split(";") if p.strip().startswith("q=")), "1")
+        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
+    return quality
+
+
+def json_quality(quality: dict[str, float]) -> float:
+    """How much JSON is liked: the narrowest range that takes it says so."""
+    return next((quality[kind] for kind in (JSON.name, "application/*", "*/*") if kind in quality), 0.0)
+
+
+_RANGES = ranges_of(*(each.name for each in FORMATS))
 
 
 def _written_by(accept: str) -> Format:
     """The format that is named and liked best; a wildcard means the first."""
-    quality = {}
-    for kind, parameters in _RANGE.findall(accept):
-        q = next((p.strip()[2:] for p in parameters.split(";") if p.strip().startswith("q=")), "1")
-        quality[kind] = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 1.0
+    quality = qualities(accept, _RANGES)
     best = max(reversed(FORMATS), key=lambda each: quality.get(each.name, 0.0))
     if quality.get(best.name):
         return best
-    ranges = (JSON.name, "application/*", "*/*")
-    if accept.strip() and not next((quality[r] for r in ranges if r in quality), 0.0):
+    if accept.strip() and not json_quality(quality):
         raise RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {ACCEPTS}")
     return JSON

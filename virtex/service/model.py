@@ -29,6 +29,7 @@ from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..message import encode_data
 from ..metrics._metrics import Cells
 from ..tensor import Tensor, describe
 from .admission import Admission
@@ -38,6 +39,7 @@ from .options import Options
 
 log = logging.getLogger("virtex")
 
+MOST_EXAMPLE = 32 << 10  # bytes of the example that GET / shows: who polls it pays for them
 STARTING, READY, DRAINING, CLOSED, FAILED = "starting", "ready", "draining", "closed", "failed"
 
 
@@ -124,6 +126,7 @@ class Model:
             handler = await _call(thread, self._make)
             await _call(thread, handler.setup, worker)
             run = self._plan(handler, thread)
+            self.info = self._describe(**_declared(handler), **await self._example(handler, thread))
         except BaseException as error:
             self._fail(error)
             if thread is not None:
@@ -161,9 +164,27 @@ class Model:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
         ring = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
-        self.info = self._describe(inputs=describe(handler.inputs), outputs=describe(handler.outputs))
         steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
         return partial(self.batcher.run_with, executor, steps, ring)
+
+    async def _example(self, handler: RequestHandler, thread: ThreadExecutor | None) -> dict[str, Any]:
+        """The handler's example() as the status page shows it; nothing where there is none, it is long, or it failed.
+
+        That of declared inputs is not even made where it would be long.
+        """
+        inputs = self.admission.inputs
+        tensors = () if inputs is None else (inputs,) if isinstance(inputs, Tensor) else inputs.values()
+        if not self.options.status_page or sum(tensor.nbytes for tensor in tensors) > MOST_EXAMPLE:
+            return {}
+        try:
+            items = await _call(thread, handler.example)
+            if not isinstance(items, list):
+                raise TypeError(f"expected a list of items, got a {type(items).__name__}")
+            text = encode_data(items, "example")
+        except Exception as error:
+            log.warning("service %r: example() failed, so the status page has none", self.options.name, exc_info=error)
+            return {}
+        return {"example": json.loads(text)} if items and len(text) <= MOST_EXAMPLE else {}
 
     def _choose(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Executor:
         awaits = ", ".join(async_methods(handler))
@@ -248,6 +269,13 @@ class Model:
         finally:
             if self._thread is not None:
                 self._thread.stop()
+
+
+def _declared(handler: RequestHandler) -> dict[str, Any]:
+    """What GET / says of declared inputs."""
+    if not isinstance(handler, TensorHandler):
+        return {}
+    return {"inputs": describe(handler.inputs), "outputs": describe(handler.outputs)}
 
 
 async def _call(thread: ThreadExecutor | None, method: Callable[..., Any], *args: Any) -> Any:

@@ -51,6 +51,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("observer", lambda v: v is None or are_observers(v), "an Observer, a sequence of them, or None"),
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
+    ("status_page", lambda v: isinstance(v, bool), "True or False"),
 )
 
 
@@ -64,6 +65,7 @@ class Options:
     max_time_on_queue: float
     max_queue_size: int | None
     executor: str
+    status_page: bool
     limits: Limits
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None

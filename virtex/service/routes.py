@@ -1,4 +1,4 @@
-"""What a service answers without a body: what it is, whether it is well, and what there is not.
+"""What a service answers without a body: what it is, how it does, whether it is well, and what there is not.
 
 Rules: a request in, a value out; neither a queue nor a loop. Any POST to a path that is not reserved is a message, and
 not answered here.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import RETRY_SOON, RequestError, quoted
+import orjson
+
+from ..errors import RETRY_SOON, Headers, RequestError, quoted
+from ..metrics.live import live
+from . import page
 from .model import FAILED, READY, Model
 from .seam import JSON, Head, Response
 
@@ -18,6 +22,11 @@ RESERVED = ("/health/", "/metrics/", "/v2/")
 def is_message(head: Head) -> bool:
     """Whether a request is for the model."""
     return head.method == "POST" and not head.path.startswith(RESERVED) and head.path != "/metrics"
+
+
+def is_open(head: Head, has_page: bool) -> bool:
+    """Whether anybody may have it, and authorize is not asked: probes, and the page, in which nothing stands yet."""
+    return head.path.startswith("/health/") or (has_page and page.is_asked_for(head))
 
 
 def answer(head: Head, model: Model) -> Response:
@@ -31,7 +40,9 @@ def answer(head: Head, model: Model) -> Response:
     tell, allow = found
     if head.method not in ("GET", "HEAD"):
         raise RequestError(405, f"{_named(head)}: expected {allow}", ((b"allow", allow.encode()),))
-    return Response(200, JSON, [tell(model)])
+    if path == "/" and model.options.status_page and page.is_asked_for(head):
+        return page.response()
+    return Response(200, JSON + _MORE_HEADERS.get(path, ()), [tell(model)])
 
 
 def _named(head: Head) -> str:
@@ -40,6 +51,12 @@ def _named(head: Head) -> str:
 
 def _info(model: Model) -> bytes:
     return model.info
+
+
+def _figures(model: Model) -> bytes:
+    options = model.options
+    now = options.clock() / 1e9
+    return orjson.dumps({"service": options.name, "state": model.state, "now": now, **live(options.name)})
 
 
 def _live(model: Model) -> bytes:
@@ -64,4 +81,6 @@ _ROUTES: dict[str, tuple[Callable[[Model], bytes], str]] = {  # and the methods 
     "/": (_info, "GET, HEAD, POST"),
     "/health/live": (_live, "GET, HEAD"),
     "/health/ready": (_ready, "GET, HEAD"),
+    "/metrics/live": (_figures, "GET, HEAD"),
 }
+_MORE_HEADERS: dict[str, Headers] = {"/": page.VARIES, "/metrics/live": ((b"cache-control", b"no-store"),)}
