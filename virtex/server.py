@@ -193,6 +193,7 @@ def http_server(
     observer: Observer | Sequence[Observer] | None = None,
     watchdog: float | None = None,
     authorize: Callable[[Head], int | None] | None = None,
+    log: str | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -206,6 +207,8 @@ def http_server(
     methods.
     authorize: gets the head of every request but those for /health/, before its body is read; returns None, or the
     status to refuse it with (401, 403, 429). It must return at once: the loop waits.
+    log: "json" makes what the process logs lines of JSON, "text" does not; None: as VIRTEX_LOG says in the environment.
+    Handlers that you configure yourself are left as they are.
     prom_host: a host name, with or without http://. prom_port: from 1 to 65535. prom_mode: "off"; "scrape" and "push"
     are refused, as there are no metrics yet. prom_interval: seconds above 0. prom_push_interval: an older name of it.
 
@@ -223,4 +226,5 @@ def http_server(
         observer=observer,
         watchdog=watchdog,
         authorize=authorize,
+        log=log,
     )

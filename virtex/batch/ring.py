@@ -23,12 +23,13 @@ class Ticket:
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
     nanoseconds. place: where its slots begin, for a ring that has places. resolved: delivered, or given up.
+    cut_at: when the batch was cut that came back last with slots of it, in ns; 0 for none. batch_size: its slots in all.
     """
 
     def __init__(self) -> None:
         self.items: Any = None
         self.rows: list[Any] | None = None
-        self.count = self.taken = self.returned = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.place = self.cut_at = self.batch_size = 0
         self.resolved = False
 
     def deliver(self, rows: Any, error: Exception | None) -> None:

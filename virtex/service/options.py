@@ -13,6 +13,7 @@ from typing import Any
 
 from ..handler import RequestHandler
 from ..limits import Limits
+from ..logs import FORMS
 from ..observer import Observer, as_one
 from .seam import Head
 
@@ -51,6 +52,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("observer", lambda v: v is None or are_observers(v), "an Observer, a sequence of them, or None"),
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
+    ("log", lambda v: v in (None, *FORMS), '"text", "json", or None'),
 )
 
 
@@ -68,6 +70,7 @@ class Options:
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
+    log: str | None = None
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from ..errors import STATUSES
-from ..service.seam import Head, Response
+from ..service.seam import IDS, LAST, Head, Response
 from .grammar import Header
 from .waiting import SECOND
 
@@ -43,11 +43,20 @@ class Heads:
         self._latest = b""  # of the last reply; the next mostly has the same, and the dict takes a fifth of an answer
         self._latest_status = self._latest_says = 0
         self._latest_headers: tuple[Header, ...] | None = None
+        self._ids = IDS
 
-    def render(self, response: Response, request: Head | None, closes: bool, now: int, out: list[bytes]) -> int:
+    def render(
+        self,
+        response: Response,
+        request: Head | None,
+        closes: bool,
+        now: int,
+        out: list[bytes],
+        request_id: bytes = b"",
+    ) -> int:
         """Append a reply, its head and its body, to a request, or to what was none; returns how many bytes.
 
-        Raises ValueError ahead of that.
+        request_id: b"" for a new one. Raises ValueError ahead of that.
         """
         if now >= self._until:
             self._turn_second(now)
@@ -56,23 +65,37 @@ class Heads:
         if headers is not self._latest_headers or status != self._latest_status or says != self._latest_says:
             self._latest = self._rendered(status, headers, says)
             self._latest_status, self._latest_headers, self._latest_says = status, headers, says
-        end = end_of_head(response.size) if has_body(status) else b"\r\n"
         out.append(self._latest)
-        out.append(end)
-        size = len(self._latest) + len(end)
+        size = len(self._latest) + self._append_end(status, response.size, request_id, out)
         if has_body(status) and (request is None or request.method != "HEAD"):
             out += response.buffers
             size += response.size
         return size
+
+    def _append_end(self, status: int, length: int, request_id: bytes, out: list[bytes]) -> int:
+        """The id, and what follows it in the head; returns how many bytes."""
+        ids = self._ids
+        if request_id or not has_body(status):
+            first = request_id or ids.next()
+            last = b"\r\ncontent-length: " if has_body(status) else b"\r\n"
+        else:
+            if ids.last == LAST:
+                ids.turn()
+            ids.last += 1
+            first = ids.first
+            last = _LAST[ids.last]
+        end = end_of_head(length) if has_body(status) else b"\r\n"
+        out.append(first)
+        out.append(last)
+        out.append(end)
+        return len(first) + len(last) + len(end)
 
     def _rendered(self, status: int, headers: tuple[Header, ...], says: int) -> bytes:
         key = (status, headers, says)
         head = self._heads.get(key)
         if head is None:
             lines = b"date: %b\r\nserver: virtex\r\n%b" % (self._date, CONNECTION[says])
-            head = render_head(status, headers, lines)
-            if has_body(status):
-                head += b"content-length: "
+            head = render_head(status, headers, lines) + b"x-request-id: "
             if len(self._heads) < HEADS_KEPT:
                 self._heads[key] = head
         return head
@@ -110,14 +133,20 @@ def says_of(closes: bool, minor: int) -> int:
 def render_head(status: int, headers: tuple[Header, ...], more: bytes) -> bytes:
     """The bytes of a reply's head up to, and without, the empty line. more: whole lines that the connection adds.
 
-    Raises: ValueError for a name or value that is not one (RFC 9110 section 5), ahead of anything being sent.
+    Raises: ValueError as check_field(), ahead of anything being sent.
     """
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, _phrase(status)), more]
-    for name, value in headers:
-        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f"expected a header name and value without control characters, got {name!r}: {value!r}")
-        lines.append(b"%b: %b\r\n" % (name, value))
+    for header in headers:
+        check_field(header)
+        lines.append(b"%b: %b\r\n" % header)
     return b"".join(lines)
+
+
+def check_field(header: Header) -> None:
+    """Raise ValueError for a name or value that is not one (RFC 9110 section 5)."""
+    name, value = header
+    if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+        raise ValueError(f"expected a header name and value without control characters, got {name!r}: {value!r}")
 
 
 def end_of_head(length: int) -> bytes:
@@ -126,6 +155,9 @@ def end_of_head(length: int) -> bytes:
 
 
 _ENDS = [b"%d\r\n\r\n" % length for length in range(1024)]  # formatting one costs a tenth of a small answer
+
+
+_LAST = [b"%02x\r\ncontent-length: " % last for last in range(LAST + 1)]  # of an id, and the field that follows it
 
 
 def _phrase(status: int) -> bytes:
@@ -177,10 +209,12 @@ def start_of(status: int, headers: tuple[Header, ...]) -> Start:
     return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
 
 
-def framed(start: Start, head: Head, body: bytes, end: bool) -> Framing:
-    """How the answer is sent whose first piece is `body`; end: it is the last, too."""
+def framed(start: Start, head: Head, body: bytes, end: bool, request_id: bytes = b"") -> Framing:
+    """How the answer is sent whose first piece is `body`; end: it is the last, too. request_id: for its head."""
     framing: Framing = Framing.__new__(Framing)
     framing._begin(start, head, body, end)
+    if request_id:
+        framing.told = b"%bx-request-id: %b\r\n\r\n" % (framing.told[:-2], request_id)
     return framing
 
 
