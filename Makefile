@@ -12,7 +12,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve tracing build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,6 +25,9 @@ demo: $(VENV)/.demo  ## a digit classifier under gunicorn, sent the 360 images i
 
 serve: $(VENV)/.demo  ## leave the digit classifier running on PORT (8081)
 	@$(BIN)/python examples/demo.py --serve --port $(PORT)
+
+tracing: $(VENV)/.dev  ## a request of a client's trace, as OpenTelemetry's span of the service
+	@$(BIN)/python examples/tracing.py
 
 build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv

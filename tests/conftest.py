@@ -21,7 +21,11 @@ PACKAGE = Path(__file__).parent.parent / "virtex"
 # Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
 COMPILED_ONLY = {
     f"test_{name}.py"
-    for group in ("package readme docs", "codec codec_rows client", "cases worker start proxies foreign examples embed")
+    for group in (
+        "package readme docs",
+        "codec codec_rows client",
+        "cases worker start proxies foreign examples embed log_lines tracing",
+    )
     for name in group.split()
 }
 

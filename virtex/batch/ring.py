@@ -23,7 +23,7 @@ class Ticket:
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
     nanoseconds. place: where its slots begin, for a ring that has places. resolved: delivered, or given up.
-    cut_at: when the batch was cut that came back last with slots of it, in ns; 0 for none. batch_size: its slots in all.
+    cut_at: when the batch was cut that came back last with slots of it, in ns; 0 for none. batch_size: its slots.
     """
 
     def __init__(self) -> None:
