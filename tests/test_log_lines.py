@@ -7,7 +7,7 @@ import re
 import signal
 
 import pytest
-from kit.servers import serving, until
+from kit.servers import ROOT, serving, until
 
 SERVICE = """
 import logging
@@ -168,3 +168,8 @@ def test_under_uvicorn_json_is_asked_for_by_the_environment(monkeypatch):
     lines = [json.loads(line) for line in lived(PLAIN, kind="uvicorn").splitlines() if line.startswith("{")]
     events = [line.get("event", line["message"]) for line in lines]
     assert events == ["service_start", "loaded", "service_ready", "request_failure", "service_drain", "service_end"]
+
+
+def test_the_page_has_every_event_in_its_order():
+    page = (ROOT / "docs" / "logging.md").read_text()
+    assert re.findall(r"^\| `(\w+_\w+)` \|", page, re.MULTILINE) == LIFE

@@ -1,6 +1,4 @@
-"""What the log may hold: a message is one line whoever wrote its text, and not every request brings its traceback.
-
-How its lines look, as text or as JSON, and who sees them where nobody has configured logging, are at the end.
+"""What the log holds: one line for a message, not every traceback, as text or JSON; and where it is seen by itself.
 
 Rules: knows neither requests nor a clock of its own. The filter is the logger's, so it holds for whatever Virtex logs.
 What a program has configured is left as it is: no handler is given to a logger, and none taken away.

@@ -1,4 +1,4 @@
-"""gunicorn's access log, one line for each answer.
+"""gunicorn's access log, one line for each answer, with atoms for its request's id, items, wait and batch.
 
 Rules: knows heads, and gunicorn's logger; nothing of connections.
 """
