@@ -53,9 +53,7 @@ cdef class Answers(Waiter):
     )
     cdef bint _write_turns(self, long long now) except -1
 
-    cdef bytes _id_of(self, Turn turn)
-
-    @cython.locals(heads=Heads, size=Py_ssize_t, request_id=bytes)
+    @cython.locals(heads=Heads, exchange=BaseExchange, head=Head, size=Py_ssize_t, request_id=bytes)
     cdef Py_ssize_t _render(self, Turn turn, Response response, long long now, list out) except -1
 
     @cython.locals(turn=Turn, exchange=BaseExchange, cost=Py_ssize_t)

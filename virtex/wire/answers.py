@@ -206,25 +206,22 @@ class Answers(Waiter):
     def _render(self, turn: Turn, response: Response, now: int, out: list[bytes]) -> int:
         """Append an answer; returns how many bytes. One that can't be sent becomes the connection's last, a 500."""
         heads = self._connections.heads
-        request_id = self._id_of(turn)
+        exchange, head = turn.exchange, turn.head
+        request_id = b"" if exchange is None else exchange.request_id
+        if not request_id and head is not None:
+            request_id = head.request_id
+        if not request_id and self._connections.access is not None:
+            request_id = IDS.next()  # else whoever writes the head makes one
         try:
-            size = heads.render(response, turn.head, turn is self.last, now, out, request_id)
+            size = heads.render(response, head, turn is self.last, now, out, request_id)
         except ValueError:
             log.exception("an answer could not be sent")
             self.last = turn
             response = refusal(500, "the server made an answer that can't be sent")
-            size = heads.render(response, turn.head, True, now, out, request_id)
+            size = heads.render(response, head, True, now, out, request_id)
         if self._connections.access is not None:
-            self.log(turn, response.status, response.size, now, request_id, turn.exchange)
+            self.log(turn, response.status, response.size, now, request_id, exchange)
         return size
-
-    def _id_of(self, turn: Turn) -> bytes:
-        """The id of its request; b"" for one that nobody has to know but the client."""
-        if turn.exchange is not None and turn.exchange.request_id:
-            return turn.exchange.request_id
-        if turn.head is not None and turn.head.request_id:
-            return turn.head.request_id
-        return b"" if self._connections.access is None else IDS.next()
 
     def log(
         self, turn: Turn, status: int, size: int, now: int, request_id: bytes, exchange: BaseExchange | None

@@ -41,6 +41,7 @@ class Heads:
         self._until = 0
         self._date = b""
         self._latest = b""  # of the last reply; the next mostly has the same, and the dict takes a fifth of an answer
+        self._named = self._latest_first = b""  # the same with the first part of an id, and that
         self._latest_status = self._latest_says = 0
         self._latest_headers: tuple[Header, ...] | None = None
         self._ids = IDS
@@ -60,35 +61,46 @@ class Heads:
         """
         if now >= self._until:
             self._turn_second(now)
-        status, headers = response.status, response.headers
+        status, headers, ids = response.status, response.headers, self._ids
         says = says_of(closes, 1 if request is None else request.minor)
-        if headers is not self._latest_headers or status != self._latest_status or says != self._latest_says:
+        if ids.last == LAST:
+            ids.turn()
+        if (
+            headers is not self._latest_headers
+            or status != self._latest_status
+            or says != self._latest_says
+            or ids.first is not self._latest_first
+        ):
             self._latest = self._rendered(status, headers, says)
             self._latest_status, self._latest_headers, self._latest_says = status, headers, says
-        out.append(self._latest)
-        size = len(self._latest) + self._append_end(status, response.size, request_id, out)
-        if has_body(status) and (request is None or request.method != "HEAD"):
+            self._latest_first = ids.first
+            self._named = self._latest + ids.first
+        if request_id or not has_body(status):
+            return self._append_rest(response, request, request_id or ids.next(), out)
+        ids.last += 1
+        last = _LAST[ids.last]
+        end = end_of_head(response.size)
+        out.append(self._named)
+        out.append(last)
+        out.append(end)
+        size = len(self._named) + len(last) + len(end)
+        if request is None or request.method != "HEAD":
             out += response.buffers
             size += response.size
         return size
 
-    def _append_end(self, status: int, length: int, request_id: bytes, out: list[bytes]) -> int:
-        """The id, and what follows it in the head; returns how many bytes."""
-        ids = self._ids
-        if request_id or not has_body(status):
-            first = request_id or ids.next()
-            last = b"\r\ncontent-length: " if has_body(status) else b"\r\n"
-        else:
-            if ids.last == LAST:
-                ids.turn()
-            ids.last += 1
-            first = ids.first
-            last = _LAST[ids.last]
-        end = end_of_head(length) if has_body(status) else b"\r\n"
-        out.append(first)
-        out.append(last)
+    def _append_rest(self, response: Response, request: Head | None, request_id: bytes, out: list[bytes]) -> int:
+        """A reply with an id that is given, or without a body."""
+        has = has_body(response.status)
+        end = b"\r\ncontent-length: " + end_of_head(response.size) if has else b"\r\n\r\n"
+        out.append(self._latest)
+        out.append(request_id)
         out.append(end)
-        return len(first) + len(last) + len(end)
+        size = len(self._latest) + len(request_id) + len(end)
+        if has and (request is None or request.method != "HEAD"):
+            out += response.buffers
+            size += response.size
+        return size
 
     def _rendered(self, status: int, headers: tuple[Header, ...], says: int) -> bytes:
         key = (status, headers, says)
