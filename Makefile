@@ -19,7 +19,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables build test test-all test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables tracing build test test-all test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ images: $(VENV)/.examples  ## PNG files in, digits out: a small torch network un
 
 tables: $(VENV)/.examples  ## a DataFrame in, a Series out: a scikit-learn regressor under gunicorn
 	@$(BIN)/python examples/tables.py
+
+tracing: $(VENV)/.dev  ## a request of a client's trace, as OpenTelemetry's span of the service
+	@$(BIN)/python examples/tracing.py
 
 build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv

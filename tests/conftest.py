@@ -25,7 +25,7 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
-        "cases worker start proxies foreign examples example_models embed recycling status",
+        "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
     )
     for name in group.split()
 }

@@ -13,7 +13,7 @@ import pytest
 from kit.servers import ROOT, free_port, listens, until
 
 COMMAND = [sys.executable, str(ROOT / "examples" / "embed.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "WARNING"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,14 +1,17 @@
 import asyncio
+import json
 import logging
 from dataclasses import replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
 from kit.asks import Echo, ask_asgi, ask_direct, run
 
-from virtex import Observer, http_server
-from virtex.logs import LONGEST, TRACEBACK_SECONDS, Tracebacks, printable
+from virtex import Observer, http_server, logs
+from virtex.logs import LONGEST, TRACEBACK_SECONDS, Lines, Tracebacks, event, printable, show
 from virtex.workers.access_log import AccessLog
+from virtex.workers.logs import ErrorLog
 
 EVIL = "bad\n2026-01-01 [INFO] all is well\r\x1b[2J\x9b31m\x00\u2028\u202e\ud800"
 SHOWN = r"bad\n2026-01-01 [INFO] all is well\r\x1b[2J\x9b31m\x00\u2028\u202e\ud800"
@@ -173,3 +176,120 @@ def test_no_terminal_control_of_a_request_reaches_the_access_log():
     texts = [*environ.values(), *(value for _, value in shown.headers)]
     assert all(text.isprintable() for text in texts)
     assert environ["RAW_URI"] == r"/a\x9b31m?\xff" and environ["HTTP_USER_AGENT"] == r"caf\xe9 \x9b31m"
+
+
+def line_of(monkeypatch, *args, **kwargs):
+    monkeypatch.setenv("VIRTEX_LOG", "json")
+    record = log.makeRecord("a.b", kwargs.pop("level", logging.INFO), __file__, 1, *args, **kwargs)
+    line = Lines().format(record)
+    assert line.isascii() and line.isprintable()
+    return json.loads(line)
+
+
+def test_a_line_of_json_has_what_extra_gave_and_no_line_break(monkeypatch):
+    line = line_of(monkeypatch, "%s\nsaid", (EVIL,), None, extra={"user": "é\n", "nested": {"a": [1, None]}})
+    assert line["message"] == f"{EVIL}\nsaid" and line["user"] == "é\n" and line["nested"] == {"a": [1, None]}
+    assert (line["level"], line["logger"]) == ("INFO", "a.b")
+    assert datetime.fromisoformat(line["time"]).tzinfo is not None
+    assert set(line) == {"time", "level", "logger", "process", "message", "user", "nested"}
+
+
+def circle():
+    made = []
+    made.append(made)
+    return made
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1: {(2,): 3}}, circle(), object(), b"a", {"a"}])
+def test_what_json_has_no_word_for_is_written_as_its_text(value, monkeypatch):
+    line = line_of(monkeypatch, "it", (), None, extra={"value": value, "number": 7})
+    assert line["number"] == 7 and line["value"] == str(value)
+
+
+def test_a_line_of_json_has_the_traceback_and_the_stack(monkeypatch):
+    error = raised(ValueError("bad"))
+    line = line_of(monkeypatch, "it", (), (ValueError, error, error.__traceback__), sinfo="Stack:\n  here")
+    assert line["traceback"].startswith("Traceback") and line["traceback"].endswith("ValueError: bad")
+    assert line["stack"] == "Stack:\n  here"
+
+
+def test_lines_are_text_as_before_unless_json_is_asked_for(monkeypatch):
+    monkeypatch.delenv("VIRTEX_LOG", raising=False)
+    record = log.makeRecord("a.b", logging.INFO, __file__, 1, "it %d", (7,), None)
+    assert Lines(logging.Formatter("OWN %(message)s")).format(record) == "OWN it 7"
+    assert Lines().format(record).endswith(f"[{record.process}] [INFO] it 7")
+
+
+def test_an_event_is_words_then_values_that_can_be_told_apart(caplog):
+    caplog.set_level(logging.INFO)
+    event(log, "some_event", "it happened", {"who": "me"}, a=1, b=0.123456789, c="two words", d="", e='"', f=None)
+    (record,) = caplog.records
+    assert record.getMessage() == r'it happened; a=1 b=0.123457 c="two words" d="" e="\"" f=None'
+    assert (record.event, record.who, record.a, record.c) == ("some_event", "me", 1, "two words")
+
+
+@pytest.fixture
+def unconfigured(monkeypatch):
+    """Call it, and nobody has configured logging; pytest has, for each test anew."""
+    root, httpx2 = logging.root, logging.getLogger("httpx2")
+    before = root.level, httpx2.level
+
+    def forget():
+        monkeypatch.setattr(root, "handlers", [])
+        monkeypatch.setattr(logging, "lastResort", logs._PLAIN)
+        monkeypatch.setattr(logs, "_led", logging.WARNING)
+        monkeypatch.setattr(Lines, "form", None)
+        monkeypatch.delenv("LOG_LEVEL", raising=False)
+        root.setLevel(logging.WARNING)
+        httpx2.setLevel(logging.NOTSET)
+
+    yield forget
+    root.setLevel(before[0])
+    httpx2.setLevel(before[1])
+
+
+def test_show_is_the_last_resort_and_gives_no_logger_a_handler(unconfigured):
+    unconfigured()
+    show("json")
+    assert logging.root.level == logging.INFO and logging.root.handlers == [] and Lines.form == "json"
+    assert isinstance(logging.lastResort.formatter, Lines)
+    mine = logging.lastResort
+    show(None)
+    assert logging.lastResort is mine and Lines.form == "json", "once is enough, and who asked for JSON has it"
+
+
+def test_show_leaves_alone_what_was_configured(unconfigured, monkeypatch):
+    unconfigured()
+    logging.root.setLevel(logging.ERROR)
+    show(None)
+    assert logging.root.level == logging.ERROR
+    monkeypatch.setattr(logging, "lastResort", None)
+    show(None)
+    assert logging.lastResort is None
+    monkeypatch.setattr(logging, "lastResort", logs._PLAIN)
+    logging.root.addHandler(logging.NullHandler())
+    show(None)
+    assert logging.lastResort is logs._PLAIN
+
+
+def test_a_form_that_is_none_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setenv("VIRTEX_LOG", "xml")
+    with pytest.raises(ValueError, match="VIRTEX_LOG='xml': expected"):
+        show(None)
+    with pytest.raises(ValueError, match=r"log='xml'.*expected .text., .json., or None"):
+        http_server("echo", Echo(), log="xml")
+
+
+def test_gunicorns_error_log_gets_everybodys_records_by_the_levels_of_its_handlers():
+    taken = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            taken.append((self.level, record.getMessage()))
+
+    error_log = logging.Logger("gunicorn.error")
+    error_log.handlers = [Handler(logging.ERROR), Handler()]
+    handler = ErrorLog(error_log)
+    handler.handle(log.makeRecord("a", logging.INFO, "", 1, "info", (), None))
+    handler.handle(log.makeRecord("a", logging.ERROR, "", 1, "error", (), None))
+    assert taken == [(0, "info"), (logging.ERROR, "error"), (0, "error")]

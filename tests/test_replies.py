@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from virtex.service.seam import Head, Response
+from virtex.service.seam import LAST, Head, Response
 from virtex.wire import replies
 from virtex.wire.replies import CLOSE, KEEP, KEEP_1_0, Heads, end_of_head, framed, has_body, says_of, start_of
 from virtex.wire.waiting import SECOND
@@ -26,15 +28,31 @@ def heads():
 
 def rendered(heads, response, closes=False, minor=1, now=NOW, method="GET"):
     out = []
-    heads.render(response, head_of(method, minor), closes, now, out)
+    heads.render(response, head_of(method, minor), closes, now, out, b"the-id")
     return b"".join(out)
 
 
-def test_a_head_says_status_date_server_and_length(heads):
+def test_a_head_says_status_date_server_id_and_length(heads):
     raw = rendered(heads, Response(200, TEXT, [b"abc", b"de"]))
     first, date, *rest = raw.split(b"\r\n")
     assert first == b"HTTP/1.1 200 OK" and date.startswith(b"date: ")
+    assert rest.pop(2) == b"x-request-id: the-id"
     assert rest == [b"server: virtex", b"content-type: text/plain", b"content-length: 5", b"", b"abcde"]
+
+
+@pytest.mark.parametrize("status", [200, 204])
+def test_each_answer_has_an_id_of_its_own_whatever_the_length_of_a_run(heads, status):
+    ids = set()
+    for _ in range(3 * (LAST + 1)):
+        out = []
+        size = heads.render(Response(status, TEXT, [b"abc"]), head_of(), False, NOW, out)
+        head, _, body = b"".join(out).partition(b"\r\n\r\n")
+        assert size == len(b"".join(out)) and body == (b"abc" if status == 200 else b"")
+        fields = dict(field.split(b": ") for field in head.split(b"\r\n")[1:])
+        assert fields.get(b"content-length") == (b"3" if status == 200 else None)
+        ids.add(fields[b"x-request-id"])
+    assert len(ids) == 3 * (LAST + 1) and all(re.fullmatch(b"[0-9a-f]{24}", one) for one in ids)
+    assert len({one[:16] for one in ids}) == 1, "the process's"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +150,19 @@ def test_more_than_the_length_is_cut_and_ends_the_connection(caplog):
 def test_head_gets_a_length_and_no_body(length):
     framing = framed(start_of(200, ((b"content-length", length),) if length else ()), head_of("HEAD"), b"abc", True)
     assert (framing.begins, framing.told, framing.left) == (b"", b"3\r\n\r\n", 0)
+
+
+def test_the_id_of_an_application_stands_in_its_head_and_is_not_kept_with_it(heads):
+    start = start_of(200, TEXT)
+    told = []
+    for one in (b"a", b"b", b""):
+        told.append(heads.streamed(framed(start, head_of(), b"xyz", True, one), NOW).partition(b"plain")[2])
+    assert [b"x-request-id: a\r\n" in told[0], b"x-request-id: b\r\n" in told[1], b"-id" in told[2]] == [1, 1, 0]
+    assert all(b"content-length: 3\r\n" in one and one.endswith(b"\r\n\r\n") for one in told)
+    chunked = heads.streamed(framed(start, head_of(), b"xyz", False, b"c"), NOW)
+    assert chunked.endswith(b"transfer-encoding: chunked\r\nx-request-id: c\r\n\r\n")
+    bodiless = heads.streamed(framed(start_of(204, TEXT), head_of(), b"", True, b"d"), NOW)
+    assert bodiless.endswith(b"server: virtex\r\nx-request-id: d\r\n\r\n")
 
 
 def test_the_date_and_server_of_an_application_replace_ours(heads):

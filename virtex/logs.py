@@ -1,13 +1,18 @@
-"""What the log may hold: a message is one line whoever wrote its text, and not every request brings its traceback.
+"""What the log holds: one line for a message, not every traceback, as text or JSON; and where it is seen by itself.
 
 Rules: knows neither requests nor a clock of its own. The filter is the logger's, so it holds for whatever Virtex logs.
+What a program has configured is left as it is: no handler is given to a logger, and none taken away.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
 log = logging.getLogger("virtex")
 
@@ -75,11 +80,14 @@ class Tracebacks:
         self._clock = clock
         self._kinds: dict[tuple[type, str, int], tuple[int, int]] = {}  # when the next one is due, how many were not
 
-    def log(self, error: BaseException, text: str, *args: object) -> None:
-        """Log that something went wrong, as text % args, with the traceback of what was raised if it is due."""
+    def log(self, error: BaseException, text: str, *args: object, **fields: object) -> None:
+        """Log that something went wrong, as text % args, with the traceback of what was raised if it is due.
+
+        fields: members of the line, where it is JSON.
+        """
         left_out = self.left_out(error)
         more = f" (of {left_out} more the traceback was left out)" if left_out else ""
-        log.error(text + "%s", *args, more, exc_info=None if left_out is None else error)
+        log.error(text + "%s", *args, more, exc_info=None if left_out is None else error, extra=fields)
 
     def left_out(self, error: BaseException) -> int | None:
         """How many of its kind were left out since the last one; None: leave it out, too."""
@@ -105,3 +113,116 @@ def _kind(error: BaseException) -> tuple[type, str, int]:
 
 
 log.addFilter(OneLine())
+
+
+# --- how lines look ---------------------------------------------------------------------------------------------------
+
+FORMS = ("text", "json")
+TEXT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"  # as gunicorn's error log has it
+DATE = "[%Y-%m-%d %H:%M:%S %z]"
+
+# What every record has, and what others add for their own lines; the rest is what `extra` gave
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+
+
+def event(to: Any, name: str, text: str, named: dict[str, Any], **fields: Any) -> None:
+    """Log something that happens seldom, at INFO: `text; key=value key=value`, or, as JSON, with these members.
+
+    to: a logger. name: the member `event`. named: members that the text has already.
+    """
+    values = " ".join(f"{key}={_shown_value(value)}" for key, value in fields.items())
+    to.log(logging.INFO, "%s; %s" if values else "%s%s", text, values, extra={"event": name, **named, **fields})
+
+
+def _shown_value(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    is_word = text.isprintable() and not set(text) & set(' "=')
+    return text if text and is_word else json.dumps(text)
+
+
+def check_form() -> None:
+    """Raise ValueError where VIRTEX_LOG is neither "text" nor "json"."""
+    form = os.environ.get("VIRTEX_LOG") or "text"
+    if form not in FORMS:
+        raise ValueError(f'VIRTEX_LOG={form!r}: expected "text" or "json"')
+
+
+class Lines(logging.Formatter):
+    """Writes a record as a line of JSON where that is wanted, else as another formatter does. text: the other one."""
+
+    form: ClassVar[str | None] = None  # what http_server(log=) says; None: the environment's, which may change
+
+    def __init__(self, text: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self._text = text or logging.Formatter(TEXT, DATE)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON, or what the other formatter makes of it."""
+        if (Lines.form or os.environ.get("VIRTEX_LOG")) != "json":
+            return self._text.format(record)
+        return _as_json(self.members(record))
+
+    def members(self, record: logging.LogRecord) -> dict[str, Any]:
+        """What a record says: time, level, logger, process, message, what `extra` gave, and the traceback."""
+        members = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        given = {name: v for name, v in vars(record).items() if name not in _USUAL and name not in members}
+        if record.exc_text or record.exc_info:
+            given["traceback"] = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
+        if record.stack_info:
+            given["stack"] = record.stack_info
+        return members | given
+
+
+def _as_json(members: dict[str, Any]) -> str:
+    """One line of ASCII. What JSON has no word for is written as its text."""
+    try:
+        return json.dumps(members, default=str, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):  # NaN, a circle, keys that are no text
+        return json.dumps({name: v if isinstance(v, (str, int)) else str(v) for name, v in members.items()})
+
+
+# --- who sees them ----------------------------------------------------------------------------------------------------
+
+_PLAIN = logging.lastResort  # Python's own, for records that no handler takes: WARNING and above, without time or level
+
+
+def show(form: str | None) -> None:
+    """Let whatever is logged be seen on stderr, from INFO on, or LOG_LEVEL, unless somebody configures logging.
+
+    form: "text" or "json"; None: as VIRTEX_LOG says. Raises ValueError where that is neither.
+    """
+    check_form()
+    Lines.form = form or Lines.form
+    if logging.root.handlers or logging.lastResort is not _PLAIN:
+        return
+    levels = logging.getLevelNamesMapping()
+    asked = os.environ.get("LOG_LEVEL", "INFO").upper()
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    lead(handler, levels.get(asked, logging.INFO))
+    if asked not in levels:
+        log.warning("LOG_LEVEL=%r: expected one of %s; it is INFO", asked, ", ".join(levels))
+
+
+def lead(handler: logging.Handler, level: int) -> None:
+    """Give records that no handler takes to this one, from that level on, unless the root's was set by another.
+
+    The last resort, and no handler of the root logger: who configures logging later has it all, and no line twice.
+    """
+    global _led
+    logging.lastResort = handler
+    if logging.root.level in (logging.WARNING, _led):
+        _led = level
+        logging.root.setLevel(level)
+    httpx2 = logging.getLogger("httpx2")
+    if not httpx2.level:
+        httpx2.setLevel(logging.WARNING)  # HttpClient's: it would log each request at INFO
+
+
+_led = logging.WARNING  # the root's level, as it is by itself or as we set it

@@ -204,6 +204,7 @@ def http_server(
     watchdog: float | None = None,
     authorize: Callable[[Head], int | None] | None = None,
     status_page: bool = True,
+    log: str | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -219,6 +220,8 @@ def http_server(
     returns None, or the status to refuse it with (401, 403, 429). It must return at once: the loop waits.
     status_page: whether a browser's GET / is answered by a page that shows how the service does; else it is JSON, as
     for everyone. The page holds nothing of the service: what it shows it fetches, and authorize is asked for that.
+    log: "json" makes what the process logs lines of JSON, "text" does not; None: as VIRTEX_LOG says in the environment.
+    Handlers that you configure yourself are left as they are.
     prom_host: a host name, with or without http://. prom_port: from 1 to 65535. prom_mode: "off"; "scrape" and "push"
     are refused, as there are no metrics yet. prom_interval: seconds above 0. prom_push_interval: an older name of it.
 
@@ -237,4 +240,5 @@ def http_server(
         observer=observer,
         watchdog=watchdog,
         authorize=authorize,
+        log=log,
     )

@@ -25,6 +25,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import uvloop
@@ -34,6 +35,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from .limits import Limits
+from .logs import event
 from .service.seam import Service
 from .wire.connections import Connections
 from .wire.listener import Listener
@@ -84,7 +86,9 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     @classmethod
     def setup(cls) -> None:
         """Called by gunicorn in the master when it reads its settings, ahead of any import of the application."""
-        logs.join(logging.getLogger("gunicorn.error"))
+        error_log = logging.getLogger("gunicorn.error")
+        logs.join(error_log)
+        logs.lead_to(error_log)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -95,6 +99,9 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         self._join_logs()
+        logs.lead_to(self.log.error_log)
+        if not settings.is_set(self.cfg, "access_log_format"):
+            logs.shape(self.log.access_log, logs.AccessLines)
         keep_freed_memory()
         self.scoreboard.own(self.index, self.age)
         self.scoreboard.board.use(self.index)
@@ -204,7 +211,10 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     async def _serve(self) -> bool:
         """Load, listen, drain; False when the application did not start."""
         self._stop = asyncio.Event()
-        listener = Listener(self.wsgi, self._limits(), lifespan=self.cfg.asgi_lifespan)
+        begun = time.monotonic()
+        limits = self._limits()
+        self._tell("start", "starts", workers=self.count, timeout=self.cfg.timeout, **asdict(limits))
+        listener = Listener(self.wsgi, limits, lifespan=self.cfg.asgi_lifespan)
         self._configure(listener.connections)
         heart = asyncio.get_running_loop().create_task(self._beat(listener))
         try:
@@ -218,6 +228,11 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             return True
         finally:
             heart.cancel()
+            seconds = time.monotonic() - begun
+            self._tell("exit", "exits", requests=listener.connections.heads_taken, seconds=seconds)
+
+    def _tell(self, name: str, what: str, **fields: Any) -> None:
+        event(self.log, f"worker_{name}", f"worker index {self.index} {what}", {"index": self.index}, **fields)
 
     async def _start(self, listener: Listener) -> bool:
         """Load and listen; False when that failed, or SIGTERM came before it was done."""
@@ -252,7 +267,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._is_ready = True
         self.scoreboard.set_state(self.index, READY)
         self.notify()
-        self.log.info("worker index %d is ready; workers=%d", self.index, self.count)
+        self._tell("ready", "is ready", workers=self.count)
 
     def _freeze(self) -> None:
         """Spare the garbage collector what lives as long as the worker: model and libraries, 10 to 100 ms each time.
@@ -322,6 +337,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.scoreboard.set_state(self.index, DRAINING if self._told else RESTARTING)
         self._arm_watchdog()
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
+        connections = len(listener.connections.members)
+        self._tell("drain", "drains", connections=connections, seconds=grace, by_signal=self._told)
         draining = asyncio.ensure_future(listener.drain(grace, 0.0 if self._quick else settings.drain_delay()))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)

@@ -265,6 +265,8 @@ class Batcher:
         ok = True
         outcomes, batch.outcomes = batch.outcomes, []  # or rows of a batch that was answered would still be held
         for i, (ticket, start, _) in enumerate(batch.spans):
+            ticket.cut_at = batch.cut_at
+            ticket.batch_size = batch.size
             outcome = outcomes[i]
             if type(outcome) is list or not isinstance(outcome, (HandlerError, ItemError)):
                 try:

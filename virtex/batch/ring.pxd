@@ -4,9 +4,8 @@ cimport cython
 cdef class Ticket:
     cdef public object items
     cdef public list rows
-    cdef public Py_ssize_t count, taken, returned
-    cdef public long long born, place
-    cdef public Py_ssize_t weight
+    cdef public Py_ssize_t count, taken, returned, batch_size, weight
+    cdef public long long born, place, cut_at
     cdef public bint resolved
     cpdef deliver(self, rows, error)
     cpdef fill(self, rows)

@@ -24,12 +24,14 @@ class Ticket:
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
     nanoseconds. weight: bytes that its items take. place: where its slots begin, for a ring that has places. resolved:
     delivered, or given up.
+    cut_at: when the batch was cut that came back last with slots of it, in ns; 0 for none. batch_size: its slots.
     """
 
     def __init__(self) -> None:
         self.items: Any = None
         self.rows: list[Any] | None = None
         self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
+        self.cut_at = self.batch_size = 0
         self.resolved = False
 
     def deliver(self, rows: Any, error: Exception | None) -> None:

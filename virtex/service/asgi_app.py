@@ -16,7 +16,7 @@ from ..errors import RequestError
 from .admission import Admission
 from .exchange import GIVEN_UP, Exchange
 from .model import retrieve
-from .seam import LEFT, BaseExchange, Head, Response, Waiter, without_root
+from .seam import IDS, LEFT, BaseExchange, Head, Response, Waiter, without_root
 
 log = logging.getLogger("virtex")
 
@@ -81,7 +81,8 @@ class Shell:
         if answer is GONE:
             return
         try:
-            await send(start_of(answer))
+            request_id = exchange.request_id if exchange is not None else b""
+            await send(start_of(answer, request_id or head.request_id or IDS.next()))
             await send(body_of(answer, head))
         except OSError as error:  # what an ASGI server may say where the client is gone
             log.debug("the client left while it was answered: %s", error)
@@ -182,9 +183,9 @@ async def _watch(wait: Wait) -> None:
         wait.over.set_result(False)
 
 
-def start_of(response: Response) -> dict[str, Any]:
+def start_of(response: Response, request_id: bytes) -> dict[str, Any]:
     """The message that begins an answer."""
-    headers = [*response.headers, (b"content-length", b"%d" % response.size)]
+    headers = [*response.headers, (b"x-request-id", request_id), (b"content-length", b"%d" % response.size)]
     return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 

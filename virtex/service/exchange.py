@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -22,7 +20,7 @@ from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
-from .seam import LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
+from .seam import IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
@@ -327,14 +325,14 @@ class Exchange(BaseExchange):
         if not isinstance(error, HandlerError):
             raised, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
             error.__cause__ = raised
-        request = next((v for k, v in self._head.headers if k == b"x-request-id"), b"")
-        sound = re.fullmatch(rb"[\w.:/+=@-]{1,128}", request)
-        name = request.decode() if sound else secrets.token_hex(8)
+        self.request_id = self._head.request_id or IDS.next()
+        name = self.request_id.decode()
         cause, error.__cause__ = error.__cause__, None  # once per batch, whose requests may share the error
+        told = {"event": "request_failure", "request_id": name, "items": self.count, "batch_size": self.batch_size}
         if cause is None:
-            log.error("request %s: %s", name, error)
+            log.error("request %s: %s", name, error, extra=told)
         else:
-            self.keeper.batcher.tracebacks.log(cause, "request %s: %s", name, error)
+            self.keeper.batcher.tracebacks.log(cause, "request %s: %s", name, error, **told)
         return RequestError(500, f"{error}; request id {name}")
 
     def _finish(self, response: Response) -> Response:

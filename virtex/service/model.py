@@ -14,6 +14,8 @@ import inspect
 import json
 import logging
 import os
+import resource
+import sys
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
@@ -29,6 +31,7 @@ from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..logs import event, show
 from ..message import encode_data
 from ..metrics._metrics import Cells
 from ..tensor import Tensor, describe
@@ -77,6 +80,7 @@ class Model:
         self._asked = asked
         self._handler: RequestHandler | None = None
         self._thread: ThreadExecutor | None = None
+        self._buffers: dict[str, int] = {}
         self._context = copy_context()
         self._ending: asyncio.Future[None] | None = None
         self.starting = self.loop.create_task(self._start(worker), context=self._context)
@@ -121,8 +125,11 @@ class Model:
 
     async def _start(self, worker: Worker) -> None:
         options = self.options
+        begun = options.clock()
         thread = ThreadExecutor(self.loop, f"virtex {options.name}") if options.executor == "thread" else None
         try:
+            show(options.log)
+            self._tell_start(worker)
             handler = await _call(thread, self._make)
             await _call(thread, handler.setup, worker)
             run = self._plan(handler, thread)
@@ -137,7 +144,8 @@ class Model:
         if self.state is STARTING:
             self.state = READY
             self.admission.is_open = not self._asked
-        log.info("service %r is ready in process %d", options.name, self._pid)
+        seconds = (options.clock() - begun) / 1e9
+        self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=_most_resident(), **self._buffers)
         run()
         self.admission.start()
 
@@ -201,7 +209,7 @@ class Model:
         return InlineExecutor(self._context)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
-        name, size, limits = self.options.name, self.options.max_batch_size, self.options.limits
+        size, limits = self.options.max_batch_size, self.options.limits
         if self.options.max_queue_size is None:
             self.max_queue_size = min(self.max_queue_size, fitting(handler.inputs, size, limits.max_bytes // 2))
         most = limits.max_bytes - limits.body  # for a body must be room too
@@ -209,11 +217,27 @@ class Model:
         ring = RowRing(handler.inputs, size, self.max_queue_size, most, new)
         taken = ring.slabs * ring.slab_bytes
         self.admission.bodies.budget = limits.max_bytes - taken
-        log.info(
-            "service %r: at most %d buffers of %d rows, %d bytes each, %d in all",
-            *(name, ring.slabs, size, ring.slab_bytes, taken),
-        )
+        self._buffers = {"buffers": ring.slabs, "rows": size, "buffer_bytes": ring.slab_bytes, "all_bytes": taken}
         return ring
+
+    def _tell(self, name: str, what: str, **fields: Any) -> None:
+        service = self.options.name
+        event(log, f"service_{name}", f"service {service!r} {what}", {"service": service}, **fields)
+
+    def _tell_start(self, worker: Worker) -> None:
+        options, limits = self.options, self.options.limits
+        self._tell(
+            *("start", "starts"),
+            executor=options.executor,
+            max_batch_size=options.max_batch_size,
+            max_time_on_queue=options.max_time_on_queue,
+            max_queue_size=options.queue,
+            max_bytes=limits.max_bytes,
+            body=limits.body,
+            values=limits.values,
+            answer_seconds=limits.answer_seconds,
+            index=worker.index,
+        )
 
     def _fail(self, error: BaseException) -> None:
         self.state = FAILED
@@ -230,6 +254,7 @@ class Model:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
         if self.state in (STARTING, READY):
             self.state = DRAINING
+            self._tell("drain", "drains", requests=self.admission.unsettled, items=self.batcher.waiting)
             self.admission.is_open = False
             self.batcher.drain()
 
@@ -260,6 +285,7 @@ class Model:
             log.warning("service %r: the model has not come back; its teardown is left out", self.options.name)
         else:
             await self._tear_down(self._handler)
+        self._tell("end", "has ended")
 
     async def _tear_down(self, handler: RequestHandler) -> None:
         try:
@@ -297,6 +323,12 @@ def _run_here(method: Callable[..., Any], *args: Any) -> Any:
     for variable, value in context.items():
         variable.set(value)
     return result
+
+
+def _most_resident() -> int:
+    """Bytes of memory that this process had at most so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def retrieve(task: asyncio.Task[None]) -> None:

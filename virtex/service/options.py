@@ -13,6 +13,7 @@ from typing import Any
 
 from ..handler import RequestHandler
 from ..limits import Limits
+from ..logs import FORMS
 from ..observer import Observer, as_one
 from .seam import Head
 
@@ -52,6 +53,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
     ("status_page", lambda v: isinstance(v, bool), "True or False"),
+    ("log", lambda v: v in (None, *FORMS), '"text", "json", or None'),
 )
 
 
@@ -70,6 +72,7 @@ class Options:
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
+    log: str | None = None
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:

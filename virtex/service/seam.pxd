@@ -7,9 +7,20 @@ cdef class Head:
     cdef public str method, path
     cdef public list headers
     cdef public object length, peer, wants
-    cdef public bytes target, raw_path, query
+    cdef public bytes request_id, target, raw_path, query
     cdef public int minor
     cdef public bint keep_alive, expects
+
+
+cpdef bytes id_in(list headers)
+
+
+cdef class Ids:
+    cdef readonly bytes first
+    cdef public int last
+    cdef bytes _process
+    cdef long long _turns
+    cpdef turn(self)
 
 
 cdef class Response:
@@ -39,6 +50,7 @@ cdef class BaseExchange(Ticket):
     cdef public long long ended
     cdef public Py_ssize_t charged
     cdef public bint started
+    cdef public bytes request_id
     cpdef begin(self, Budget budget, Gate gate)
     cpdef write(self, bytes data)
     cpdef buffer(self, Py_ssize_t n)

@@ -18,6 +18,8 @@ cancelled, and its error is the answer.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Coroutine
 from typing import Any
 
@@ -28,6 +30,9 @@ from ..limits import Limits
 NEVER = 1 << 62  # ns: a time that does not come
 LEFT = "the client left"  # why an exchange is cancelled; or what was wrong with its body
 JSON: Headers = ((b"content-type", b"application/json"),)
+LAST = 255  # of the requests that the first part of an id is good for
+
+_REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")  # of ASCII: what may stand in a log and in a header as it is
 
 
 class Head:
@@ -35,7 +40,8 @@ class Head:
 
     path: percent-decoded, without query and root path. headers: names in lower case. length: of the body as declared,
     0 for none, None for chunked. peer: what Service.join() gave for its connection, None where the shell can't tell.
-    wants: what the service made of it; a shell may put the same head again.
+    wants: what the service made of it; a shell may put the same head again. request_id: its x-request-id; b"" where
+    none came that can be repeated as it is.
 
     Where it came by a socket, more is known. target: as it came. raw_path: its path, not decoded. query: what follows
     its question mark. minor: of HTTP/1.minor. keep_alive: whether another request may follow. expects: whether the
@@ -51,10 +57,53 @@ class Head:
         self.length = length
         self.peer = peer
         self.wants: Any = None
+        self.request_id = id_in(headers)
         self.target = self.raw_path = self.query = b""
         self.minor = 1
         self.keep_alive = True
         self.expects = False
+
+
+def id_in(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The id that a client gave its request; b"" for none, and for one that can't be repeated as it is."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value if _REQUEST_ID.fullmatch(value) else b""
+    return b""
+
+
+class Ids:
+    """Ids for the requests that came without: 8 random bytes of this process, and a count, all in hexadecimal.
+
+    The next one is `first` and two digits: those of last + 1, or, behind LAST, of 0 after turn(). Who answers counts so
+    in place, for a call would be one more for each answer. One thread at a time: the interpreter's lock sees to it.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """This is another process: its ids are others."""
+        self._process = os.urandom(8).hex().encode()
+        self._turns = -1
+        self.turn()
+
+    def turn(self) -> None:
+        """Begin the next LAST + 1 ids."""
+        self._turns += 1
+        self.first = b"%b%06x" % (self._process, self._turns)
+        self.last = -1
+
+    def next(self) -> bytes:
+        """One that no other request has."""
+        if self.last == LAST:
+            self.turn()
+        self.last += 1
+        return b"%b%02x" % (self.first, self.last)
+
+
+IDS = Ids()
+os.register_at_fork(after_in_child=IDS.renew)
 
 
 def without_root(path: str, root: str) -> str:
@@ -132,13 +181,15 @@ class BaseExchange(Ticket):
 
     gate: who takes the next request with the same head. response: the answer, once it is there. ended: when that was,
     in the clock's nanoseconds. started: part of an answer is out already, so no other can take its place. charged:
-    bytes that count against the budget for it.
+    bytes that count against the budget for it. request_id: b"" until it was needed ahead of
+    the answer.
     """
 
     def begin(self, budget: Budget, gate: Gate | None) -> None:
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
         self.items = self.rows = None
         self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
+        self.cut_at = self.batch_size = 0
         self.resolved = False
         self.budget = budget
         self.gate = gate
@@ -146,6 +197,7 @@ class BaseExchange(Ticket):
         self.ended = 0
         self.charged = 0
         self.started = False
+        self.request_id = b""
 
     def write(self, data: bytes) -> None:
         """Take a piece of the body that has memory of its own. Raises RequestError: 413, 503."""

@@ -53,10 +53,10 @@ cdef class Answers(Waiter):
     )
     cdef bint _write_turns(self, long long now) except -1
 
-    @cython.locals(heads=Heads, size=Py_ssize_t)
+    @cython.locals(heads=Heads, exchange=BaseExchange, head=Head, size=Py_ssize_t, request_id=bytes)
     cdef Py_ssize_t _render(self, Turn turn, Response response, long long now, list out) except -1
 
-    @cython.locals(turn=Turn, cost=Py_ssize_t)
+    @cython.locals(turn=Turn, exchange=BaseExchange, cost=Py_ssize_t)
     cpdef stream(self, Framing framing, bytes piece, bint is_first, bint is_last, long long now)
 
     cdef _send(self, list out, Py_ssize_t size)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ..service.seam import LEFT, BaseExchange, Head, Response, Waiter, refusal
+from ..service.seam import IDS, LEFT, BaseExchange, Head, Response, Waiter, refusal
 from .connections import Connections
 from .reader import Reader
 from .replies import CONTINUE, Framing
@@ -206,22 +206,30 @@ class Answers(Waiter):
     def _render(self, turn: Turn, response: Response, now: int, out: list[bytes]) -> int:
         """Append an answer; returns how many bytes. One that can't be sent becomes the connection's last, a 500."""
         heads = self._connections.heads
+        exchange, head = turn.exchange, turn.head
+        request_id = b"" if exchange is None else exchange.request_id
+        if not request_id and head is not None:
+            request_id = head.request_id
+        if not request_id and self._connections.access is not None:
+            request_id = IDS.next()  # else whoever writes the head makes one
         try:
-            size = heads.render(response, turn.head, turn is self.last, now, out)
+            size = heads.render(response, head, turn is self.last, now, out, request_id)
         except ValueError:
             log.exception("an answer could not be sent")
             self.last = turn
             response = refusal(500, "the server made an answer that can't be sent")
-            size = heads.render(response, turn.head, True, now, out)
+            size = heads.render(response, head, True, now, out, request_id)
         if self._connections.access is not None:
-            self.log(turn, response.status, response.size, now)
+            self.log(turn, response.status, response.size, now, request_id, exchange)
         return size
 
-    def log(self, turn: Turn, status: int, size: int, now: int) -> None:
+    def log(
+        self, turn: Turn, status: int, size: int, now: int, request_id: bytes, exchange: BaseExchange | None
+    ) -> None:
         """For the access log, if there is one."""
         access = self._connections.access
         if access is not None and turn.head is not None:
-            access(self._connection.ends, turn.head, status, size, now - turn.begun)
+            access(self._connection.ends, turn.head, status, size, now - turn.begun, request_id, exchange)
 
     def stream(self, framing: Framing, piece: bytes, is_first: bool, is_last: bool, now: int) -> None:
         """Write a piece of the first turn's answer, behind the head if it is the first; the last ends the turn."""
@@ -232,10 +240,10 @@ class Answers(Waiter):
         cost = self.buffered
         if is_last:
             turn = self.turns.pop(0)
-            turn.exchange = None  # the two would be left to the garbage collector
+            exchange, turn.exchange = turn.exchange, None  # the two would be left to the garbage collector
             cost += turn.cost
-            if self._connections.access is not None:
-                self.log(turn, framing.start.status, framing.sent, now)
+            if self._connections.access is not None and exchange is not None:
+                self.log(turn, framing.start.status, framing.sent, now, exchange.request_id, None)
             self.rest_from(now)
         if cost:
             self.account()

@@ -30,5 +30,6 @@ cdef class AsgiExchange(BaseExchange):
     cdef _drop_body(self)
     cdef dict _scope(self)
     cdef dict _take_body(self)
+    cdef tuple _usual(self, tuple headers)
     cdef _send_body(self, message)
     cdef _emit(self, Framing framing, bytes piece, bint end)

@@ -22,7 +22,7 @@ from ..logs import Tracebacks
 from ..service.seam import BaseExchange, Budget, Head, Response, Service, Waiter, plain
 from .grammar import Header, decoded
 from .lifespan import SPEC_VERSION, Lifespan, Message
-from .replies import Framing, Start, framed, start_of
+from .replies import Framing, Start, check_field, framed, start_of
 from .stream import Stream
 
 log = logging.getLogger("virtex")
@@ -254,7 +254,16 @@ class AsgiExchange(BaseExchange):
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise RuntimeError(f"http.response.start: expected a status from 200 to 599, got {status!r}")
         # Checked here, while a 500 is still possible.
-        self._start = start_of(status, _pairs(headers))
+        self._start = start_of(status, self._usual(_pairs(headers)))
+
+    def _usual(self, headers: tuple[Header, ...]) -> tuple[Header, ...]:
+        """The headers without an id of this request: what the others come to is kept."""
+        for at, header in enumerate(headers):
+            if header[0] == b"x-request-id":
+                check_field(header)
+                self.request_id = header[1]
+                return headers[:at] + headers[at + 1 :]
+        return headers
 
     def _send_body(self, message: Message) -> None:
         body = _bytes(message.get("body", b""))
@@ -262,7 +271,7 @@ class AsgiExchange(BaseExchange):
         framing = self._framing
         if framing is None:
             assert self._start is not None
-            framing = framed(self._start, self._head, body, end)
+            framing = framed(self._start, self._head, body, end, self.request_id)
             piece = framing.begins
         else:
             piece = framing.piece(body, end)

@@ -46,7 +46,7 @@ class Member(Protocol):
     def abort(self) -> None: ...
 
 
-AccessLog = Callable[[Ends, Head, int, int, int], None]
+AccessLog = Callable[[Ends, Head, int, int, int, bytes, Any], None]
 
 
 class Connections:
@@ -75,7 +75,7 @@ class Connections:
         self.draining = False
         self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
-        self.access: AccessLog | None = None  # gets status, bytes of the body, ns; None: nobody reads it
+        self.access: AccessLog | None = None  # gets status, bytes of the body, ns, id; None: nobody reads it
         self.root_path = ""  # a prefix of paths that is not the application's business
         self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
         self.changed: asyncio.Event | None = None  # set when the last connection leaves

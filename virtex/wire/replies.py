@@ -14,7 +14,7 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from ..errors import STATUSES
-from ..service.seam import Head, Response
+from ..service.seam import IDS, LAST, Head, Response
 from .grammar import Header
 from .waiting import SECOND
 
@@ -41,26 +41,63 @@ class Heads:
         self._until = 0
         self._date = b""
         self._latest = b""  # of the last reply; the next mostly has the same, and the dict takes a fifth of an answer
+        self._named = self._latest_first = b""  # the same with the first part of an id, and that
         self._latest_status = self._latest_says = 0
         self._latest_headers: tuple[Header, ...] | None = None
+        self._ids = IDS
 
-    def render(self, response: Response, request: Head | None, closes: bool, now: int, out: list[bytes]) -> int:
+    def render(
+        self,
+        response: Response,
+        request: Head | None,
+        closes: bool,
+        now: int,
+        out: list[bytes],
+        request_id: bytes = b"",
+    ) -> int:
         """Append a reply, its head and its body, to a request, or to what was none; returns how many bytes.
 
-        Raises ValueError ahead of that.
+        request_id: b"" for a new one. Raises ValueError ahead of that.
         """
         if now >= self._until:
             self._turn_second(now)
-        status, headers = response.status, response.headers
+        status, headers, ids = response.status, response.headers, self._ids
         says = says_of(closes, 1 if request is None else request.minor)
-        if headers is not self._latest_headers or status != self._latest_status or says != self._latest_says:
+        if ids.last == LAST:
+            ids.turn()
+        if (
+            headers is not self._latest_headers
+            or status != self._latest_status
+            or says != self._latest_says
+            or ids.first is not self._latest_first
+        ):
             self._latest = self._rendered(status, headers, says)
             self._latest_status, self._latest_headers, self._latest_says = status, headers, says
-        end = end_of_head(response.size) if has_body(status) else b"\r\n"
-        out.append(self._latest)
+            self._latest_first = ids.first
+            self._named = self._latest + ids.first
+        if request_id or not has_body(status):
+            return self._append_rest(response, request, request_id or ids.next(), out)
+        ids.last += 1
+        last = _LAST[ids.last]
+        end = end_of_head(response.size)
+        out.append(self._named)
+        out.append(last)
         out.append(end)
-        size = len(self._latest) + len(end)
-        if has_body(status) and (request is None or request.method != "HEAD"):
+        size = len(self._named) + len(last) + len(end)
+        if request is None or request.method != "HEAD":
+            out += response.buffers
+            size += response.size
+        return size
+
+    def _append_rest(self, response: Response, request: Head | None, request_id: bytes, out: list[bytes]) -> int:
+        """A reply with an id that is given, or without a body."""
+        has = has_body(response.status)
+        end = b"\r\ncontent-length: " + end_of_head(response.size) if has else b"\r\n\r\n"
+        out.append(self._latest)
+        out.append(request_id)
+        out.append(end)
+        size = len(self._latest) + len(request_id) + len(end)
+        if has and (request is None or request.method != "HEAD"):
             out += response.buffers
             size += response.size
         return size
@@ -70,9 +107,7 @@ class Heads:
         head = self._heads.get(key)
         if head is None:
             lines = b"date: %b\r\nserver: virtex\r\n%b" % (self._date, CONNECTION[says])
-            head = render_head(status, headers, lines)
-            if has_body(status):
-                head += b"content-length: "
+            head = render_head(status, headers, lines) + b"x-request-id: "
             if len(self._heads) < HEADS_KEPT:
                 self._heads[key] = head
         return head
@@ -110,14 +145,20 @@ def says_of(closes: bool, minor: int) -> int:
 def render_head(status: int, headers: tuple[Header, ...], more: bytes) -> bytes:
     """The bytes of a reply's head up to, and without, the empty line. more: whole lines that the connection adds.
 
-    Raises: ValueError for a name or value that is not one (RFC 9110 section 5), ahead of anything being sent.
+    Raises: ValueError as check_field(), ahead of anything being sent.
     """
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, _phrase(status)), more]
-    for name, value in headers:
-        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f"expected a header name and value without control characters, got {name!r}: {value!r}")
-        lines.append(b"%b: %b\r\n" % (name, value))
+    for header in headers:
+        check_field(header)
+        lines.append(b"%b: %b\r\n" % header)
     return b"".join(lines)
+
+
+def check_field(header: Header) -> None:
+    """Raise ValueError for a name or value that is not one (RFC 9110 section 5)."""
+    name, value = header
+    if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+        raise ValueError(f"expected a header name and value without control characters, got {name!r}: {value!r}")
 
 
 def end_of_head(length: int) -> bytes:
@@ -126,6 +167,9 @@ def end_of_head(length: int) -> bytes:
 
 
 _ENDS = [b"%d\r\n\r\n" % length for length in range(1024)]  # formatting one costs a tenth of a small answer
+
+
+_LAST = [b"%02x\r\ncontent-length: " % last for last in range(LAST + 1)]  # of an id, and the field that follows it
 
 
 def _phrase(status: int) -> bytes:
@@ -177,10 +221,12 @@ def start_of(status: int, headers: tuple[Header, ...]) -> Start:
     return Start(status, lines, frozenset(name for name, _ in kept), length, closes)
 
 
-def framed(start: Start, head: Head, body: bytes, end: bool) -> Framing:
-    """How the answer is sent whose first piece is `body`; end: it is the last, too."""
+def framed(start: Start, head: Head, body: bytes, end: bool, request_id: bytes = b"") -> Framing:
+    """How the answer is sent whose first piece is `body`; end: it is the last, too. request_id: for its head."""
     framing: Framing = Framing.__new__(Framing)
     framing._begin(start, head, body, end)
+    if request_id:
+        framing.told = b"%bx-request-id: %b\r\n\r\n" % (framing.told[:-2], request_id)
     return framing
 
 

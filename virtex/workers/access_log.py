@@ -1,4 +1,4 @@
-"""gunicorn's access log, one line for each answer.
+"""gunicorn's access log, one line for each answer, with atoms for its request's id, items, wait and batch.
 
 Rules: knows heads, and gunicorn's logger; nothing of connections.
 """
@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from ..service.seam import Head
+from ..service.seam import BaseExchange, Head
 from ..wire.connections import Ends
 
 
@@ -19,7 +19,16 @@ class AccessLog:
     def __init__(self, log: Any) -> None:
         self._log = log
 
-    def __call__(self, ends: Ends, head: Head, status: int, length: int, ns: int) -> None:
+    def __call__(
+        self,
+        ends: Ends,
+        head: Head,
+        status: int,
+        length: int,
+        ns: int,
+        request_id: bytes = b"",
+        exchange: BaseExchange | None = None,
+    ) -> None:
         client = ends.client
         # As it came, not decoded, and escaped from 0x80 on: llhttp let no control character of ASCII pass.
         target = _shown(head.target)
@@ -32,9 +41,15 @@ class AccessLog:
             "PATH_INFO": path,
             "QUERY_STRING": query,
         }
+        if exchange is not None and exchange.count:
+            environ["virtex.items"] = str(exchange.count)
+        if exchange is not None and exchange.cut_at:
+            environ["virtex.queue_wait"] = f"{(exchange.cut_at - exchange.born) / 1e9:.6f}"
+            environ["virtex.batch_size"] = str(exchange.batch_size)
         for name, value in head.headers:
             environ["HTTP_" + name.decode().upper().replace("-", "_")] = _shown(value)
-        reply = SimpleNamespace(status=str(status), headers=(), sent=length)
+        answered = [("X-Request-Id", _shown(request_id))] if request_id else []
+        reply = SimpleNamespace(status=str(status), headers=answered, sent=length)
         sent = [(name.decode().title(), _shown(value)) for name, value in head.headers]
         self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
 

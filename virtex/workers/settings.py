@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from ..limits import Limits
+from ..logs import check_form
 
 UNLIMITED = 1 << 40  # what 0 means in gunicorn's limit_request_* settings
 OTHER_FILES = 64  # that a worker holds open beside its connections: log files, the event loop's, the application's
@@ -66,6 +67,7 @@ def check(cfg: Any) -> None:
     if cfg.asgi_loop not in ("auto", "uvloop"):
         refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
     drain_delay()
+    check_form()
     if refused:
         raise ValueError("VirtexWorker does not take these settings:\n  " + "\n  ".join(refused))
 
