@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..handler import RequestHandler
@@ -68,6 +68,7 @@ class Options:
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
+    prom: Prom = field(default_factory=lambda: Prom())
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:
@@ -86,15 +87,46 @@ class Options:
         return self.max_queue_size or max(4 * self.max_batch_size, LEAST_QUEUE)
 
 
-def check_prom(host: object, port: object, mode: object, interval: object) -> None:
-    """The prom_* arguments. Raises ValueError, also for a mode that asks for metrics: there are none yet."""
-    hostname = host.removeprefix("http://").removeprefix("https://") if isinstance(host, str) else ""
-    check(hostname != "" and "/" not in hostname.rstrip("/"), "prom_host", host, "a host name, with or without http://")
-    check(is_whole(port, 1, 65535), "prom_port", port, "a port from 1 to 65535")
-    check(is_number(interval) and float(str(interval)) > 0, "prom_interval", interval, "seconds above 0")
-    check(mode in ("off", "scrape", "push"), "prom_mode", mode, '"off", "scrape" or "push"')
-    if mode != "off":
-        raise ValueError(f'prom_mode={mode!r}: this version has no metrics yet; expected "off"')
+@dataclass(frozen=True, slots=True)
+class Prom:
+    """How a service's metrics are read, as http_server() documents it: prom_host is host here, and so on.
+
+    host: without http://, as http_server() was given it before. Raises ValueError.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9090
+    mode: str = "off"
+    interval: float = 0.01
+    legacy_names: bool = False
+    delete_group: bool = False
+    scheme: str = field(init=False, default="http")
+
+    def __post_init__(self) -> None:
+        for name, holds, expected in _PROM_CHECKS:
+            value = getattr(self, name)
+            check(holds(value), f"prom_{name}", value, expected)
+        scheme, _, host = self.host.rpartition("://")
+        object.__setattr__(self, "scheme", scheme or "http")
+        object.__setattr__(self, "host", host.rstrip("/").strip("[]"))
+
+
+def is_host(value: object) -> bool:
+    """Whether it is the name or address of a host, which may have http:// ahead of it, and no port behind."""
+    if not isinstance(value, str):
+        return False
+    host = value.removeprefix("http://").removeprefix("https://").rstrip("/")
+    return host != "" and not set("/@?# ") & set(host) and host.count(":") != 1
+
+
+_PROM_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("host", is_host, "a host name, with or without http://, and no port"),
+    ("port", lambda v: is_whole(v, 1, 65535), "a port from 1 to 65535"),
+    ("mode", lambda v: v in ("off", "scrape", "push"), '"off", "scrape" or "push"'),
+    ("interval", lambda v: is_number(v) and v > 0, "seconds above 0"),
+    ("legacy_names", lambda v: isinstance(v, bool), "True or False"),
+    ("delete_group", lambda v: isinstance(v, bool), "True or False"),
+)
 
 
 def check(holds: bool, name: str, value: object, expected: str) -> None:
