@@ -1,4 +1,4 @@
-"""Compiles virtex/_codec, and the modules that a request passes through; everything else is in pyproject.toml."""
+"""Compiles virtex/_codec, the counters of virtex/metrics, and the modules that a request passes through; everything else is in pyproject.toml."""
 
 import os
 from glob import glob
@@ -19,6 +19,13 @@ codec = Extension(
     extra_compile_args=["-O3", "-g0"],
 )
 
+counters = Extension(
+    "virtex.metrics._metrics",
+    ["virtex/metrics/_metrics.pyx"],
+    depends=["virtex/metrics/_metrics.pxd", "virtex/metrics/schema.py"],
+    extra_compile_args=["-O2", "-g0"],
+)
+
 # A module with a .pxd beside it is compiled: the .pxd says what its classes are made of, so that C need not look it up.
 # -Werror: a cpdef method of another module that is passed on as a callback would be called with the wrong arguments.
 typed = [
@@ -32,7 +39,7 @@ typed = [
 
 setup(
     ext_modules=[
-        *cythonize(codec, language_level=3),
+        *cythonize([codec, counters], language_level=3),
         # The annotations are mypy's: as C types they would refuse what Python takes, a bool for an int.
         *cythonize(typed, language_level=3, compiler_directives={"annotation_typing": False, "nonecheck": True}),
     ],

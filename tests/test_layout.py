@@ -19,17 +19,18 @@ MOST_LINES = 400
 # A request's way leads down through the rooms. Each knows those that stand beside it here, itself, and GROUND.
 GROUND = {"errors", "limits", "logs", "virtex"}
 MAY_KNOW = {
-    "worker": {"workers", "wire", "service.seam"},
-    "workers": {"wire", "service.seam"},
+    "worker": {"workers", "wire", "service.seam", "metrics"},
+    "workers": {"wire", "service.seam", "metrics"},
     "wire": {"service.seam"},
     "http": {"server", "message", "client", "handler"},
     "inference": {"handler"},
-    "server": {"service", "service.seam", "batch", "handler", "observer"},
+    "server": {"service", "service.seam", "batch", "handler", "observer", "metrics"},
     "service.seam": {"batch.ring"},
-    "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial"},
+    "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
     "handler": {"batch", "tensor", "message", "_codec"},
     "client": {"message"},
-    "batch": {"tensor", "message", "observer", "serial", "_codec"},
+    "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
+    "metrics": set(),
     "tensor": {"message", "serial", "_codec"},
     "observer": set(),
     "message": {"serial", "_codec"},
@@ -58,6 +59,9 @@ NO_LOOP = {
     "limits",
     "logs",
     "message",
+    "metrics.board",
+    "metrics.schema",
+    "metrics.totals",
     "observer",
     "service.bodies",
     "service.formats",
@@ -91,7 +95,7 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "virtex"
 
 
-NAMES = {name_of(path) for path in MODULES} | {"_codec"}
+NAMES = {name_of(path) for path in MODULES} | {"_codec", "metrics._metrics"}
 
 
 def room_of(name: str) -> str:
