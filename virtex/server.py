@@ -27,7 +27,7 @@ from .service import asgi_app, routes
 from .service.bodies import Bodies
 from .service.exchange import Exchange
 from .service.model import READY, Model
-from .service.options import Options, Prom, is_whole
+from .service.options import Options, is_whole, prom_of
 from .service.seam import Head, Response, Service
 
 log = logging.getLogger("virtex")
@@ -217,7 +217,7 @@ def http_server(
     Raises ValueError for an argument that is not as said here.
     """
     interval = prom_interval if prom_push_interval is None else prom_push_interval
-    prom = Prom(prom_host, prom_port, prom_mode, interval, prom_legacy_names, prom_delete_group)
+    prom = prom_of(prom_host, prom_port, prom_mode, interval, prom_legacy_names, prom_delete_group)
     return Server(
         name,
         handler,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ._metrics import Cells, next_number
 from .schema import CELLS, GAUGE, METRICS, PLACES, labels_of
+from .turns import Turns
 
 log = logging.getLogger("virtex")
 
@@ -56,13 +57,16 @@ class Block(NamedTuple):
 class Board:
     """The mapping. blocks: how many services of how many slots find room; for others see cells().
 
-    roster: who the workers are, where somebody knows; else this process alone.
+    roster: who the workers are, where somebody knows; else this process alone. master: the process that made it.
+    turns: locks between those that share it.
     """
 
     def __init__(self, blocks: int = BLOCKS) -> None:
         self._most = blocks
         self._words = memoryview(mmap.mmap(-1, 8 * (1 + blocks * _WORDS))).cast("Q")
         self.roster: Callable[[], list[WorkerState]] | None = None
+        self.master = os.getpid()
+        self.turns = Turns()
 
     def use(self, slot: int = 0) -> None:
         """From now on this process counts here, in this slot; what gauges its predecessor left is over.
@@ -83,7 +87,7 @@ class Board:
 
         On a board without room they are seen by nobody, and the log says so.
         """
-        name = _name(service)
+        name = name_of(service)
         for at in self._places():
             if self._words[at + _OWNER] == slot + 1 and self._name_at(at) == name:
                 break
@@ -117,7 +121,7 @@ class Board:
         return name[: self._words[at + _LENGTH]]
 
 
-def _name(service: str) -> bytes:
+def name_of(service: str) -> bytes:
     """A service's name as a block holds it; of a long one the beginning, and a hash of all of it."""
     name = service.encode("utf-8", "backslashreplace")
     if len(name) <= NAME_BYTES:

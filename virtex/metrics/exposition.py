@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 
 from .. import __version__
 from . import legacy
-from .board import Board, here
+from .board import Board, here, name_of
 from .schema import COUNTER, GAUGE, METRICS, Metric, labels_of
 from .totals import Histogram, Totals, totals, workers
 
@@ -40,7 +40,7 @@ class Ours:
         """Every family, with each service's samples."""
         board = self._board or here()
         everything = totals(board)
-        found = {name: everything[key] for name in self.names if (key := board.key(name)) in everything}
+        found = {name: everything[key] for name in self.names if (key := name_of(name).decode()) in everything}
         ready = sum(worker.state == "ready" for worker in workers(board))
         yield InfoMetricFamily(
             "virtex_build", "What runs.", {"version": __version__, "python": platform.python_version()}
@@ -95,7 +95,7 @@ class Theirs:
         """Every family. One that can't be had is logged and left out: ours are read all the same."""
         try:
             if is_shared():
-                return list(MultiProcessCollector(None).collect())
+                return list(MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call]
             return [family for family in REGISTRY.collect() if family.name not in self._built_in]
         except Exception:
             log.exception("the metrics of the handler could not be read")

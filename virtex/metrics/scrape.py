@@ -34,7 +34,7 @@ CLIENT_SECONDS = 10  # that a scraper may be silent
 class _Handler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         log.debug("metrics: " + format, *args)
 
 

@@ -28,6 +28,7 @@ from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import Steps, TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..metrics.export import Export
 from ..tensor import Tensor, describe
 from .admission import Admission
 from .bodies import Bodies
@@ -52,6 +53,7 @@ class Model:
         self.loop = asyncio.get_running_loop()
         self.state: str = STARTING
         self.why_failed = ""
+        self.export: Export | None = None  # of its metrics, where somebody asked for them
         self.max_queue_size = options.queue
         self.info = self._describe()
         self.batcher = Batcher(
@@ -115,14 +117,20 @@ class Model:
     async def _start(self, worker: Worker) -> None:
         options = self.options
         thread = ThreadExecutor(self.loop, f"virtex {options.name}") if options.executor == "thread" else None
+        doing = "exporting its metrics"
         try:
+            if options.prom.mode != "off":
+                self.export = Export(options.name, options.prom)
+            doing = "the handler's setup"
             handler = await _call(thread, self._make)
             await _call(thread, handler.setup, worker)
             run = self._plan(handler, thread)
         except BaseException as error:
-            self._fail(error)
+            self._fail(doing, error)
             if thread is not None:
                 thread.stop()
+            if self.export is not None:
+                self.export.end()
             raise
         self._handler = handler
         self._thread = thread
@@ -132,6 +140,8 @@ class Model:
         log.info("service %r is ready in process %d", options.name, self._pid)
         run()
         self.admission.start()
+        if self.export is not None:
+            self.export.begin(worker.count)
 
     def _make(self) -> RequestHandler:
         source = self.options.handler
@@ -188,9 +198,9 @@ class Model:
         )
         return ring
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, doing: str, error: BaseException) -> None:
         self.state = FAILED
-        self.why_failed = f"the handler's setup failed: {type(error).__name__}"
+        self.why_failed = f"{doing} failed: {type(error).__name__}"
         if isinstance(error, Exception):
             log.error("service %r did not start", self.options.name, exc_info=error)
         else:
@@ -229,6 +239,8 @@ class Model:
         await self.admission.wait_settled()
         if self._handler is None:
             return
+        if self.export is not None:
+            await asyncio.to_thread(self.export.end)
         if self.batcher.running_since:
             log.warning("service %r: the model has not come back; its teardown is left out", self.options.name)
         else:

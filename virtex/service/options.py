@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..handler import RequestHandler
 from ..limits import Limits
+from ..metrics.export import OFF, Prom
 from ..observer import Observer, as_one
 from .seam import Head
 
@@ -68,7 +69,7 @@ class Options:
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
-    prom: Prom = field(default_factory=lambda: Prom())
+    prom: Prom = OFF
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:
@@ -87,30 +88,6 @@ class Options:
         return self.max_queue_size or max(4 * self.max_batch_size, LEAST_QUEUE)
 
 
-@dataclass(frozen=True, slots=True)
-class Prom:
-    """How a service's metrics are read, as http_server() documents it: prom_host is host here, and so on.
-
-    host: without http://, as http_server() was given it before. Raises ValueError.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 9090
-    mode: str = "off"
-    interval: float = 0.01
-    legacy_names: bool = False
-    delete_group: bool = False
-    scheme: str = field(init=False, default="http")
-
-    def __post_init__(self) -> None:
-        for name, holds, expected in _PROM_CHECKS:
-            value = getattr(self, name)
-            check(holds(value), f"prom_{name}", value, expected)
-        scheme, _, host = self.host.rpartition("://")
-        object.__setattr__(self, "scheme", scheme or "http")
-        object.__setattr__(self, "host", host.rstrip("/").strip("[]"))
-
-
 def is_host(value: object) -> bool:
     """Whether it is the name or address of a host, which may have http:// ahead of it, and no port behind."""
     if not isinstance(value, str):
@@ -127,6 +104,15 @@ _PROM_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("legacy_names", lambda v: isinstance(v, bool), "True or False"),
     ("delete_group", lambda v: isinstance(v, bool), "True or False"),
 )
+
+
+def prom_of(*arguments: Any) -> Prom:
+    """The prom_* arguments, in the order of Prom; prom_host may have http:// ahead of it. Raises ValueError."""
+    for (name, holds, expected), value in zip(_PROM_CHECKS, arguments, strict=True):
+        check(holds(value), f"prom_{name}", value, expected)
+    given = Prom(*arguments)
+    scheme, _, host = given.host.rpartition("://")
+    return given._replace(scheme=scheme or "http", host=host.rstrip("/").strip("[]"))
 
 
 def check(holds: bool, name: str, value: object, expected: str) -> None:
