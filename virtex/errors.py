@@ -50,25 +50,28 @@ def quoted(sent: object) -> str:
 class VirtexError(Exception):
     """Whatever Virtex itself raises: `except VirtexError` has all of the tree.
 
-    headers: what the reply needs beside the usual, names in lower case.
+    headers: what the reply needs beside the usual, names in lower case. dropped: why its request is none for the model,
+    where that is the moment's fault; "" elsewhere.
     """
 
     status = 500
     headers: Headers = ()
+    dropped = ""
 
 
 class RequestError(VirtexError):
     """A request that can't be taken, as the protocol or the server found it.
 
     status: one of STATUSES. reason: what was expected and what came, for the client to read. headers: Allow,
-    Retry-After and the like.
+    Retry-After and the like. dropped: "full", "deadline" or "draining", as the metrics count it.
     """
 
-    def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
-        super().__init__(status, reason, headers)
+    def __init__(self, status: int, reason: str, headers: Headers = (), dropped: str = "") -> None:
+        super().__init__(status, reason, headers, dropped)
         self.status = status
         self.reason = reason
         self.headers = headers
+        self.dropped = dropped
 
     def __str__(self) -> str:
         return self.reason

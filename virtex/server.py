@@ -22,6 +22,7 @@ from .batch.company import Peer
 from .errors import Headers, RequestError
 from .handler import RequestHandler, Worker
 from .limits import Limits
+from .metrics import board
 from .observer import Observer
 from .service import asgi_app, routes
 from .service.bodies import Bodies
@@ -50,6 +51,7 @@ class Server(Service):
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock
         self._authorize = self.options.authorize
+        self._cells = board.cells(name)
         # Loop
         self._model: Model | None = None  # the latest life
         self._shell: asgi_app.Shell
@@ -103,7 +105,7 @@ class Server(Service):
             if self._model is not None:
                 self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
             asked = self._authorize is not None or type(self).open is not Server.open
-            model = self._model = Model(self.options, self.budget, worker, is_lazy, asked)
+            model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)
             self._shell = asgi_app.Shell(model.admission, self._clock, self.max_time_on_queue > 0)
         elif model.loop is not asyncio.get_running_loop():
             raise RuntimeError(f"service {self.name!r} already runs on another event loop; make one app per loop")
@@ -113,6 +115,7 @@ class Server(Service):
 
     def join(self, connection: Any) -> Peer:
         """A new connection: what the heads that come on it are to have as their peer. connection: its public side."""
+        self._cells.connections(1)
         return Peer()
 
     def open(self, head: Head, now: int) -> Response | Exchange:
@@ -130,7 +133,7 @@ class Server(Service):
             if self._authorize is not None and not head.path.startswith("/health/"):
                 self._check_authorized(self._authorize, head)
             if head.wants is None and not routes.is_message(head):
-                return admission.answer(routes.answer(head, model), now)
+                return admission.answer(routes.answer(head, model), head, now)
             if model.state is not READY:
                 model.check_takes()
         except RequestError as error:
@@ -156,10 +159,17 @@ class Server(Service):
 
     def leave(self, peer: Peer) -> None:
         """A connection is gone, and its exchanges are cancelled: nobody waits for it any more. peer: join() made it."""
+        self._cells.connections(-1)
         model = self._living()
         if model is not None:
             model.batcher.company.leaves(peer)
             model.batcher.wake()
+
+    def refuse(self, error: RequestError) -> Response:
+        """The answer to what came on a connection and was no request, or broke off. error: what was wrong with it."""
+        self._cells.refused(error.status)
+        self._cells.dropped(error.dropped)
+        return super().refuse(error)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Be an ASGI 3 application: for http and lifespan. A websocket's handshake is ended.

@@ -97,6 +97,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._join_logs()
         keep_freed_memory()
         self.scoreboard.own(self.index, self.age)
+        self.scoreboard.board.use(self.index)
         try:
             super().init_process()
         except Exception:

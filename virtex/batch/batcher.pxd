@@ -1,14 +1,16 @@
 cimport cython
 
+from ..metrics._metrics cimport Cells
 from .company cimport Company
-from .ring cimport Batch, Ring, Ticket
+from .ring cimport Batch, Laps, Ring, Ticket
 
 
 cdef class Batcher:
     cdef object _loop, _clock, _observer, _executor, _steps, _timer, _newest, _call_soon, _cut_soon, _take_back
     cdef readonly Ring ring
     cdef list _running
-    cdef long long _window, _settles_until
+    cdef long long _window, _settles_until, _back_at
+    cdef Cells _cells
     cdef int _quiet
     cdef bint _scheduled, _draining
     cdef public Py_ssize_t max_batch_size
@@ -18,6 +20,12 @@ cdef class Batcher:
 
     @cython.locals(ticket=Ticket, outcomes=list)
     cdef bint _answer(self, Batch batch) except -1
+
+    @cython.locals(ticket=Ticket, start=Py_ssize_t, stop=Py_ssize_t, cells=Cells, cut_at=cython.longlong)
+    cdef _count(self, Batch batch)
+
+    @cython.locals(laps=Laps, busy=cython.longlong)
+    cdef _count_back(self, Batch batch)
     cpdef room_for(self, Py_ssize_t count)
     cpdef admit(self, Ticket ticket, long long now)
     cpdef wake(self)

@@ -2,7 +2,7 @@
 
 Rules: by a clock it decides when a batch is cut, and nothing else. The loop's thread alone admits, cancels and cuts.
 Nothing polls: a cut is considered when a request is admitted, when company leaves, when a batch comes back, and at one
-timer's end. What nobody observes is not measured.
+timer's end.
 
 A batch is cut when the executor is free and
     it is full;
@@ -26,10 +26,11 @@ from typing import Any
 
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
 from ..logs import Tracebacks
+from ..metrics._metrics import Cells
 from ..observer import BatchReport, Observer
 from .company import Company
 from .executors import Executor
-from .ring import Batch, Ring, Ticket
+from .ring import Batch, Laps, Ring, Ticket
 from .steps import Steps, failure_of
 
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
@@ -42,8 +43,8 @@ class Batcher:
     """The ring of waiting requests, and the rule by which batches are cut from it.
 
     max_time_on_queue: seconds. Until run_with() nothing is cut and requests wait. loop: whose call_soon and call_later
-    are used. clock: nanoseconds. RequestError from admit(): 413 for more items than the queue can ever hold, 503 with
-    Retry-After when it has no room now.
+    are used. clock: nanoseconds. cells: where it counts; None: nowhere. RequestError from admit(): 413 for more items
+    than the queue can ever hold, 503 with Retry-After when it has no room now.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Batcher:
         max_queue_size: int,
         clock: Callable[[], int] = time.perf_counter_ns,
         observer: Observer | None = None,
+        cells: Cells | None = None,
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._observer = observer
+        self._cells = cells or Cells()
         self.tracebacks = Tracebacks(clock)
         self.max_batch_size = max_batch_size
         self._window = round(max_time_on_queue * 1e9)
@@ -75,6 +78,7 @@ class Batcher:
         self._settles_until = 0  # 0: nothing has to settle
         self._newest: Ticket | None = None  # in the ring, at the last look while settling
         self._quiet = 0  # turns of the loop since that one came
+        self._back_at = 0  # when the latest batch came back
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
 
     def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
@@ -111,7 +115,7 @@ class Batcher:
             raise RequestError(413, f"{count} items in one request; the queue holds {most} at most (max_queue_size)")
         if self.ring.size + count > most:
             waiting = f"{self.ring.size} of {most} wait (max_queue_size)"
-            raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON)
+            raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON, "full")
 
     def admit(self, ticket: Ticket, now: int) -> None:
         """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""
@@ -119,6 +123,7 @@ class Batcher:
         ticket.born = now
         if not self.ring.put(ticket):
             self.room_for(ticket.count)
+        self._cells.queue(self.ring.size, self.ring.weigh())
         if not self._scheduled:
             self._scheduled = True
             self._call_soon(self._cut_soon)
@@ -126,6 +131,7 @@ class Batcher:
     def cancel(self, ticket: Ticket, reason: str) -> None:
         """Take a request out that nobody wants answered any more; what no batch has taken yet costs no inference."""
         self.ring.cancel(ticket)
+        self._cells.queue(self.ring.size, self.ring.weigh())
         if self._observer is not None:
             self.tell(self._observer.dropped, reason, ticket.count - ticket.returned)
         self.wake()
@@ -179,9 +185,26 @@ class Batcher:
         batch = self.ring.take(self.max_batch_size)
         batch.why = why
         batch.cut_at = now
+        self._count(batch)
         self._running.append(batch)
         executor.start(batch, self._steps, self._take_back)
         self.wake()
+
+    def _count(self, batch: Batch) -> None:
+        """A batch is cut."""
+        cells = self._cells
+        cut_at = batch.cut_at
+        for ticket, start, stop in batch.spans:
+            cells.waited(cut_at - ticket.born, stop - start)
+        cells.cut(batch.why, batch.size)
+        cells.queue(self.ring.size, self.ring.weigh())
+
+    def _count_back(self, batch: Batch) -> None:
+        """It came back now; while another one ran it was with the executor, but only waited there."""
+        laps = batch.laps or Laps()
+        busy = self.now - max(batch.cut_at, self._back_at)
+        self._back_at = self.now
+        self._cells.done(busy, laps.process_request, laps.run_inference, laps.process_response, laps.retries)
 
     def _has_settled(self, now: int) -> bool:
         newest = self.ring.newest
@@ -220,6 +243,7 @@ class Batcher:
         self.now = self._clock()
         took = self.now - batch.cut_at
         self._settles_until = self.now + took // SETTLING if took >= LONG else 0
+        self._count_back(batch)
         try:
             ok = self._answer(batch)
         finally:
@@ -246,9 +270,11 @@ class Batcher:
             ok = False
             if not ticket.resolved:
                 self.ring.cancel(ticket)
+                self._cells.queue(self.ring.size, self.ring.weigh())
                 ticket.resolve([], moved(outcome, start))  # from within the span to within the request
         return ok
 
     def _report(self, batch: Batch, ok: bool) -> BatchReport:
         waits = [(batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.spans for _ in range(start, stop)]
-        return BatchReport(batch.size, batch.why, waits, batch.seconds, ok)
+        seconds = {} if batch.laps is None else batch.laps.seconds
+        return BatchReport(batch.size, batch.why, waits, seconds, ok)

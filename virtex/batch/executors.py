@@ -34,7 +34,7 @@ def compute(batch: Batch, steps: Steps) -> None:
     """Run the steps of a handler without async methods here and now. Raises KeyboardInterrupt only."""
     try:
         batch.outcomes = steps.run(batch.work)
-        batch.seconds = steps.seconds
+        batch.laps = steps.laps
     except KeyboardInterrupt as error:
         fail(batch, error)
         raise
@@ -46,7 +46,7 @@ async def compute_async(batch: Batch, steps: Steps) -> None:
     """Run the steps as a coroutine."""
     try:
         batch.outcomes = await steps.run_async(batch.work)
-        batch.seconds = steps.seconds
+        batch.laps = steps.laps
     except SystemExit as error:
         fail(batch, error)
 

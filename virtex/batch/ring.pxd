@@ -6,10 +6,17 @@ cdef class Ticket:
     cdef public list rows
     cdef public Py_ssize_t count, taken, returned
     cdef public long long born, place
+    cdef public Py_ssize_t weight
     cdef public bint resolved
     cpdef deliver(self, rows, error)
     cpdef fill(self, rows)
     cpdef resolve(self, rows, error)
+
+
+cdef class Laps:
+    cdef public long long process_request, run_inference, process_response, retries
+
+    cpdef add(self, str name, long long ns)
 
 
 cdef class Batch:
@@ -19,14 +26,15 @@ cdef class Batch:
     cdef public bint is_shuffled
     cdef public str why
     cdef public long long cut_at
-    cdef public dict seconds
+    cdef public Laps laps
     cpdef sort(self)
 
 
 cdef class Ring:
     cdef public Py_ssize_t capacity, size
     cdef public object _tickets
-    cdef Py_ssize_t _gone
+    cdef Py_ssize_t _gone, _held, _slot_bytes
+    cpdef Py_ssize_t weigh(self) except -1
     cpdef bint put(self, Ticket ticket) except -1
 
     @cython.locals(

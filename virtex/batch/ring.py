@@ -22,13 +22,14 @@ class Ticket:
 
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
-    nanoseconds. place: where its slots begin, for a ring that has places. resolved: delivered, or given up.
+    nanoseconds. weight: bytes that its items take. place: where its slots begin, for a ring that has places. resolved:
+    delivered, or given up.
     """
 
     def __init__(self) -> None:
         self.items: Any = None
         self.rows: list[Any] | None = None
-        self.count = self.taken = self.returned = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
         self.resolved = False
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
@@ -57,6 +58,36 @@ class Ticket:
             self.deliver(rows, error)
 
 
+class Laps:
+    """What the handler's methods took for one batch, each in ns; -1: it was not run, or nobody measured.
+
+    retries: calls that were repeated, to find whose item failed.
+    """
+
+    def __init__(self) -> None:
+        self.process_request = self.run_inference = self.process_response = -1
+        self.retries = 0
+
+    def add(self, name: str, ns: int) -> None:
+        """The method of that name was run, once more perhaps."""
+        if name == "process_request":
+            self.process_request = ns + max(self.process_request, 0)
+        elif name == "run_inference":
+            self.run_inference = ns + max(self.run_inference, 0)
+        else:
+            self.process_response = ns + max(self.process_response, 0)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By the names of the methods that were run."""
+        took = {
+            "process_request": self.process_request,
+            "run_inference": self.run_inference,
+            "process_response": self.process_response,
+        }
+        return {name: ns / 1e9 for name, ns in took.items() if ns >= 0}
+
+
 Span = tuple[Ticket, int, int]  # the slots [start, stop) of one ticket, as one batch takes them
 
 
@@ -66,7 +97,7 @@ class Batch:
     spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. is_shuffled:
     whether the spans of one ticket may stand in another order than its slots. slab: the buffer that `work` lies in, for
     a ring that has buffers. why: it was cut; cut_at: when, in ns.
-    outcomes: one per span, once it was computed. seconds: how long each step took, where that is measured.
+    outcomes: one per span, once it was computed. laps: how long that took; None where it broke off.
     """
 
     def __init__(self, spans: list[Span], work: Any, size: int, is_shuffled: bool = False, slab: Any = None) -> None:
@@ -78,7 +109,7 @@ class Batch:
         self.why = ""
         self.cut_at = 0
         self.outcomes: list[Any] = []
-        self.seconds: dict[str, float] = {}
+        self.laps: Laps | None = None
 
     def sort(self) -> None:
         """Put the spans, with their outcomes, into the order of the slots of each ticket."""
@@ -93,8 +124,14 @@ class Ring:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
+        self._held = 0  # bytes of the items of the tickets that wait
+        self._slot_bytes = 0  # of a slot that has memory of its own
         self._tickets: deque[Ticket] = deque()
         self._gone = 0  # how many tickets of the deque are cancelled, at most
+
+    def weigh(self) -> int:
+        """Bytes that what waits takes; a request that is split counts in full."""
+        return self._held + self.size * self._slot_bytes
 
     @property
     def oldest(self) -> Ticket:
@@ -115,6 +152,7 @@ class Ring:
             return False
         self._tickets.append(ticket)
         self.size += ticket.count
+        self._held += ticket.weight
         return True
 
     def take(self, limit: int) -> Batch:
@@ -134,6 +172,8 @@ class Ring:
                 stop = start + left
             if start == stop:
                 continue
+            if stop == ticket.count:
+                self._held -= ticket.weight
             ticket.taken = stop
             left -= stop - start
             spans.append((ticket, start, stop))
@@ -156,6 +196,7 @@ class Ring:
         if freed:
             ticket.taken = ticket.count
             self.size -= freed
+            self._held -= ticket.weight
             self._pass_over()
         return freed
 

@@ -1,5 +1,6 @@
 from ..message cimport encode_row
 from .outputs cimport Rows, as_rows, on_host, rows_of
+from .ring cimport Laps
 
 cdef object ndarray
 cdef frozenset _SCALARS
@@ -14,11 +15,11 @@ cdef list _parts(Rows rows, list counts)
 cdef class Steps:
     cdef object _handler, _clock, _awaits
     cdef public bint is_async
-    cdef public dict seconds
+    cdef public Laps laps
     cpdef list run(self, requests)
     cdef _call(self, str name, argument)
-    cdef _now(self)
-    cdef _lap(self, str name, started)
+    cdef long long _now(self) except? -1
+    cdef _lap(self, str name, long long started)
     cdef list _computed(self, batch, list counts)
     cdef list _encoded(self, list rows, list counts)
 

@@ -20,6 +20,7 @@ from ..message import encode_row
 from ..tensor import Inputs
 from .device import Device
 from .outputs import Rows, as_rows, on_host, rows_of
+from .ring import Laps
 
 log = logging.getLogger("virtex")
 
@@ -60,7 +61,7 @@ class Steps:
     """The three methods of a handler over the items of several requests, with the blame where it belongs.
 
     is_async: whether one of them is `async def`; then run_async() is to be awaited on a loop, else run() will do.
-    clock: nanoseconds; None: nothing is measured. seconds: how long each step took in the last run, by its name.
+    clock: nanoseconds; None: nothing is measured. laps: how long each step took in the last run.
     """
 
     def __init__(self, handler: Methods, clock: Callable[[], int] | None = None) -> None:
@@ -68,11 +69,16 @@ class Steps:
         self._clock = clock
         self._awaits = frozenset(async_methods(handler))
         self.is_async = bool(self._awaits)
-        self.seconds: dict[str, float] = {}
+        self.laps = Laps()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each step took in the last run, by its name."""
+        return self.laps.seconds
 
     def run(self, requests: Any) -> list[Outcome]:
         """Compute one outcome per request: its rows, as process_response gave them, or its error."""
-        self.seconds = {}
+        self.laps = Laps()
         try:
             batch = self._call("process_request", _joined(requests))
         except Exception as error:
@@ -82,7 +88,7 @@ class Steps:
 
     async def run_async(self, requests: Any) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
-        self.seconds = {}
+        self.laps = Laps()
         try:
             batch = await self._decode(_joined(requests))
         except Exception as error:
@@ -109,10 +115,14 @@ class Steps:
 
     def _lap(self, name: str, started: int) -> None:
         if self._clock is not None:
-            self.seconds[name] = self.seconds.get(name, 0.0) + (self._clock() - started) / 1e9
+            self.laps.add(name, self._clock() - started)
 
     def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
         return self._step("process_request", items)
+
+    def _again(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
+        self.laps.retries += 1
+        return self._decode(items)
 
     async def _run_without_the_guilty(self, requests: list[list[Any]], error: Exception) -> list[Outcome]:
         """process_request raised: find for whom it does, one request at a time, and compute the others."""
@@ -122,7 +132,7 @@ class Steps:
         singly = []
         for i, items in enumerate(requests):
             try:
-                singly.append(([i], await self._decode(list(items))))
+                singly.append(([i], await self._again(list(items))))
             except Exception as error:
                 outcomes[i] = await self._blamed(items, error)
         for members, batch in await self._regrouped(singly, requests):
@@ -139,7 +149,7 @@ class Steps:
             return singly
         together = [i for (i,), _ in singly]
         try:
-            return [(together, await self._decode(_joined([requests[i] for i in together])))]
+            return [(together, await self._again(_joined([requests[i] for i in together])))]
         except Exception as error:
             # Shapes that differ, say: nobody is to blame, so each runs alone.
             log.info("process_request takes these %d requests singly only: %r", len(singly), error)
@@ -153,7 +163,7 @@ class Steps:
             return ItemError(error.reason, error.index, error.offset)  # the handler's own may be raised again
         for i, item in enumerate(items):
             try:
-                await self._decode([item])
+                await self._again([item])
             except ItemError as found:
                 return ItemError(found.reason, i, found.offset)
             except Exception as found:
@@ -234,7 +244,7 @@ class TensorSteps(Steps):
 
     def run(self, work: Any) -> list[Outcome]:
         """Compute one outcome per request from (batch, how many rows of it each has)."""
-        self.seconds = {}
+        self.laps = Laps()
         batch, counts = work
         try:
             rows = self._rows(self._inferred(batch), sum(counts))
@@ -244,7 +254,7 @@ class TensorSteps(Steps):
 
     async def run_async(self, work: Any) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
-        self.seconds = {}
+        self.laps = Laps()
         batch, counts = work
         try:
             rows = self._rows(await self._inferred_async(batch), sum(counts))

@@ -1,13 +1,17 @@
+cimport cython
+
+
+@cython.final
 cdef class Cells:
     cdef unsigned long long *_at
     cdef object _words
-    cpdef request(self, int status, long long items, long long ns)
-    cpdef refused(self, int status)
-    cpdef dropped(self, int why)
-    cpdef stage(self, int which, long long ns)
-    cpdef waited(self, long long ns, long long items)
-    cpdef cut(self, int why, long long items)
-    cpdef done(self, long long ns, long long retries)
-    cpdef queue(self, long long items, long long size)
-    cpdef in_flight(self, long long requests)
-    cpdef connections(self, int more)
+    cpdef void request(self, int status, long long items, long long ns) noexcept
+    cpdef void decoded(self, long long ns) noexcept
+    cpdef void encoded(self, long long ns) noexcept
+    cpdef void waited(self, long long ns, long long items) noexcept
+    cpdef void done(
+        self, long long busy, long long process_request, long long run_inference, long long process_response,
+        long long retries) noexcept
+    cpdef void queue(self, long long items, long long size) noexcept
+    cpdef void in_flight(self, long long requests) noexcept
+    cpdef cut(self, str why, long long items)

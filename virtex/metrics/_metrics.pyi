@@ -3,39 +3,48 @@
 def next_number(words: memoryview) -> int:
     """How often it was called on this memory before, by any process."""
 
-class Cells:
-    """The cells of one block, as who counts sees them. words: the block, a memoryview of 64-bit words."""
+def unseen() -> memoryview:
+    """Memory for a block that stands on no board."""
 
-    def __init__(self, words: memoryview) -> None: ...
+class Cells:
+    """The cells of one block, as who counts sees them. words: the block; None: what is counted nobody sees."""
+
+    def __init__(self, words: memoryview | None = None) -> None: ...
     def move(self, words: memoryview) -> None:
         """Count in another block from now on."""
 
     def request(self, status: int, items: int, ns: int) -> None:
-        """A request was answered, `ns` after its head. items: how many it held; -1: it was no message."""
+        """A request is answered, `ns` after the end of its head. items: how many it held; -1: it was no message."""
 
     def refused(self, status: int) -> None:
-        """A request was refused of which nobody knows when it began."""
+        """A request is refused of which nobody knows when it began."""
 
-    def dropped(self, why: int) -> None:
-        """It got no answer of the model. why: index in DROPS."""
+    def dropped(self, reason: str) -> None:
+        """A request will never be the model's, or its answer is nobody's. reason: one of DROPS; "" does not count."""
 
-    def stage(self, which: int, ns: int) -> None:
-        """A stage was gone through. which: index in STAGES."""
+    def decoded(self, ns: int) -> None:
+        """The items of a request were read."""
+
+    def encoded(self, ns: int) -> None:
+        """The answer of a request was written down."""
+
+    def cut(self, why: str, items: int) -> None:
+        """A batch is cut. why: one of CUTS."""
 
     def waited(self, ns: int, items: int) -> None:
         """So many items waited so long for their batch."""
 
-    def cut(self, why: int, items: int) -> None:
-        """A batch was cut. why: index in CUTS."""
+    def done(self, busy: int, process_request: int, run_inference: int, process_response: int, retries: int) -> None:
+        """A batch is back. busy: ns for which the executor had it, and no other before it. retries: repeated calls.
 
-    def done(self, ns: int, retries: int) -> None:
-        """A batch came back, which was with the executor for so long."""
+        The rest: ns that the methods took, -1 for one that was not run.
+        """
 
     def queue(self, items: int, size: int) -> None:
-        """So much waits now. size: bytes."""
+        """So much waits. size: bytes."""
 
     def in_flight(self, requests: int) -> None:
-        """So many requests have no answer now."""
+        """So many requests are taken and not answered."""
 
     def connections(self, more: int) -> None:
-        """A connection more, or with -1 one less."""
+        """A connection is opened, or, with -1, closed."""

@@ -5,9 +5,10 @@ Rules: one process writes a block, under the GIL; whoever reads it may see a sta
 has its cells, schema.py says.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 
-from .schema import BY_NAME, CODES, PLACES
+from .schema import BY_NAME, CELLS, CODES, CUTS, DROPS, PLACES, STAGES
 
 cdef extern from *:
     """
@@ -45,15 +46,19 @@ cdef int _DURATION = _place("request_duration_seconds")
 cdef int _WAIT = _place("queue_wait_seconds")
 cdef int _STAGE = _place("stage_duration_seconds", "decode")
 cdef int _BATCH_SIZE = _place("batch_size")
-cdef int _BATCHES = _place("batches_total", "full")
 cdef int _QUEUE_ITEMS = _place("queue_items")
 cdef int _QUEUE_BYTES = _place("queue_bytes")
 cdef int _IN_FLIGHT = _place("requests_in_flight")
-cdef int _DROPPED = _place("dropped_requests_total", "full")
 cdef int _RETRIES = _place("retries_total")
 cdef int _BUSY = _place("executor_busy_seconds_total")
 cdef int _CONNECTIONS = _place("open_connections")
-cdef int _STAGE_CELLS = _N_SECONDS + 2
+cdef int _DECODE = STAGES.index("decode")
+cdef int _PROCESS_REQUEST = STAGES.index("process_request")
+cdef int _RUN_INFERENCE = STAGES.index("run_inference")
+cdef int _PROCESS_RESPONSE = STAGES.index("process_response")
+cdef int _ENCODE = STAGES.index("encode")
+cdef dict _BATCHES = {cut: _place("batches_total", cut) for cut in CUTS}
+cdef dict _DROPPED = {reason: _place("dropped_requests_total", reason) for reason in DROPS}
 
 
 cdef inline void _observe_seconds(unsigned long long *cells, long long ns, unsigned long long times) noexcept:
@@ -72,6 +77,10 @@ cdef inline void _observe_size(unsigned long long *cells, unsigned long long n) 
     cells[_N_SIZES + 1] += n
 
 
+cdef inline void _observe_stage(unsigned long long *cells, int which, long long ns) noexcept:
+    _observe_seconds(cells + _STAGE + which * (_N_SECONDS + 2), ns, 1)
+
+
 def next_number(words):
     """How often it was called on this memory before, by any process."""
     cdef Py_buffer view
@@ -81,11 +90,17 @@ def next_number(words):
     return number
 
 
-cdef class Cells:
-    """The cells of one block, as who counts sees them. words: the block, a memoryview of 64-bit words."""
+def unseen():
+    """Memory for a block that stands on no board."""
+    return memoryview(bytearray(8 * CELLS)).cast("Q")
 
-    def __init__(self, words):
-        self.move(words)
+
+@cython.final
+cdef class Cells:
+    """The cells of one block, as who counts sees them. words: the block; None: what is counted nobody sees."""
+
+    def __init__(self, words=None):
+        self.move(unseen() if words is None else words)
 
     def move(self, words):
         """Count in another block from now on."""
@@ -95,52 +110,76 @@ cdef class Cells:
         self._words = words  # keeps the memory
         PyBuffer_Release(&view)
 
-    cpdef request(self, int status, long long items, long long ns):
-        """A request was answered, `ns` after its head. items: how many it held; -1: it was no message."""
+    # ---- requests
+
+    cpdef void request(self, int status, long long items, long long ns) noexcept:
+        """A request is answered, `ns` after the end of its head. items: how many it held; -1: it was no message."""
         cdef unsigned long long *at = self._at
-        self.refused(status)
+        if _LEAST_CODE <= status <= _MOST_CODE:
+            at[_REQUESTS + status - _LEAST_CODE] += 1
         _observe_seconds(at + _DURATION, ns, 1)
         if status == 200 and items >= 0:
             at[_QUERIES] += items
             _observe_size(at + _REQUEST_QUERIES, items)
 
-    cpdef refused(self, int status):
-        """A request was refused of which nobody knows when it began."""
+    def refused(self, int status):
+        """A request is refused of which nobody knows when it began."""
         if _LEAST_CODE <= status <= _MOST_CODE:
             self._at[_REQUESTS + status - _LEAST_CODE] += 1
 
-    cpdef dropped(self, int why):
-        """It got no answer of the model. why: index in DROPS."""
-        self._at[_DROPPED + why] += 1
+    def dropped(self, str reason):
+        """A request will never be the model's, or its answer is nobody's. reason: one of DROPS; "" does not count."""
+        if reason:
+            self._at[<int>_DROPPED[reason]] += 1
 
-    cpdef stage(self, int which, long long ns):
-        """A stage was gone through. which: index in STAGES."""
-        _observe_seconds(self._at + _STAGE + which * _STAGE_CELLS, ns, 1)
+    cpdef void decoded(self, long long ns) noexcept:
+        """The items of a request were read."""
+        _observe_stage(self._at, _DECODE, ns)
 
-    cpdef waited(self, long long ns, long long items):
+    cpdef void encoded(self, long long ns) noexcept:
+        """The answer of a request was written down."""
+        _observe_stage(self._at, _ENCODE, ns)
+
+    # ---- batches
+
+    cpdef cut(self, str why, long long items):
+        """A batch is cut. why: one of CUTS."""
+        self._at[<int>_BATCHES[why]] += 1
+        _observe_size(self._at + _BATCH_SIZE, items)
+
+    cpdef void waited(self, long long ns, long long items) noexcept:
         """So many items waited so long for their batch."""
         _observe_seconds(self._at + _WAIT, ns, items)
 
-    cpdef cut(self, int why, long long items):
-        """A batch was cut. why: index in CUTS."""
-        self._at[_BATCHES + why] += 1
-        _observe_size(self._at + _BATCH_SIZE, items)
+    cpdef void done(
+        self, long long busy, long long process_request, long long run_inference, long long process_response,
+            long long retries) noexcept:
+        """A batch is back. busy: ns for which the executor had it, and no other before it. retries: repeated calls.
 
-    cpdef done(self, long long ns, long long retries):
-        """A batch came back, which was with the executor for so long."""
-        self._at[_BUSY] += ns
-        self._at[_RETRIES] += retries
+        The rest: ns that the methods took, -1 for one that was not run.
+        """
+        cdef unsigned long long *at = self._at
+        at[_BUSY] += busy
+        at[_RETRIES] += retries
+        if process_request >= 0:
+            _observe_stage(at, _PROCESS_REQUEST, process_request)
+        if run_inference >= 0:
+            _observe_stage(at, _RUN_INFERENCE, run_inference)
+        if process_response >= 0:
+            _observe_stage(at, _PROCESS_RESPONSE, process_response)
 
-    cpdef queue(self, long long items, long long size):
-        """So much waits now. size: bytes."""
+    # ---- what there is now
+
+    cpdef void queue(self, long long items, long long size) noexcept:
+        """So much waits. size: bytes."""
         self._at[_QUEUE_ITEMS] = items
         self._at[_QUEUE_BYTES] = size
 
-    cpdef in_flight(self, long long requests):
-        """So many requests have no answer now."""
+    cpdef void in_flight(self, long long requests) noexcept:
+        """So many requests are taken and not answered."""
         self._at[_IN_FLIGHT] = requests
 
-    cpdef connections(self, int more):
-        """A connection more, or with -1 one less."""
-        if more > 0 or self._at[_CONNECTIONS]:  # none was counted here that was open before use()
+    def connections(self, int more):
+        """A connection is opened, or, with -1, closed."""
+        if more > 0 or self._at[_CONNECTIONS]:  # it was opened before this block was counted in
             self._at[_CONNECTIONS] += more

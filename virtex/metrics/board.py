@@ -4,8 +4,8 @@ Rules: knows processes and memory, nothing of HTTP or loops, and of who is alive
 that of a service in a slot. One process at a time writes it; the successor that takes the slot goes on counting in it,
 so nothing is lost with a process but what it had not counted. Nothing is freed: memory that nobody wrote to costs none.
 
-    the board:  how many blocks are taken | block | block ...
-    a block:    slot + 1, 0 until the rest is written | pid | length of the name | name | cells
+    the board, words of 64 bits:  how many blocks are taken ... | block | block ...
+    a block:                      1 once the rest is written | slot | pid | length of the name | name | cells
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from ._metrics import Cells, next_number
+from ._metrics import Cells, next_number, unseen
 from .schema import CELLS, GAUGE, METRICS, PLACES, labels_of
 from .turns import Turns
 
 log = logging.getLogger("virtex")
 
-BLOCKS = 4096  # of one service in one slot each: 22 MB of address space
+BLOCKS = 4096  # of one service in one slot each: 19 MB of address space
 FEW = 256  # of a process that shares with nobody
 NAME_BYTES = 128
-_OWNER, _PID, _LENGTH, _NAME = range(4)
+_IS_WRITTEN, _SLOT, _PID, _LENGTH, _NAME = range(5)
+_LINE = 8  # words of a cache line, which no two processes are to write
 _AT_CELLS = _NAME + NAME_BYTES // 8
-_WORDS = _AT_CELLS + CELLS
+_WORDS = -(-(_AT_CELLS + CELLS) // _LINE) * _LINE
 GAUGES = [PLACES[metric.name, label] for metric in METRICS if metric.kind == GAUGE for label in labels_of(metric)]
 
 
-class WorkerState(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WorkerState:
     """A worker, as its siblings see it. index: its slot. age: how many were started before it, and it, by its master.
 
     state: "starting", "ready", "draining" or "restarting".
@@ -63,7 +66,7 @@ class Board:
 
     def __init__(self, blocks: int = BLOCKS) -> None:
         self._most = blocks
-        self._words = memoryview(mmap.mmap(-1, 8 * (1 + blocks * _WORDS))).cast("Q")
+        self._words = memoryview(mmap.mmap(-1, 8 * (_LINE + blocks * _WORDS))).cast("Q")
         self.roster: Callable[[], list[WorkerState]] | None = None
         self.master = os.getpid()
         self.turns = Turns()
@@ -74,7 +77,7 @@ class Board:
         Whatever counts already goes on from zero here, or from where that slot was.
         """
         for at in self._places():
-            if self._words[at + _OWNER] == slot + 1:
+            if self._is_of(at, slot):
                 self._words[at + _PID] = 0
                 for gauge in GAUGES:
                     self._words[at + _AT_CELLS + gauge] = 0
@@ -89,32 +92,36 @@ class Board:
         """
         name = name_of(service)
         for at in self._places():
-            if self._words[at + _OWNER] == slot + 1 and self._name_at(at) == name:
+            if self._is_of(at, slot) and self._name_at(at) == name:
                 break
         else:
             number = next_number(self._words)
             if number >= self._most:
                 log.warning("service %r is not counted: %d blocks are taken", service, self._most)
-                return memoryview(bytearray(8 * CELLS)).cast("Q")
-            at = 1 + number * _WORDS
+                return unseen()
+            at = _LINE + number * _WORDS
             padded = memoryview(name.ljust(NAME_BYTES, b"\0")).cast("Q")
             self._words[at + _NAME : at + _AT_CELLS] = padded
             self._words[at + _LENGTH] = len(name)
-            self._words[at + _OWNER] = slot + 1
+            self._words[at + _SLOT] = slot
+            next_number(self._words[at + _IS_WRITTEN :])  # atomic: whoever sees it sees what was written before
         self._words[at + _PID] = os.getpid()
-        return self._words[at + _AT_CELLS : at + _WORDS]
+        return self._words[at + _AT_CELLS : at + _AT_CELLS + CELLS]
 
     def blocks(self) -> Iterator[Block]:
         """Every block that a process ever counted in."""
         for at in self._places():
-            owner, pid = self._words[at + _OWNER], self._words[at + _PID]
-            if owner:
-                service = self._name_at(at).decode()
-                yield Block(owner - 1, pid, service, self._words[at + _AT_CELLS : at + _WORDS].tolist())
+            if self._words[at + _IS_WRITTEN]:
+                slot, pid = self._words[at + _SLOT], self._words[at + _PID]
+                cells = self._words[at + _AT_CELLS : at + _AT_CELLS + CELLS].tolist()
+                yield Block(slot, pid, self._name_at(at).decode(), cells)
 
     def _places(self) -> range:
         taken = min(self._words[0], self._most)
-        return range(1, 1 + taken * _WORDS, _WORDS)
+        return range(_LINE, _LINE + taken * _WORDS, _WORDS)
+
+    def _is_of(self, at: int, slot: int) -> bool:
+        return bool(self._words[at + _IS_WRITTEN]) and self._words[at + _SLOT] == slot
 
     def _name_at(self, at: int) -> bytes:
         name = self._words[at + _NAME : at + _AT_CELLS].tobytes()

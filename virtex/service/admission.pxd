@@ -21,3 +21,9 @@ cdef class Admission(Keeper):
 
     @cython.locals(writes=Format)
     cpdef Response refuse(self, error, Head head, long long now)
+
+    @cython.locals(now=cython.longlong)
+    cpdef admit(self, Exchange exchange)
+
+    @cython.locals(now=cython.longlong)
+    cpdef conclude(self, Exchange exchange, Peer peer, int status)

@@ -12,12 +12,15 @@ from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, RequestError, too_large
 from ..limits import Limits
+from ..metrics._metrics import Cells
 from ..observer import Observer
 from .bodies import Bodies
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
 from .formats import JSON, Wants, negotiate
 from .seam import Head, Response
+
+NO_CLIENTS = ("/health/", "/metrics/")  # paths that are asked by the clock: they would outweigh an idle service's few
 
 
 class Admission(Keeper):
@@ -36,8 +39,9 @@ class Admission(Keeper):
         observer: Observer | None,
         most_early: int,
         bodies: Bodies,
+        cells: Cells,
     ) -> None:
-        super().__init__(loop, clock, limits, batcher, bodies)
+        super().__init__(loop, clock, limits, batcher, bodies, cells)
         self.unsettled = 0
         self._observer = observer
         self._most_early = most_early
@@ -66,6 +70,7 @@ class Admission(Keeper):
         except RequestError as error:
             return self.refuse(error, head, now)
         self.unsettled += 1
+        self.cells.in_flight(self.unsettled)
         self.company.arrives(head.peer)
         exchange: Exchange = Exchange.__new__(Exchange)
         exchange._begin(self, head, wants, now)
@@ -73,13 +78,17 @@ class Admission(Keeper):
 
     def refuse(self, error: RequestError, head: Head, now: int) -> Response:
         """The answer to a request that began at `now` and is not taken."""
+        self.cells.dropped(error.dropped)
         writes = JSON if head.wants is None else head.wants.writes
-        return self.answer(writes.refuse(error), now)
+        return self.answer(writes.refuse(error), head, now)
 
-    def answer(self, response: Response, now: int) -> Response:
-        """The same response, of which the observer is told: nothing was computed for it."""
+    def answer(self, response: Response, head: Head, now: int) -> Response:
+        """The same response, which is counted, and told the observer: nothing was computed for it."""
+        took = self._clock() - now
+        if not (head.path == "/metrics" or head.path.startswith(NO_CLIENTS)):
+            self.cells.request(response.status, -1, took)
         if self._observer is not None:
-            self.batcher.tell(self._observer.request_done, response.status, 0, (self._clock() - now) / 1e9)
+            self.batcher.tell(self._observer.request_done, response.status, 0, took / 1e9)
         return response
 
     def _wanted(self, head: Head) -> Wants:
@@ -93,7 +102,9 @@ class Admission(Keeper):
         if len(self._early) >= self._most_early:
             self._early = [exchange for exchange in self._early if not exchange.resolved]  # those who left, or gave up
             if len(self._early) >= self._most_early:
-                raise RequestError(503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON)
+                raise RequestError(
+                    503, f"{len(self._early)} requests wait for the service to start", RETRY_SOON, "full"
+                )
 
     def wait_for_start(self, exchange: Exchange) -> None:
         """Keep a complete request until there is a handler."""
@@ -119,7 +130,11 @@ class Admission(Keeper):
 
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request, and see to its deadline. Raises RequestError."""
-        self.batcher.admit(exchange, self._clock())
+        now = self._clock()
+        self.batcher.admit(exchange, now)
+        if self.inputs is not None:  # they were decoded just now
+            now = self._clock()
+        self.cells.decoded(now - exchange.whole)
         if exchange.begun < self._deadlines.begun:
             self._deadlines.watch(exchange.begun)
 
@@ -130,6 +145,7 @@ class Admission(Keeper):
     def conclude(self, exchange: Exchange, peer: Peer | None, status: int) -> None:
         """A request that was taken has its answer: count it out, and tell the observer."""
         exchange.ended = now = self.settle(peer)
+        self.cells.request(status, exchange.count, (exchange.made or now) - exchange.begun)
         if self._observer is not None:
             seconds = (now - exchange.begun) / 1e9
             self.batcher.tell(self._observer.request_done, status, exchange.count, seconds)
@@ -139,6 +155,7 @@ class Admission(Keeper):
         now = self.batcher.now or self._clock()
         self.company.settled(peer, now)
         self.unsettled -= 1
+        self.cells.in_flight(self.unsettled)
         if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
             self._all_settled.set_result(None)
         return now

@@ -14,9 +14,9 @@ from typing import Any
 from ..batch.company import Peer
 from ..errors import RequestError
 from .admission import Admission
-from .exchange import Exchange
+from .exchange import GIVEN_UP, Exchange
 from .model import retrieve
-from .seam import BaseExchange, Head, Response, Waiter, without_root
+from .seam import LEFT, BaseExchange, Head, Response, Waiter, without_root
 
 log = logging.getLogger("virtex")
 
@@ -76,7 +76,7 @@ class Shell:
                     finally:
                         self.end(wait)
             except BaseException:
-                exchange.cancel("the server gave the request up")
+                exchange.cancel(GIVEN_UP)
                 raise
         if answer is GONE:
             return
@@ -129,7 +129,7 @@ class Shell:
     def take(self, exchange: Exchange, message: Any) -> Any:
         """A message of receive(): None when more must come, else the answer, or the exchange that will have it."""
         if message["type"] == "http.disconnect":
-            exchange.cancel("the client left")
+            exchange.cancel(LEFT)
             return GONE
         piece = message.get("body")
         if piece:
@@ -137,6 +137,7 @@ class Shell:
                 exchange.write(piece if type(piece) is bytes else bytes(piece))
             except RequestError as error:
                 exchange.cancel(error.reason)
+                self._admission.cells.request(error.status, -1, self._clock() - exchange.begun)
                 return exchange.refuse(error)
         return None if message.get("more_body") else exchange.complete()
 
@@ -176,7 +177,7 @@ class Shell:
 async def _watch(wait: Wait) -> None:
     while (await wait.receive())["type"] != "http.disconnect":
         pass
-    wait.exchange.cancel("the client left")
+    wait.exchange.cancel(LEFT)
     if not wait.over.done():
         wait.over.set_result(False)
 

@@ -2,6 +2,7 @@ cimport cython
 
 from ..batch.batcher cimport Batcher
 from ..batch.company cimport Company, Peer
+from ..metrics._metrics cimport Cells
 from .bodies cimport Bodies
 from .formats cimport Format, Wants
 from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
@@ -12,6 +13,7 @@ cdef class Keeper(Gate):
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company
+    cdef public Cells cells
     cdef public bint is_starting
     cdef public Py_ssize_t most_bytes, most_values
     cdef object _clock
@@ -21,7 +23,7 @@ cdef class Keeper(Gate):
 
 
 cdef class Exchange(BaseExchange):
-    cdef public long long begun
+    cdef public long long begun, whole, made
     cdef public Keeper keeper
     cdef Head _head
     cdef Wants _wants
@@ -42,6 +44,9 @@ cdef class Exchange(BaseExchange):
     cpdef bint leaves(self) except -1
     cpdef cancel(self, str reason)
     cpdef hold(self)
+
+    @cython.locals(keeper=Keeper, response=Response, started=cython.longlong)
+    cpdef deliver(self, rows, error)
 
     @cython.locals(reads=Format)
     cdef _admit(self)

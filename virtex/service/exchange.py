@@ -18,14 +18,16 @@ from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
+from ..metrics._metrics import Cells
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
-from .seam import NEVER, BaseExchange, Gate, Head, Response, Waiter
+from .seam import LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
 SMALL = 256  # bytes of a body that can't become much, so that nothing is counted
+GIVEN_UP = "the server gave the request up"
 LARGE = 64 << 10  # bytes of an answer from which it counts as soon as it is made; others, where they have to wait
 VALUE_BYTES = 80  # that a small Python object and its place in a list take at most
 ARRAY_BYTES = 300  # that an array takes beside its data, about
@@ -35,7 +37,7 @@ class Keeper(Gate):
     """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
 
     is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. bodies:
-    the budget, which the connections share. most_bytes, most_values: of limits.
+    the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Keeper(Gate):
         limits: Limits,
         batcher: Batcher,
         bodies: Bodies,
+        cells: Cells,
     ) -> None:
         super().__init__()
+        self.cells = cells
         self.loop = loop
         self.limits = limits
         self.most_bytes = limits.body
@@ -91,12 +95,16 @@ class Exchange(BaseExchange):
 
     It has the calls of a future that the shells need. Who waits is told at once, not in the loop's next iteration:
     answering a batch is one pass over it.
+
+    In the clock's nanoseconds, begun: when its headers were read; whole: when its body was all there; made: when its
+    answer was, 0 for one that no batch gave.
     """
 
     def _begin(self, keeper: Keeper, head: Head, wants: Wants, begun: int) -> None:
         """In place of __init__."""
         self.begin(keeper.bodies, keeper)
-        self.begun = begun  # when the headers were read, in the clock's nanoseconds
+        self.begun = self.whole = begun
+        self.made = 0
         self.keeper = keeper
         self._head = head
         self._wants = wants
@@ -209,7 +217,8 @@ class Exchange(BaseExchange):
         self._waiter = waiter
         self._arriving = False
         if self._awaited:
-            keeper.company.arrived(self._head.peer, keeper._clock() - self._awaited)
+            self.whole = keeper._clock()
+            keeper.company.arrived(self._head.peer, self.whole - self._awaited)
         if keeper.is_starting:
             keeper.wait_for_start(self)
             return self
@@ -217,6 +226,7 @@ class Exchange(BaseExchange):
 
     def start(self) -> None:
         """The handler is there now: admit what waited for it."""
+        self.whole = self.keeper._clock()
         if not self.resolved and self._admit() is not None:
             self._call_back()
 
@@ -226,6 +236,7 @@ class Exchange(BaseExchange):
             self.items = reads.items(self._body, self) if inputs is None else reads.source(self._body, inputs, self)
             if not len(self.items):
                 return self._finish(self._wants.writes.reply([]))
+            self.weight = self.charged
             self.keeper.admit(self)
             self._drop_body()
             if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
@@ -247,6 +258,8 @@ class Exchange(BaseExchange):
             return
         self.resolved = True
         keeper = self.keeper
+        if reason in (LEFT, GIVEN_UP):
+            keeper.cells.dropped("disconnect")
         self._waiter = None
         self._drop_body()
         self.release()
@@ -265,17 +278,21 @@ class Exchange(BaseExchange):
         keeper = self.keeper
         seconds = keeper.limits.answer_seconds
         if keeper.is_starting:
-            error = RequestError(503, f"still starting after {seconds:g} s", RETRY_SOON)
+            error = RequestError(503, f"still starting after {seconds:g} s", RETRY_SOON, "deadline")
         else:
-            error = RequestError(504, f"no answer within {seconds:g} s")
+            error = RequestError(504, f"no answer within {seconds:g} s", (), "deadline")
         keeper.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
+        keeper = self.keeper
+        started = keeper._clock()
         try:
             response = self._wants.writes.reply(rows) if error is None else self.refuse(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
+        self.made = keeper._clock()
+        keeper.cells.encoded(self.made - started)
         response = self._finish(self._affordable(response))
         if response.size > LARGE:
             self.hold()
@@ -288,7 +305,7 @@ class Exchange(BaseExchange):
         if length > LARGE and bodies.held - self.charged + length > bodies.budget:
             held = bodies.held - self.charged
             reason = f"no room for an answer of {length} bytes beside {held} of {bodies.budget} (limits.max_bytes)"
-            return self.refuse(RequestError(503, reason, RETRY_SOON))
+            return self.refuse(RequestError(503, reason, RETRY_SOON, "full"))
         return response
 
     def _call_back(self) -> None:
@@ -302,6 +319,7 @@ class Exchange(BaseExchange):
     def refuse(self, error: Exception) -> Response:
         """The answer that says what went wrong, as the client reads it."""
         known = error if isinstance(error, (RequestError, ItemError)) else self._failure(error)
+        self.keeper.cells.dropped(known.dropped)
         return self._wants.writes.refuse(known)
 
     def _failure(self, error: Exception) -> VirtexError:

@@ -28,6 +28,7 @@ from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import Steps, TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..metrics._metrics import Cells
 from ..metrics.export import Export
 from ..tensor import Tensor, describe
 from .admission import Admission
@@ -43,12 +44,14 @@ STARTING, READY, DRAINING, CLOSED, FAILED = "starting", "ready", "draining", "cl
 class Model:
     """One life, which begins at once on the running loop: `starting` ends when requests can be answered.
 
-    worker: what setup() gets. is_lazy: it begins on behalf of a request, so requests wait until it is ready. asked: the
-    server wants to see every request. info: what it is, as JSON. why_failed: "" unless its start failed. starting
-    raises what the handler's constructor or setup() raised.
+    cells: where it counts. worker: what setup() gets. is_lazy: it begins on behalf of a request, so requests wait until
+    it is ready. asked: the server wants to see every request. info: what it is, as JSON. why_failed: "" unless its
+    start failed. starting raises what the handler's constructor or setup() raised.
     """
 
-    def __init__(self, options: Options, bodies: Bodies, worker: Worker, is_lazy: bool, asked: bool) -> None:
+    def __init__(
+        self, options: Options, bodies: Bodies, cells: Cells, worker: Worker, is_lazy: bool, asked: bool
+    ) -> None:
         self.options = options
         self.loop = asyncio.get_running_loop()
         self.state: str = STARTING
@@ -63,9 +66,10 @@ class Model:
             self.max_queue_size,
             options.clock,
             options.told,
+            cells,
         )
         self.admission = Admission(
-            self.loop, options.clock, options.limits, self.batcher, options.told, self.max_queue_size, bodies
+            *(self.loop, options.clock, options.limits, self.batcher, options.told, self.max_queue_size, bodies, cells)
         )
         self._pid = os.getpid()
         self._is_lazy = is_lazy
@@ -90,11 +94,11 @@ class Model:
     def check_takes(self) -> None:
         """Raise RequestError (503) unless requests are taken: while draining, and while starting for them, they are."""
         if self.state is FAILED:
-            raise RequestError(503, self.why_failed)
+            raise RequestError(503, self.why_failed, (), "draining")
         if self.state is CLOSED:
-            raise RequestError(503, "the service has shut down", RETRY_SOON)
+            raise RequestError(503, "the service has shut down", RETRY_SOON, "draining")
         if self.admission.is_starting and not self._is_lazy:
-            raise RequestError(503, "the service is starting", RETRY_SOON)
+            raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
 
     def _describe(self, **more: Any) -> bytes:
         options = self.options
@@ -153,7 +157,7 @@ class Model:
     def _plan(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Callable[[], None]:
         """How batches of this handler run; raises for what can't be."""
         executor = self._choose(handler, thread)
-        clock = None if self.options.told is None else self.options.clock  # whom nobody observes is not measured
+        clock = self.options.clock
         if not isinstance(handler, TensorHandler):
             return partial(self.batcher.run_with, executor, Steps(handler, clock))
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
@@ -205,7 +209,7 @@ class Model:
             log.error("service %r did not start", self.options.name, exc_info=error)
         else:
             log.info("service %r was stopped while it started: %s", self.options.name, type(error).__name__)
-        self.admission.fail(RequestError(503, self.why_failed))
+        self.admission.fail(RequestError(503, self.why_failed, (), "draining"))
 
     # ---- the end
 

@@ -26,6 +26,7 @@ from ..errors import RETRY_SOON, Headers, RequestError
 from ..limits import Limits
 
 NEVER = 1 << 62  # ns: a time that does not come
+LEFT = "the client left"  # why an exchange is cancelled; or what was wrong with its body
 JSON: Headers = ((b"content-type", b"application/json"),)
 
 
@@ -115,7 +116,7 @@ class Budget:
     def refusal(self) -> RequestError:
         """What to raise when there is no room."""
         reason = f"no room: requests and answers take more than {self.budget} bytes (limits.max_bytes)"
-        return RequestError(503, reason, RETRY_SOON)
+        return RequestError(503, reason, RETRY_SOON, "full")
 
 
 class Waiter:
@@ -137,7 +138,7 @@ class BaseExchange(Ticket):
     def begin(self, budget: Budget, gate: Gate | None) -> None:
         """In place of __init__, whose arguments would take a detour through Python: 1 % of an answer's time."""
         self.items = self.rows = None
-        self.count = self.taken = self.returned = self.born = self.place = 0
+        self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
         self.resolved = False
         self.budget = budget
         self.gate = gate

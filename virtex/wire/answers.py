@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ..service.seam import BaseExchange, Head, Response, Waiter, refusal
+from ..service.seam import LEFT, BaseExchange, Head, Response, Waiter, refusal
 from .connections import Connections
 from .reader import Reader
 from .replies import CONTINUE, Framing
@@ -87,7 +87,7 @@ class Answers(Waiter):
         """Nobody waits for the answers from this turn on."""
         for turn in self.turns[at:]:
             if turn.exchange is not None and turn.answer is None:
-                self.cancel(turn.exchange, "the client left")
+                self.cancel(turn.exchange, LEFT)
         del self.turns[at:]
         self.current = None
 

@@ -63,7 +63,7 @@ class Connection:
             self.watch(self.connections.limits.idle_seconds)
         else:
             most = self.connections.limits.connections
-            self.requests.refuse(RequestError(503, f"no room for more than {most} connections", RETRY_SOON))
+            self.requests.refuse(RequestError(503, f"no room for more than {most} connections", RETRY_SOON, "full"))
             self.answers.flush()
 
     def data_received(self, data: bytes) -> None:

@@ -14,8 +14,11 @@ import mmap
 import os
 from typing import NamedTuple
 
+from ..metrics.board import Board, WorkerState, is_alive
+
 SLOTS = 1024
 FREE, LOADING, READY, DRAINING, RESTARTING = range(5)  # RESTARTING: drains, and gunicorn will replace it
+_NAMES = ("free", "starting", "ready", "draining", "restarting")
 
 # The header's words. Each has one kind of writer: the master, a worker that becomes ready, one that fails.
 _STOPPING, _USED, _NEWEST, _PROVEN, _FAILURES = range(5)
@@ -37,11 +40,16 @@ class Entry(NamedTuple):
 
 
 class Scoreboard:
-    """The mapping. Writes are single aligned words of one owner; a reader may see a slot between two of them."""
+    """The mapping. Writes are single aligned words of one owner; a reader may see a slot between two of them.
+
+    board: where the workers count, each in its slot.
+    """
 
     def __init__(self) -> None:
         words = _HEADER_WORDS + SLOTS * _SLOT_WORDS
         self._words = memoryview(mmap.mmap(-1, 4 * words)).cast("I")  # zeros: every slot is FREE
+        self.board = Board()
+        self.board.roster = self.roster
 
     def take(self, age: int, generation: int = 1) -> int:
         """Claim a slot for a worker that is about to be forked: one that waits for a successor, else the lowest free.
@@ -60,7 +68,7 @@ class Scoreboard:
 
     @staticmethod
     def _is_free(entry: Entry) -> bool:
-        return entry.state == FREE or (entry.pid != 0 and not _is_alive(entry.pid))
+        return entry.state == FREE or (entry.pid != 0 and not is_alive(entry.pid))
 
     def own(self, index: int, age: int) -> None:
         """Called in the process that was forked for the slot."""
@@ -102,6 +110,15 @@ class Scoreboard:
         entries = (self.entry(other) for other in range(self._words[_USED]) if other != index)
         return [entry for entry in entries if entry.state != FREE]
 
+    def roster(self) -> list[WorkerState]:
+        """The workers that live."""
+        entries = enumerate(self.entry(index) for index in range(self._words[_USED]))
+        return [
+            WorkerState(index, entry.pid, _NAMES[entry.state], entry.connections, entry.age)
+            for index, entry in entries
+            if entry.state != FREE and entry.pid and is_alive(entry.pid)
+        ]
+
     # --- who may go ---------------------------------------------------------------------------------------------
 
     def mark_stop(self) -> None:
@@ -121,7 +138,7 @@ class Scoreboard:
 
     def has_ready_sibling(self, index: int) -> bool:
         """Whether another worker is ready."""
-        return any(entry.state == READY and _is_alive(entry.pid) for entry in self.others(index))
+        return any(entry.state == READY and is_alive(entry.pid) for entry in self.others(index))
 
     def can_do_without(self, index: int) -> bool:
         """Whether this worker may go: another one is ready, or none will be sooner for its staying.
@@ -134,7 +151,7 @@ class Scoreboard:
         age = self.entry(index).age
         return any(
             entry.state == RESTARTING
-            or (entry.state == LOADING and entry.age > age and (not entry.pid or _is_alive(entry.pid)))
+            or (entry.state == LOADING and entry.age > age and (not entry.pid or is_alive(entry.pid)))
             for entry in self.others(index)
         )
 
@@ -151,13 +168,3 @@ class Scoreboard:
 
 def _at(index: int) -> int:
     return _HEADER_WORDS + index * _SLOT_WORDS
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # a worker of another user, after setuid
-    return True
