@@ -1,35 +1,36 @@
 """The names of Virtex 0.1, one by one."""
 
 import pytest
-from kit.prom import total
+from kit.prom import count, total
 
-from virtex.metrics.board import Board, cells, here
+from virtex.metrics.board import Board
 from virtex.metrics.exposition import Ours, registry_of, render
 from virtex.metrics.legacy import NAMES
-
-MS = 1_000_000
 
 
 @pytest.fixture(scope="module")
 def text():
     """After three requests of 8 ms, two of them with 2 items that were answered, in a batch of 4."""
-    board, before = Board(4), here()
-    board.use()
-    try:
-        count = cells("counted")
-        count.request(200, 2, 8 * MS)
-        count.request(200, 2, 8 * MS)
-        count.request(422, 1, 8 * MS)
-        count.cut(1, 4)
-        for stage in range(5):
-            count.stage(stage, (stage + 1) * MS)
-        count.queue(7, 700)
-        count.in_flight(9)
-        return render(registry_of(Ours({"counted": True}, board)), "")[1].decode()
-    finally:
-        before.use()
+    board = Board(4)
+    for name, *values in COUNTED:
+        name, _, label = name.partition(" ")
+        count(board, "counted", name, *values, label=label)
+    return render(registry_of(Ours({"counted": True}, board)), "")[1].decode()
 
 
+COUNTED = [
+    ("virtex_requests_total 200", 2),
+    ("virtex_requests_total 422", 1),
+    ("virtex_queries_total", 4),
+    ("virtex_request_queries", 2, 2),
+    ("virtex_request_duration_seconds", 0.008, 0.008, 0.008),
+    ("virtex_stage_duration_seconds process_request", 0.002),
+    ("virtex_stage_duration_seconds run_inference", 0.003),
+    ("virtex_stage_duration_seconds process_response", 0.004),
+    ("virtex_batch_size", 4),
+    ("virtex_queue_items", 7),
+    ("virtex_requests_in_flight", 9),
+]
 EXPECTED = {
     "requests_total": 3,
     "queries_total": 4,
@@ -66,5 +67,5 @@ def test_there_are_twelve_and_each_is_there(text):
 
 
 def test_they_are_there_only_if_asked_for(text):
-    text = render(registry_of(Ours({"counted": False}, here())), "")[1].decode()
+    text = render(registry_of(Ours({"counted": False}, Board(4))), "")[1].decode()
     assert [name for name in NAMES if f"# TYPE {name} " in text] == []

@@ -1,7 +1,7 @@
 """Starts the real Prometheus and Pushgateway on loopback, and reads what they know. Debian has both.
 
-    with prometheus(folder, "127.0.0.1:8000") as prom:
-        prom.value('virtex_requests_total{code="200"}')
+with prometheus(folder, "127.0.0.1:8000") as prom:
+    prom.value('virtex_requests_total{code="200"}')
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.servers import free_port, listens, until
 from prometheus_client.parser import text_string_to_metric_families
+
+from kit.servers import free_port, listens, until
+from virtex.metrics.board import Board
+from virtex.metrics.schema import BY_NAME, PLACES, is_in_seconds
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
 needs_pushgateway = pytest.mark.skipif(not shutil.which("prometheus-pushgateway"), reason="no pushgateway is installed")
@@ -40,6 +43,18 @@ def total(text: str, name: str, **labels: str) -> float:
     return sum(value for (found, has), value in samples(text).items() if found == name and labels.items() <= has)
 
 
+def count(board: Board, service: str, name: str, *values: float, label: str = "", slot: int = 0) -> None:
+    """Have a service count these: each one is an observation of a histogram, or is added to what is none."""
+    cells, metric, at = board.block(slot, service), BY_NAME[name], PLACES[name, label]
+    unit = 1e9 if is_in_seconds(metric) else 1
+    for value in values:
+        if metric.bounds:
+            cells[at + sum(value > bound for bound in metric.bounds)] += 1
+            cells[at + len(metric.bounds) + 1] += round(value * unit)
+        else:
+            cells[at] += round(value * unit)
+
+
 def get(url: str, accept: str = "") -> str:
     request = urllib.request.Request(url, headers={"accept": accept})
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -52,7 +67,9 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, object]]:
         """The samples of an instant query. Raises AssertionError where it is refused."""
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}") as answer:
+        with urllib.request.urlopen(
+            f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        ) as answer:
             said = json.load(answer)
         assert said["status"] == "success", said
         return list(said["data"]["result"])

@@ -76,4 +76,4 @@ def leads(board: Board | None = None) -> bool:
     """Whether this process is the lowest worker that is ready, or the lowest where none is: who acts for all."""
     living = workers(board)
     candidates = [worker for worker in living if worker.state == "ready"] or living
-    return not candidates or min(candidates).pid == os.getpid()
+    return not candidates or min(candidates, key=lambda worker: worker.index).pid == os.getpid()
