@@ -8,10 +8,20 @@ import pytest
 from kit.prom import get, needs_prometheus, needs_promtool, prometheus, samples
 from kit.servers import ECHO, ROOT, free_port, serving, until
 
+from virtex.metrics.exposition import WORKERS
+from virtex.metrics.legacy import NAMES
+from virtex.metrics.schema import METRICS
+
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
 PANELS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 RULES = (DEPLOY / "rules.yml").read_text()
+ASKED = {
+    (page, expression)
+    for page in ("metrics", "migrating")
+    for expression in re.findall(r"\| `([^`|]+)` \|$", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE)
+    if "virtex_" in expression
+}
 RECORDS = re.findall(r"record: (\S+)", RULES)
 ALERTS = re.findall(r"alert: (\w+)", RULES)
 
@@ -52,6 +62,14 @@ def prom(tmp_path_factory):
 def test_a_panel_shows_something(title, expression, prom):
     prom, names = prom
     expression = expression.replace("$__rate_interval", "1m").replace("$service", ".*")
+    assert set(re.findall(r"virtex_\w+", expression)) <= names
+    assert prom.query(expression)
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("page", "expression"), sorted(ASKED))
+def test_what_a_page_says_to_ask_has_an_answer(page, expression, prom):
+    prom, names = prom
     assert set(re.findall(r"virtex_\w+", expression)) <= names
     assert prom.query(expression)
 
@@ -130,3 +148,12 @@ def test_the_dashboard_is_one_that_grafana_imports():
     assert set(re.findall(r"\$\{?([a-z]\w*)", text)) <= variables
     for panel in DASHBOARD["panels"]:
         assert {"title", "description", "type", "gridPos", "targets", "datasource"} <= set(panel)
+
+
+def test_every_metric_is_in_the_pages():
+    there = {metric.name for metric in METRICS} | {WORKERS, "virtex_build_info"}
+    table = re.findall(r"^\| `(virtex_\w+)` \| (\w+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in table} == there
+    assert dict(table).items() >= {metric.name: metric.kind for metric in METRICS}.items()
+    old = re.findall(r"^\| `(\w+)` \| `virtex_\w+` \|", (ROOT / "docs" / "migrating.md").read_text(), re.MULTILINE)
+    assert sorted(old) == sorted(NAMES)
