@@ -247,3 +247,51 @@ def test_metrics_are_read_while_a_model_holds_the_event_loop():
             until(lambda: total(get(url), "virtex_requests_in_flight") == 1, "the request", server, 2.5)
             assert total(get(url), "virtex_requests_total") == 0
             assert sock.recv(12) == b"HTTP/1.1 200"
+
+
+def test_under_another_asgi_server_a_process_answers_for_itself():
+    port = free_port()
+    source = SOURCE.format(options=OPTIONS.format(mode="scrape", port=port))
+    with serving("uvicorn", source) as server:
+        assert server.request("POST", "/", b'{"data":[1,2]}')[0] == 200
+        for url in (f"http://127.0.0.1:{port}/metrics", f"http://127.0.0.1:{server.port}/metrics"):
+            text = get(url)
+            assert total(text, "virtex_requests_total", code="200", service="echo") == 1
+            assert total(text, "virtex_workers", service="echo") == 1
+        server.signal(signal.SIGTERM)
+        server.wait_exit()
+        assert "Traceback" not in server.log
+
+
+def test_several_processes_of_another_asgi_server_share_the_port_one_after_the_other():
+    port = free_port()
+    source = SOURCE.format(options=OPTIONS.format(mode="scrape", port=port))
+    with serving("uvicorn", source + "import logging; logging.basicConfig(level=20)", "--workers", "2") as server:
+        server.wait_log("are at 127.0.0.1:")
+        owner = owner_of(server)
+        server.signal(signal.SIGTERM, owner)
+        until(lambda: owner_of(server) != owner, "another process to have the port", server)
+        assert total(read(f"http://127.0.0.1:{port}/metrics", server), "virtex_workers", service="echo") == 1
+
+
+@needs_pushgateway
+def test_what_another_asgi_server_answered_last_is_pushed(tmp_path):
+    port = free_port()
+    source = SOURCE.format(options=OPTIONS.format(mode="push", port=port))
+    with pushgateway(tmp_path, port) as url:
+        with serving("uvicorn", source) as server:
+            assert server.request("POST", "/", b'{"data":[1,2]}')[0] == 200
+            server.signal(signal.SIGTERM)
+            server.wait_exit()
+        assert total(get(f"{url}/metrics"), "virtex_queries_total", job="echo") == 2
+
+
+def test_a_gateway_that_hangs_does_not_hold_a_service_that_is_to_leave_at_once():
+    with http.client.socket.socket() as gateway:
+        gateway.bind(("127.0.0.1", 0))
+        gateway.listen()
+        source = SOURCE.format(options=OPTIONS.format(mode="push", port=gateway.getsockname()[1]))
+        with serving("gunicorn", source) as server:
+            server.wait_log("is ready; workers=1")
+            server.signal(signal.SIGINT)
+            server.wait_exit(5)

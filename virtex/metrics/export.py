@@ -6,7 +6,10 @@ somebody asks for metrics.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from .board import here
@@ -70,6 +73,19 @@ class Export:
         host = f"[{prom.host}]" if ":" in prom.host else prom.host
         url = f"{prom.scheme}://{host}:{prom.port}"
         return Push(url, prom.interval, {name: prom.legacy_names}, prom.delete_group)
+
+    async def wait_ended(self) -> None:
+        """end(), on a thread that nobody waits for at the exit of the process, should a gateway hang."""
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def end() -> None:
+            self.end()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it did not wait for so long
+                loop.call_soon_threadsafe(over.set)
+
+        threading.Thread(target=end, name=f"virtex metrics of {self._name}", daemon=True).start()
+        await over.wait()
 
     def end(self) -> None:
         """The service has answered its last request, or did not start. Blocks for as long as a last push takes."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import time
 import weakref
 from collections.abc import Callable
+from threading import Event
 from zlib import crc32
 
 _NOTE_BYTES = 16
 _NOTES = 1 << 12  # of so many keys; those that share a place write over each other's
 PAUSE = 0.02  # seconds between two tries
+_sleep = Event().wait
 
 
 class Turns:
@@ -35,7 +36,7 @@ class Turns:
             return False
         return True
 
-    def wait(self, key: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> bool:
+    def wait(self, key: str, seconds: float, sleep: Callable[[float], object] = _sleep) -> bool:
         """take(), for which others that have it now are waited for."""
         for _ in range(round(seconds / PAUSE)):
             if self.take(key):

@@ -244,7 +244,7 @@ class Model:
         if self._handler is None:
             return
         if self.export is not None:
-            await asyncio.to_thread(self.export.end)
+            await self.export.wait_ended()
         if self.batcher.running_since:
             log.warning("service %r: the model has not come back; its teardown is left out", self.options.name)
         else:
