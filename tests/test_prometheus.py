@@ -295,3 +295,29 @@ def test_a_gateway_that_hangs_does_not_hold_a_service_that_is_to_leave_at_once()
             server.wait_log("is ready; workers=1")
             server.signal(signal.SIGINT)
             server.wait_exit(5)
+
+
+OWN = "from prometheus_client import Counter\n" + SOURCE.replace(
+    "class Echo", 'SEEN = Counter("seen", "Batches that came.")\n\nclass Echo'
+).replace("        return data", "        SEEN.inc(len(data))\n        return data")
+
+
+def test_the_users_own_counts_of_all_workers_are_added_up_in_the_librarys_way(tmp_path, monkeypatch):
+    port = free_port()
+    source = OWN.format(options=OPTIONS.format(mode="scrape", port=port))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with serving("gunicorn", source, "--workers", "2") as server:
+        server.wait_log("is ready; workers=2", 2)
+        with Load(server.port) as load:
+            load.goes_on(server)
+        text = read(f"http://127.0.0.1:{port}/metrics", server)
+        assert total(text, "seen_total") == total(text, "virtex_queries_total") == 2 * load.count
+        assert "are those of one worker" not in server.log
+
+
+def test_the_users_own_counts_of_one_worker_of_several_are_warned_of():
+    port = free_port()
+    source = OWN.format(options=OPTIONS.format(mode="scrape", port=port))
+    with serving("gunicorn", source, "--workers", "2") as server:
+        server.wait_log("the handler's own metrics (seen) are those of one worker")
+        assert "seen_total" in read(f"http://127.0.0.1:{port}/metrics", server)

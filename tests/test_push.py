@@ -102,7 +102,7 @@ def test_no_two_push_at_the_same_time(board, monkeypatch):
     said, say = os.pipe()
     pid = os.fork()
     if not pid:
-        board.turns.take("push a")
+        board.locks.take("push a")
         os.write(say, b"1")
         os.read(read, 1)
         os._exit(0)

@@ -1,6 +1,6 @@
 """Metrics to a Pushgateway: by one process for all its siblings, on a thread of its own.
 
-Rules: knows threads, whose turn it is, and what a push costs; what is pushed is exposition's. The lowest ready worker
+Rules: knows threads, locks, and what a push costs; what is pushed is exposition's. The lowest ready worker
 pushes. While it does, no sibling does. Each of them pushes once more when it ends, if the last push did not say it all.
 """
 
@@ -25,7 +25,7 @@ from .totals import leads, workers
 log = logging.getLogger("virtex")
 
 SHARE = 100  # a push that took so long is followed by a pause of so many times that: 1 % of a core
-LOOK_SECONDS = 0.25  # between two looks of a process whose turn it is not
+LOOK_SECONDS = 0.25  # between two looks of a process that does not lead
 PUSH_SECONDS = 3.0  # that a gateway may take
 DOWN_SECONDS = 60.0  # between two tries while it does not answer, at most
 
@@ -53,7 +53,7 @@ class Push:
         self._deletes = deletes
         self._cost = cost
         self._registry = registry_of(Ours(names, self._board))
-        self._turn = f"push {self._name}"
+        self._lock = f"push {self._name}"
         self._presence = f"present {self._name}"
         self._group = {"instance": f"{socket.gethostname()}:{self._board.master}"}
         self._down = 0.0  # seconds of the latest pause after a failure; 0 while pushes succeed
@@ -62,22 +62,22 @@ class Push:
 
     def start(self) -> None:
         """Push from now on."""
-        self._board.turns.join(self._presence)
+        self._board.locks.join(self._presence)
         self._thread.start()
 
     def stop(self) -> None:
         """Push for the last time, or delete what was pushed. Waits for it, 2 * PUSH_SECONDS at most."""
         self._stopping.set()
         self._thread.join()
-        turns = self._board.turns
-        if not turns.wait(self._turn, PUSH_SECONDS):
+        locks = self._board.locks
+        if not locks.wait(self._lock, PUSH_SECONDS):
             log.warning("the last metrics of %r were not pushed: a sibling's push takes too long", self._name)
             return
         try:
-            is_last = turns.leave_as_last(self._presence) and not self._has_successor()
+            is_last = locks.leave_as_last(self._presence) and not self._has_successor()
             self._try(self._delete if self._deletes and is_last else self._push)
         finally:
-            turns.leave(self._turn)
+            locks.leave(self._lock)
 
     def _has_successor(self) -> bool:
         return any(worker.pid == os.getpid() and worker.state == "restarting" for worker in workers(self._board))
@@ -89,13 +89,13 @@ class Push:
 
     def tick(self) -> float:
         """Push, if there is something new; returns for how many seconds to leave it then."""
-        if not self._board.turns.take(self._turn):
+        if not self._board.locks.take(self._lock):
             return max(self._interval, LOOK_SECONDS)
         begun = self._cost()
         try:
             self._try(self._push)
         finally:
-            self._board.turns.leave(self._turn)
+            self._board.locks.leave(self._lock)
         return max(self._interval, SHARE * (self._cost() - begun), self._down)
 
     def _try(self, what: Callable[[], None]) -> None:
@@ -118,16 +118,16 @@ class Push:
 
     def _delete(self) -> None:
         delete_from_gateway(self._url, self._name, self._group, PUSH_SECONDS)
-        self._board.turns.write(self._turn, b"")
+        self._board.locks.write(self._lock, b"")
 
     def _send(self, url: str, method: str, timeout: float | None, headers: Any, data: bytes) -> Callable[[], None]:
         """Called by push_to_gateway() with the text: it need not go where the gateway has it."""
         note = hashlib.blake2b(data, digest_size=8).hexdigest().encode()
 
         def send() -> None:
-            if note != self._board.turns.note(self._turn):
+            if note != self._board.locks.note(self._lock):
                 default_handler(url, method, timeout, headers, data)()
-                self._board.turns.write(self._turn, note)
+                self._board.locks.write(self._lock, note)
 
         return send
 

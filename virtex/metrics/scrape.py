@@ -1,6 +1,6 @@
 """http://prom_host:prom_port/metrics: answered by one process for all its siblings, on a thread of its own.
 
-Rules: knows sockets, threads and whose turn it is; what the answer says is exposition's. The first to start binds the
+Rules: knows sockets, threads and locks; what the answer says is exposition's. The first to start binds the
 port. When that process is gone, the lowest ready worker binds it. The port is bound without SO_REUSEPORT: nobody else
 gets any of its connections.
 """
@@ -26,7 +26,7 @@ from .totals import leads
 
 log = logging.getLogger("virtex")
 
-PAUSE = 0.2  # seconds between two looks whether it is this process's turn; so long nobody answers after a death
+PAUSE = 0.2  # seconds between two looks whether the port is free for this process; so long nobody answers after a death
 PROBE_SECONDS = 1.0
 CLIENT_SECONDS = 10  # that a scraper may be silent
 
@@ -62,7 +62,7 @@ class Scrape:
         self._port = port
         self._board = board or here()
         self._ours = Ours({}, board)
-        self._turn = f"scrape {host} {port}"
+        self._lock = f"scrape {host} {port}"
         self._server: _Server | None = None
         self._is_waiting = False  # for a process that is none of its siblings
         self._stopping = threading.Event()
@@ -94,15 +94,15 @@ class Scrape:
         return self._server is not None
 
     def _bind(self) -> None:
-        turns = self._board.turns
-        if not turns.take(self._turn):
+        locks = self._board.locks
+        if not locks.take(self._lock):
             return
         family, _, _, _, address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
         kind = type("_Server", (_Server,), {"address_family": family})
         try:
             server: _Server = kind(address[:2], _Handler)
         except BaseException:
-            turns.leave(self._turn)
+            locks.leave(self._lock)
             raise
         server.set_app(make_wsgi_app(registry_of(self._ours), disable_compression=True))
         self._server = server
@@ -136,7 +136,7 @@ class Scrape:
         if self._server is not None:
             self._server.server_close()
             self._server = None
-            self._board.turns.leave(self._turn)
+            self._board.locks.leave(self._lock)
 
     def _take_over(self) -> None:
         try:

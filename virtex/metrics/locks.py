@@ -1,4 +1,4 @@
-"""Whose turn it is: locks between the processes of a board. The kernel takes them back from a process that is dead.
+"""Who acts for all: locks between the processes of a board. The kernel takes them back from a process that is dead.
 
 Rules: knows processes and one file without a name, which those that are forked after it share. Within one process
 nobody is locked out.
@@ -20,7 +20,7 @@ PAUSE = 0.02  # seconds between two tries
 _sleep = Event().wait
 
 
-class Turns:
+class Locks:
     """Locks by name, and with each a note that outlives who wrote it."""
 
     def __init__(self) -> None:

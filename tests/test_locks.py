@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from virtex.metrics.turns import Turns
+from virtex.metrics.locks import Locks
 
 
 @pytest.fixture
@@ -43,53 +43,53 @@ def end(pid):
 
 
 def test_a_lock_is_one_process_alone_and_free_again_when_that_is_killed(fork):
-    turns = Turns()
-    has, pid = fork(lambda: turns.take("a"))
+    locks = Locks()
+    has, pid = fork(lambda: locks.take("a"))
     assert has
-    assert not turns.take("a")
-    assert turns.take("b")
+    assert not locks.take("a")
+    assert locks.take("b")
     end(pid)
-    assert turns.take("a")
+    assert locks.take("a")
 
 
 def test_a_lock_that_was_left_is_another_ones(fork):
-    turns = Turns()
-    assert turns.take("a")
-    assert fork(lambda: turns.take("a"))[0] is False
-    turns.leave("a")
-    assert fork(lambda: turns.take("a"))[0] is True
+    locks = Locks()
+    assert locks.take("a")
+    assert fork(lambda: locks.take("a"))[0] is False
+    locks.leave("a")
+    assert fork(lambda: locks.take("a"))[0] is True
 
 
 def test_waiting_ends_when_the_lock_is_free_or_the_time_is_over(fork):
-    turns = Turns()
-    _, pid = fork(lambda: turns.take("a"))
+    locks = Locks()
+    _, pid = fork(lambda: locks.take("a"))
     pauses = []
-    assert not turns.wait("a", 0.1, pauses.append)
+    assert not locks.wait("a", 0.1, pauses.append)
     assert len(pauses) == 5
 
     def kill(_):
         end(pid)
 
-    assert turns.wait("a", 0.1, kill)
+    assert locks.wait("a", 0.1, kill)
 
 
 def test_the_last_one_to_leave_knows_it(fork):
-    turns = Turns()
-    turns.join("a")
-    has, pid = fork(lambda: turns.join("a") is None)
+    locks = Locks()
+    locks.join("a")
+    has, pid = fork(lambda: locks.join("a") is None)
     assert has
-    assert not turns.leave_as_last("a")
-    turns.join("a")
+    assert not locks.leave_as_last("a")
+    locks.join("a")
     end(pid)
-    assert turns.leave_as_last("a")
+    assert locks.leave_as_last("a")
 
 
 def test_a_note_outlives_who_wrote_it(fork):
-    turns = Turns()
-    assert turns.note("a") == b""
-    _, pid = fork(lambda: turns.write("a", b"0123456789abcdef") is None)
+    locks = Locks()
+    assert locks.note("a") == b""
+    _, pid = fork(lambda: locks.write("a", b"0123456789abcdef") is None)
     end(pid)
-    assert turns.note("a") == b"0123456789abcdef"
-    turns.write("a", b"")
-    assert turns.note("a") == b""
-    assert turns.note("b") == b""
+    assert locks.note("a") == b"0123456789abcdef"
+    locks.write("a", b"")
+    assert locks.note("a") == b""
+    assert locks.note("b") == b""
