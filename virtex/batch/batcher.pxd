@@ -1,16 +1,17 @@
 cimport cython
 
-from ..metrics._metrics cimport Cells
+from ..metrics._metrics cimport Cells, Clock
 from .company cimport Company
 from .ring cimport Batch, Laps, Ring, Ticket
 
 
 cdef class Batcher:
-    cdef object _loop, _clock, _observer, _executor, _steps, _timer, _newest, _call_soon, _cut_soon, _take_back
+    cdef object _loop, _observer, _executor, _steps, _timer, _newest, _call_soon, _cut_soon, _take_back
     cdef readonly Ring ring
     cdef list _running
     cdef long long _window, _settles_until, _back_at
     cdef Cells _cells
+    cdef Clock _clock
     cdef int _quiet
     cdef bint _scheduled, _draining
     cdef public Py_ssize_t max_batch_size

@@ -26,7 +26,7 @@ from typing import Any
 
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
 from ..logs import Tracebacks
-from ..metrics._metrics import Cells
+from ..metrics._metrics import Cells, Clock
 from ..observer import BatchReport, Observer
 from .company import Company
 from .executors import Executor
@@ -58,7 +58,7 @@ class Batcher:
         cells: Cells | None = None,
     ) -> None:
         self._loop = loop
-        self._clock = clock
+        self._clock = Clock(clock)
         self._observer = observer
         self._cells = cells or Cells()
         self.tracebacks = Tracebacks(clock)
@@ -106,7 +106,7 @@ class Batcher:
     @property
     def is_settling(self) -> bool:
         """Whether what came while a long batch ran is still being read."""
-        return self._settles_until > 0 and self._clock() < self._settles_until
+        return self._settles_until > 0 and self._clock.now() < self._settles_until
 
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
@@ -166,7 +166,7 @@ class Batcher:
         executor = self._executor
         if executor is None or not self.ring.size:
             return
-        now = self._clock()
+        now = self._clock.now()
         if not self._running:
             if self._settles_until and not self._has_settled(now):
                 self._scheduled = True
@@ -240,7 +240,7 @@ class Batcher:
     def _done(self, batch: Batch) -> None:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
         self._running.remove(batch)
-        self.now = self._clock()
+        self.now = self._clock.now()
         took = self.now - batch.cut_at
         self._settles_until = self.now + took // SETTLING if took >= LONG else 0
         self._count_back(batch)

@@ -1,4 +1,5 @@
 from ..message cimport encode_row
+from ..metrics._metrics cimport Clock
 from .outputs cimport Rows, as_rows, on_host, rows_of
 from .ring cimport Laps
 
@@ -13,7 +14,8 @@ cdef list _parts(Rows rows, list counts)
 
 
 cdef class Steps:
-    cdef object _handler, _clock, _awaits
+    cdef object _handler, _awaits
+    cdef Clock _clock
     cdef public bint is_async
     cdef public Laps laps
     cpdef list run(self, requests)

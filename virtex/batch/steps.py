@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from ..errors import HandlerError, ItemError
 from ..message import encode_row
+from ..metrics._metrics import Clock
 from ..tensor import Inputs
 from .device import Device
 from .outputs import Rows, as_rows, on_host, rows_of
@@ -66,7 +67,7 @@ class Steps:
 
     def __init__(self, handler: Methods, clock: Callable[[], int] | None = None) -> None:
         self._handler = handler
-        self._clock = clock
+        self._clock = None if clock is None else Clock(clock)
         self._awaits = frozenset(async_methods(handler))
         self.is_async = bool(self._awaits)
         self.laps = Laps()
@@ -111,11 +112,11 @@ class Steps:
             self._lap(name, started)
 
     def _now(self) -> int:
-        return 0 if self._clock is None else self._clock()
+        return 0 if self._clock is None else self._clock.now()
 
     def _lap(self, name: str, started: int) -> None:
         if self._clock is not None:
-            self.laps.add(name, self._clock() - started)
+            self.laps.add(name, self._clock.now() - started)
 
     def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
         return self._step("process_request", items)

@@ -2,6 +2,13 @@ cimport cython
 
 
 @cython.final
+cdef class Clock:
+    cdef object _f
+    cdef bint _is_monotonic
+    cpdef long long now(self) except? -1
+
+
+@cython.final
 cdef class Cells:
     cdef unsigned long long *_at
     cdef object _words

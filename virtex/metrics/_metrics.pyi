@@ -1,10 +1,19 @@
-"""The counting itself: a call from C for what happened, a few aligned words written."""
+"""The counting itself: a call from C for what happened, a few aligned words written; and a clock that C reads."""
+
+from collections.abc import Callable
 
 def next_number(words: memoryview) -> int:
     """How often it was called on this memory before, by any process."""
 
 def unseen() -> memoryview:
     """Memory for a block that stands on no board."""
+
+class Clock:
+    """A function that gives nanoseconds, called; time.perf_counter_ns without the detour through Python."""
+
+    def __init__(self, f: Callable[[], int]) -> None: ...
+    def now(self) -> int:
+        """Nanoseconds."""
 
 class Cells:
     """The cells of one block, as who counts sees them. words: the block; None: what is counted nobody sees."""

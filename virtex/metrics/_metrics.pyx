@@ -1,9 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""The counting itself: a call from C for what happened, a few aligned words written.
+"""The counting itself: a call from C for what happened, a few aligned words written; and a clock that C reads.
 
 Rules: one process writes a block, under the GIL; whoever reads it may see a state between two stores. Where a metric
 has its cells, schema.py says.
 """
+
+import sys
+import time
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -13,10 +16,21 @@ from .schema import BY_NAME, CELLS, CODES, CUTS, DROPS, PLACES, STAGES
 cdef extern from *:
     """
     static unsigned long long take_one(unsigned long long *at) { return __atomic_fetch_add(at, 1, __ATOMIC_SEQ_CST); }
+    #ifdef __linux__
+    #include <time.h>
+    static long long monotonic(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return t.tv_sec * 1000000000LL + t.tv_nsec;
+    }
+    #else
+    static long long monotonic(void) { return 0; }
+    #endif
     static int bits_of(unsigned long long n) { return n ? 64 - __builtin_clzll(n) : 0; }
     """
     unsigned long long take_one(unsigned long long *at) nogil
     int bits_of(unsigned long long n) nogil
+    long long monotonic() nogil
 
 cdef unsigned long long _SECONDS[32]  # the bounds in ns
 cdef int _N_SECONDS = 0
@@ -93,6 +107,25 @@ def next_number(words):
 def unseen():
     """Memory for a block that stands on no board."""
     return memoryview(bytearray(8 * CELLS)).cast("Q")
+
+
+_C_READS_IT = sys.platform == "linux" and time.get_clock_info("perf_counter").implementation == (
+    "clock_gettime(CLOCK_MONOTONIC)")
+
+
+@cython.final
+cdef class Clock:
+    """A function that gives nanoseconds, called; time.perf_counter_ns without the detour through Python."""
+
+    def __init__(self, f):
+        self._f = f
+        self._is_monotonic = f is time.perf_counter_ns and _C_READS_IT
+
+    cpdef long long now(self) except? -1:
+        """Nanoseconds."""
+        if self._is_monotonic:
+            return monotonic()
+        return self._f()
 
 
 @cython.final

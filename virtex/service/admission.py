@@ -84,7 +84,7 @@ class Admission(Keeper):
 
     def answer(self, response: Response, head: Head, now: int) -> Response:
         """The same response, which is counted, and told the observer: nothing was computed for it."""
-        took = self._clock() - now
+        took = self._clock.now() - now
         if not (head.path == "/metrics" or head.path.startswith(NO_CLIENTS)):
             self.cells.request(response.status, -1, took)
         if self._observer is not None:
@@ -130,10 +130,10 @@ class Admission(Keeper):
 
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request, and see to its deadline. Raises RequestError."""
-        now = self._clock()
+        now = self._clock.now()
         self.batcher.admit(exchange, now)
         if self.inputs is not None:  # they were decoded just now
-            now = self._clock()
+            now = self._clock.now()
         self.cells.decoded(now - exchange.whole)
         if exchange.begun < self._deadlines.begun:
             self._deadlines.watch(exchange.begun)
@@ -152,7 +152,7 @@ class Admission(Keeper):
 
     def settle(self, peer: Peer | None) -> int:
         """A request that was taken is answered or given up; returns the time, which is the same for a whole batch."""
-        now = self.batcher.now or self._clock()
+        now = self.batcher.now or self._clock.now()
         self.company.settled(peer, now)
         self.unsettled -= 1
         self.cells.in_flight(self.unsettled)

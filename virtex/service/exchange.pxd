@@ -2,7 +2,7 @@ cimport cython
 
 from ..batch.batcher cimport Batcher
 from ..batch.company cimport Company, Peer
-from ..metrics._metrics cimport Cells
+from ..metrics._metrics cimport Cells, Clock
 from .bodies cimport Bodies
 from .formats cimport Format, Wants
 from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
@@ -16,7 +16,7 @@ cdef class Keeper(Gate):
     cdef public Cells cells
     cdef public bint is_starting
     cdef public Py_ssize_t most_bytes, most_values
-    cdef object _clock
+    cdef Clock _clock
     cpdef admit(self, Exchange exchange)
     cpdef conclude(self, Exchange exchange, Peer peer, int status)
     cpdef long long settle(self, Peer peer) except -1

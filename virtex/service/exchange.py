@@ -18,7 +18,7 @@ from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
-from ..metrics._metrics import Cells
+from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
@@ -60,7 +60,7 @@ class Keeper(Gate):
         self.bodies = bodies
         self.inputs: Inputs | None = None
         self.is_starting = True
-        self._clock = clock
+        self._clock = Clock(clock)
 
     def wait_for_start(self, exchange: Exchange) -> None:
         """Keep a complete request until there is a handler."""
@@ -217,7 +217,7 @@ class Exchange(BaseExchange):
         self._waiter = waiter
         self._arriving = False
         if self._awaited:
-            self.whole = keeper._clock()
+            self.whole = keeper._clock.now()
             keeper.company.arrived(self._head.peer, self.whole - self._awaited)
         if keeper.is_starting:
             keeper.wait_for_start(self)
@@ -226,7 +226,7 @@ class Exchange(BaseExchange):
 
     def start(self) -> None:
         """The handler is there now: admit what waited for it."""
-        self.whole = self.keeper._clock()
+        self.whole = self.keeper._clock.now()
         if not self.resolved and self._admit() is not None:
             self._call_back()
 
@@ -286,12 +286,12 @@ class Exchange(BaseExchange):
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
         keeper = self.keeper
-        started = keeper._clock()
+        started = keeper._clock.now()
         try:
             response = self._wants.writes.reply(rows) if error is None else self.refuse(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
-        self.made = keeper._clock()
+        self.made = keeper._clock.now()
         keeper.cells.encoded(self.made - started)
         response = self._finish(self._affordable(response))
         if response.size > LARGE:
