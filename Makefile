@@ -9,7 +9,7 @@ PLAIN := build/plain
 
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
-SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
+SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
 .PHONY: help venv demo serve build test test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean

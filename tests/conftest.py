@@ -21,7 +21,11 @@ PACKAGE = Path(__file__).parent.parent / "virtex"
 # Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
 COMPILED_ONLY = {
     f"test_{name}.py"
-    for group in ("package readme docs", "codec codec_rows client", "cases worker start proxies foreign examples embed")
+    for group in (
+        "package readme docs",
+        "codec codec_rows client",
+        "cases worker start proxies foreign examples embed recycling",
+    )
     for name in group.split()
 }
 
@@ -44,7 +48,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             pytest.exit(f"{name} is that of {built.parent}: expected {pxd.parent}", returncode=3)
         if built.suffix == ".so" and max(path.stat().st_mtime for path in sources) > built.stat().st_mtime:
             pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
-        if session.config.option.plain and built.suffix == ".so" and pxd.stem != "_codec":
+        if session.config.option.plain and built.suffix == ".so" and not pxd.stem.startswith("_"):
             pytest.exit(f"{name} is compiled: expected {pxd.stem}.py", returncode=3)
 
 

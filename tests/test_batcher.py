@@ -31,11 +31,11 @@ class Watching(Observer):
 class Rig:
     """A batcher over the fake loop and a scripted executor."""
 
-    def __init__(self, loop, size=4, window=WINDOW, queue=16, depth=1, start=True):
+    def __init__(self, loop, size=4, window=WINDOW, queue=16, depth=1, start=True, cells=None):
         self.loop = loop
         self.observer = Watching()
         self.executor = ScriptedExecutor(depth)
-        self.batcher = Batcher(loop, size, window, queue, loop.clock, self.observer)
+        self.batcher = Batcher(loop, size, window, queue, loop.clock, self.observer, cells)
         if start:
             self.start()
 

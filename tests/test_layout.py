@@ -84,6 +84,7 @@ TESTED_BY = {  # where a file's tests have another name
     "connections": "connection",
     "into_place": "connection",
     "requests": "connection",
+    "schema": "totals",
     "seam": "exchange",
     "stream": "asgi_host",
 }

@@ -94,7 +94,7 @@ asyncio.run(main(*case_of(sys.argv[1])))
 
 @pytest.fixture(scope="module")
 def uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with no extension but the codec."""
+    """A copy of the package with no extension but the codec and the counters."""
     root = tmp_path_factory.mktemp("uncompiled")
     compiled = {path.with_suffix(".py").name.partition(".")[0] for path in (ROOT / "virtex").rglob("[!_]*.pxd")}
 

@@ -2,7 +2,8 @@ cimport cython
 
 from ..metrics._metrics cimport Cells, Clock
 from .company cimport Company
-from .ring cimport Batch, Laps, Ring, Ticket
+from .ring cimport Batch, Ring, Ticket
+from .steps cimport Laps
 
 
 cdef class Batcher:
@@ -24,6 +25,9 @@ cdef class Batcher:
 
     @cython.locals(ticket=Ticket, start=Py_ssize_t, stop=Py_ssize_t, cells=Cells, cut_at=cython.longlong)
     cdef _count(self, Batch batch)
+
+    @cython.locals(ring=Ring)
+    cdef _count_queue(self)
 
     @cython.locals(laps=Laps, busy=cython.longlong)
     cdef _count_back(self, Batch batch)

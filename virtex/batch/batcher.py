@@ -30,8 +30,8 @@ from ..metrics._metrics import Cells, Clock
 from ..observer import BatchReport, Observer
 from .company import Company
 from .executors import Executor
-from .ring import Batch, Laps, Ring, Ticket
-from .steps import Steps, failure_of
+from .ring import Batch, Ring, Ticket
+from .steps import Laps, Steps, failure_of
 
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut
@@ -123,7 +123,7 @@ class Batcher:
         ticket.born = now
         if not self.ring.put(ticket):
             self.room_for(ticket.count)
-        self._cells.queue(self.ring.size, self.ring.weigh())
+        self._count_queue()
         if not self._scheduled:
             self._scheduled = True
             self._call_soon(self._cut_soon)
@@ -131,7 +131,7 @@ class Batcher:
     def cancel(self, ticket: Ticket, reason: str) -> None:
         """Take a request out that nobody wants answered any more; what no batch has taken yet costs no inference."""
         self.ring.cancel(ticket)
-        self._cells.queue(self.ring.size, self.ring.weigh())
+        self._count_queue()
         if self._observer is not None:
             self.tell(self._observer.dropped, reason, ticket.count - ticket.returned)
         self.wake()
@@ -197,11 +197,16 @@ class Batcher:
         for ticket, start, stop in batch.spans:
             cells.waited(cut_at - ticket.born, stop - start)
         cells.cut(batch.why, batch.size)
-        cells.queue(self.ring.size, self.ring.weigh())
+        self._count_queue()
+
+    def _count_queue(self) -> None:
+        """What waits has changed."""
+        ring = self.ring
+        self._cells.queue(ring.size, ring.held + ring.size * ring.slot_bytes)
 
     def _count_back(self, batch: Batch) -> None:
         """It came back now; while another one ran it was with the executor, but only waited there."""
-        laps = batch.laps or Laps()
+        laps: Laps = batch.laps or Laps()
         busy = self.now - max(batch.cut_at, self._back_at)
         self._back_at = self.now
         self._cells.done(busy, laps.process_request, laps.run_inference, laps.process_response, laps.retries)
@@ -270,7 +275,7 @@ class Batcher:
             ok = False
             if not ticket.resolved:
                 self.ring.cancel(ticket)
-                self._cells.queue(self.ring.size, self.ring.weigh())
+                self._count_queue()
                 ticket.resolve([], moved(outcome, start))  # from within the span to within the request
         return ok
 

@@ -13,28 +13,20 @@ cdef class Ticket:
     cpdef resolve(self, rows, error)
 
 
-cdef class Laps:
-    cdef public long long process_request, run_inference, process_response, retries
-
-    cpdef add(self, str name, long long ns)
-
-
 cdef class Batch:
     cdef public list spans, outcomes
-    cdef public object work, slab
+    cdef public object work, slab, laps
     cdef public Py_ssize_t size
     cdef public bint is_shuffled
     cdef public str why
     cdef public long long cut_at
-    cdef public Laps laps
     cpdef sort(self)
 
 
 cdef class Ring:
-    cdef public Py_ssize_t capacity, size
+    cdef public Py_ssize_t capacity, size, held, slot_bytes
     cdef public object _tickets
-    cdef Py_ssize_t _gone, _held, _slot_bytes
-    cpdef Py_ssize_t weigh(self) except -1
+    cdef Py_ssize_t _gone
     cpdef bint put(self, Ticket ticket) except -1
 
     @cython.locals(

@@ -58,36 +58,6 @@ class Ticket:
             self.deliver(rows, error)
 
 
-class Laps:
-    """What the handler's methods took for one batch, each in ns; -1: it was not run, or nobody measured.
-
-    retries: calls that were repeated, to find whose item failed.
-    """
-
-    def __init__(self) -> None:
-        self.process_request = self.run_inference = self.process_response = -1
-        self.retries = 0
-
-    def add(self, name: str, ns: int) -> None:
-        """The method of that name was run, once more perhaps."""
-        if name == "process_request":
-            self.process_request = ns + max(self.process_request, 0)
-        elif name == "run_inference":
-            self.run_inference = ns + max(self.run_inference, 0)
-        else:
-            self.process_response = ns + max(self.process_response, 0)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """By the names of the methods that were run."""
-        took = {
-            "process_request": self.process_request,
-            "run_inference": self.run_inference,
-            "process_response": self.process_response,
-        }
-        return {name: ns / 1e9 for name, ns in took.items() if ns >= 0}
-
-
 Span = tuple[Ticket, int, int]  # the slots [start, stop) of one ticket, as one batch takes them
 
 
@@ -97,7 +67,8 @@ class Batch:
     spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. is_shuffled:
     whether the spans of one ticket may stand in another order than its slots. slab: the buffer that `work` lies in, for
     a ring that has buffers. why: it was cut; cut_at: when, in ns.
-    outcomes: one per span, once it was computed. laps: how long that took; None where it broke off.
+    outcomes: one per span, once it was computed. laps: how long that took, as steps.Laps; None where it broke
+    off.
     """
 
     def __init__(self, spans: list[Span], work: Any, size: int, is_shuffled: bool = False, slab: Any = None) -> None:
@@ -109,7 +80,7 @@ class Batch:
         self.why = ""
         self.cut_at = 0
         self.outcomes: list[Any] = []
-        self.laps: Laps | None = None
+        self.laps: Any = None
 
     def sort(self) -> None:
         """Put the spans, with their outcomes, into the order of the slots of each ticket."""
@@ -119,19 +90,17 @@ class Batch:
 
 
 class Ring:
-    """At most `capacity` slots waiting; `size` says how many do."""
+    """At most `capacity` slots waiting; `size` says how many do.
+
+    held: bytes of the items that wait; a request that is split counts in full. slot_bytes: that a slot has of its own.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
-        self._held = 0  # bytes of the items of the tickets that wait
-        self._slot_bytes = 0  # of a slot that has memory of its own
+        self.held = self.slot_bytes = 0
         self._tickets: deque[Ticket] = deque()
         self._gone = 0  # how many tickets of the deque are cancelled, at most
-
-    def weigh(self) -> int:
-        """Bytes that what waits takes; a request that is split counts in full."""
-        return self._held + self.size * self._slot_bytes
 
     @property
     def oldest(self) -> Ticket:
@@ -152,7 +121,7 @@ class Ring:
             return False
         self._tickets.append(ticket)
         self.size += ticket.count
-        self._held += ticket.weight
+        self.held += ticket.weight
         return True
 
     def take(self, limit: int) -> Batch:
@@ -173,7 +142,7 @@ class Ring:
             if start == stop:
                 continue
             if stop == ticket.count:
-                self._held -= ticket.weight
+                self.held -= ticket.weight
             ticket.taken = stop
             left -= stop - start
             spans.append((ticket, start, stop))
@@ -196,7 +165,7 @@ class Ring:
         if freed:
             ticket.taken = ticket.count
             self.size -= freed
-            self._held -= ticket.weight
+            self.held -= ticket.weight
             self._pass_over()
         return freed
 

@@ -126,7 +126,7 @@ class RowRing(Ring):
         self._tensors = _tensors(inputs)
         self.max_batch_size = max_batch_size
         row = _row_bytes(inputs)
-        self._slot_bytes = row
+        self.slot_bytes = row
         self.slab_bytes = max_batch_size * row
         self.slabs = -(-capacity // max_batch_size) + SPARE
         if self.slabs * self.slab_bytes > limit:

@@ -1,7 +1,8 @@
+cimport cython
+
 from ..message cimport encode_row
 from ..metrics._metrics cimport Clock
 from .outputs cimport Rows, as_rows, on_host, rows_of
-from .ring cimport Laps
 
 cdef object ndarray
 cdef frozenset _SCALARS
@@ -13,6 +14,10 @@ cdef list _counts(list requests)
 cdef list _parts(Rows rows, list counts)
 
 
+cdef class Laps:
+    cdef public long long process_request, run_inference, process_response, retries
+
+
 cdef class Steps:
     cdef object _handler, _awaits
     cdef Clock _clock
@@ -21,6 +26,8 @@ cdef class Steps:
     cpdef list run(self, requests)
     cdef _call(self, str name, argument)
     cdef long long _now(self) except? -1
+
+    @cython.locals(laps=Laps, took=cython.longlong)
     cdef _lap(self, str name, long long started)
     cdef list _computed(self, batch, list counts)
     cdef list _encoded(self, list rows, list counts)

@@ -21,7 +21,6 @@ from ..metrics._metrics import Clock
 from ..tensor import Inputs
 from .device import Device
 from .outputs import Rows, as_rows, on_host, rows_of
-from .ring import Laps
 
 log = logging.getLogger("virtex")
 
@@ -56,6 +55,27 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stop.value
     coroutine.close()
     raise RuntimeError("a handler without async methods has awaited something")
+
+
+class Laps:
+    """What the handler's methods took for one batch, each in ns; -1: it was not run, or nobody measured.
+
+    retries: calls that were repeated, to find whose item failed.
+    """
+
+    def __init__(self) -> None:
+        self.process_request = self.run_inference = self.process_response = -1
+        self.retries = 0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By the names of the methods that were run."""
+        took = {
+            "process_request": self.process_request,
+            "run_inference": self.run_inference,
+            "process_response": self.process_response,
+        }
+        return {name: ns / 1e9 for name, ns in took.items() if ns >= 0}
 
 
 class Steps:
@@ -116,7 +136,13 @@ class Steps:
 
     def _lap(self, name: str, started: int) -> None:
         if self._clock is not None:
-            self.laps.add(name, self._clock.now() - started)
+            laps, took = self.laps, self._clock.now() - started
+            if name == "process_request":
+                laps.process_request = took + max(laps.process_request, 0)
+            elif name == "run_inference":
+                laps.run_inference = took + max(laps.run_inference, 0)
+            else:
+                laps.process_response = took + max(laps.process_response, 0)
 
     def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
         return self._step("process_request", items)
