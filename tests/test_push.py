@@ -1,6 +1,7 @@
 """Metrics to a Pushgateway: when, by whom, and at what cost."""
 
 import os
+import signal
 
 import pytest
 from kit.prom import count, get, needs_pushgateway, pushgateway, total
@@ -98,23 +99,23 @@ def test_no_two_push_at_the_same_time(board, monkeypatch):
     pushed = []
     monkeypatch.setattr(Push, "_push", lambda self: pushed.append(1))
     pusher = Push("http://127.0.0.1:1", 0.01, {"a": False}, board=board)
-    read, write = os.pipe()
     said, say = os.pipe()
     pid = os.fork()
     if not pid:
         board.locks.take("push a")
         os.write(say, b"1")
-        os.read(read, 1)
-        os._exit(0)
-    os.read(said, 1)
-    assert pusher.tick() == LOOK_SECONDS
-    assert not pushed
-    os.write(write, b"1")
-    os.waitpid(pid, 0)
+        signal.pause()
+    try:
+        os.read(said, 1)
+        assert pusher.tick() == LOOK_SECONDS
+        assert not pushed
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(said)
+        os.close(say)
     pusher.tick()
     assert pushed
-    for end in (read, write, said, say):
-        os.close(end)
 
 
 @pytest.mark.parametrize(
