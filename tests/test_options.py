@@ -29,9 +29,14 @@ from virtex import http_server
         {"prom_port": 0},
         {"prom_port": 70000},
         {"prom_mode": "pull"},
-        {"prom_mode": "scrape"},
-        {"prom_mode": "push"},
+        {"prom_mode": None},
+        {"prom_host": "127.0.0.1:9091"},
+        {"prom_host": "ftp://127.0.0.1"},
+        {"prom_host": "push.example/metrics"},
         {"prom_interval": 0},
+        {"prom_interval": float("inf")},
+        {"prom_legacy_names": 1},
+        {"prom_delete_group": "yes"},
         {"prom_push_interval": -1},
     ],
     ids=str,
@@ -43,8 +48,12 @@ def test_arguments_are_checked(wrong):
     assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "http://127.0.0.1", "http://push.example/"])
-def test_the_arguments_of_the_first_virtex_are_taken(host):
-    app = http_server("a", Echo(), 512, 0.005, host, 9090, "off", 0.01)
+@pytest.mark.parametrize("mode", ["off", "scrape", "push"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "http://127.0.0.1", "http://push.example/", "https://[::1]"])
+def test_the_arguments_of_the_first_virtex_are_taken(host, mode):
+    app = http_server("a", Echo(), 512, 0.005, host, 9090, mode, 0.01)
     assert app.max_queue_size == 2048
-    http_server(name="a", handler=Echo(), prom_push_interval=0.05)
+    prom = http_server(name="a", handler=Echo(), prom_host=host, prom_mode=mode, prom_push_interval=0.05).options.prom
+    assert (prom.mode, prom.interval) == (mode, 0.05)
+    assert prom.host == host.split("//")[-1].strip("/[]")
+    assert prom.scheme == ("https" if host.startswith("https") else "http")

@@ -28,7 +28,7 @@ from .service import asgi_app, routes
 from .service.bodies import Bodies
 from .service.exchange import Exchange
 from .service.model import READY, Model
-from .service.options import Options, check_prom, is_whole
+from .service.options import Options, is_whole, prom_of
 from .service.seam import Head, Response, Service
 
 log = logging.getLogger("virtex")
@@ -197,6 +197,8 @@ def http_server(
     prom_interval: float = 0.01,
     *,
     prom_push_interval: float | None = None,
+    prom_legacy_names: bool = False,
+    prom_delete_group: bool = False,
     max_queue_size: int | None = None,
     executor: str = "inline",
     limits: Limits | None = None,
@@ -222,12 +224,16 @@ def http_server(
     for everyone. The page holds nothing of the service: what it shows it fetches, and authorize is asked for that.
     log: "json" makes what the process logs lines of JSON, "text" does not; None: as VIRTEX_LOG says in the environment.
     Handlers that you configure yourself are left as they are.
-    prom_host: a host name, with or without http://. prom_port: from 1 to 65535. prom_mode: "off"; "scrape" and "push"
-    are refused, as there are no metrics yet. prom_interval: seconds above 0. prom_push_interval: an older name of it.
+    prom_mode: "scrape": http://prom_host:prom_port/metrics answers for all workers, and so does /metrics of the service
+    itself; "push": they are pushed to the Pushgateway at prom_host:prom_port; "off": neither. prom_host: a host name,
+    with or without http://. prom_port: from 1 to 65535. prom_interval: seconds between two pushes at least.
+    prom_push_interval: an older name of it. prom_legacy_names: the names of Virtex 0.1 are there too.
+    prom_delete_group: when the service stops, what it has pushed is deleted.
 
     Raises ValueError for an argument that is not as said here.
     """
-    check_prom(prom_host, prom_port, prom_mode, prom_interval if prom_push_interval is None else prom_push_interval)
+    interval = prom_interval if prom_push_interval is None else prom_push_interval
+    prom = prom_of(prom_host, prom_port, prom_mode, interval, prom_legacy_names, prom_delete_group)
     return Server(
         name,
         handler,
@@ -241,4 +247,5 @@ def http_server(
         watchdog=watchdog,
         authorize=authorize,
         log=log,
+        prom=prom,
     )

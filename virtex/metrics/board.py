@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ._metrics import Cells, next_number, unseen
+from .locks import Locks
 from .schema import CELLS, GAUGE, METRICS, PLACES, labels_of
 
 log = logging.getLogger("virtex")
@@ -59,13 +60,16 @@ class Block(NamedTuple):
 class Board:
     """The mapping. blocks: how many services of how many slots find room; for others see cells().
 
-    roster: who the workers are, where somebody knows; else this process alone.
+    roster: who the workers are, where somebody knows; else this process alone. master: the process that made it.
+    locks: locks between those that share it.
     """
 
     def __init__(self, blocks: int = BLOCKS) -> None:
         self._most = blocks
         self._words = memoryview(mmap.mmap(-1, 8 * (_LINE + blocks * _WORDS))).cast("Q")
         self.roster: Callable[[], list[WorkerState]] | None = None
+        self.master = os.getpid()
+        self.locks = Locks()
 
     def use(self, slot: int = 0) -> None:
         """From now on this process counts here, in this slot; what gauges its predecessor left is over.

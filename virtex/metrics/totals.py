@@ -70,3 +70,10 @@ def workers(board: Board | None = None) -> list[WorkerState]:
     found = totals(board).values()
     connections = round(sum(each.value("virtex_open_connections") for each in found))
     return [WorkerState(0, os.getpid(), "ready", connections, 0)]
+
+
+def leads(board: Board | None = None) -> bool:
+    """Whether this process is the lowest worker that is ready, or the lowest where none is: who acts for all."""
+    living = workers(board)
+    candidates = [worker for worker in living if worker.state == "ready"] or living
+    return not candidates or min(candidates, key=lambda worker: worker.index).pid == os.getpid()

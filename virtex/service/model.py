@@ -34,6 +34,7 @@ from ..handler import RequestHandler, TensorHandler, Worker, answers_json
 from ..logs import event, show
 from ..message import encode_data
 from ..metrics._metrics import Cells
+from ..metrics.export import Export
 from ..tensor import Tensor, describe
 from .admission import Admission
 from .bodies import Bodies
@@ -61,6 +62,7 @@ class Model:
         self.loop = asyncio.get_running_loop()
         self.state: str = STARTING
         self.why_failed = ""
+        self.export: Export | None = None  # of its metrics, where somebody asked for them
         self.max_queue_size = options.queue
         self.info = self._describe()
         self.batcher = Batcher(
@@ -127,17 +129,23 @@ class Model:
         options = self.options
         begun = options.clock()
         thread = ThreadExecutor(self.loop, f"virtex {options.name}") if options.executor == "thread" else None
+        doing = "exporting its metrics"
         try:
             show(options.log)
             self._tell_start(worker)
+            if options.prom.mode != "off":
+                self.export = Export(options.name, options.prom)
+            doing = "the handler's setup"
             handler = await _call(thread, self._make)
             await _call(thread, handler.setup, worker)
             run = self._plan(handler, thread)
             self.info = self._describe(**_declared(handler), **await self._example(handler, thread))
         except BaseException as error:
-            self._fail(error)
+            self._fail(doing, error)
             if thread is not None:
                 thread.stop()
+            if self.export is not None:
+                self.export.end()
             raise
         self._handler = handler
         self._thread = thread
@@ -148,6 +156,8 @@ class Model:
         self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=_most_resident(), **self._buffers)
         run()
         self.admission.start()
+        if self.export is not None:
+            self.export.begin(worker.count)
 
     def _make(self) -> RequestHandler:
         source = self.options.handler
@@ -239,9 +249,9 @@ class Model:
             index=worker.index,
         )
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, doing: str, error: BaseException) -> None:
         self.state = FAILED
-        self.why_failed = f"the handler's setup failed: {type(error).__name__}"
+        self.why_failed = f"{doing} failed: {type(error).__name__}"
         if isinstance(error, Exception):
             log.error("service %r did not start", self.options.name, exc_info=error)
         else:
@@ -281,6 +291,8 @@ class Model:
         await self.admission.wait_settled()
         if self._handler is None:
             return
+        if self.export is not None:
+            await self.export.wait_ended()
         if self.batcher.running_since:
             log.warning("service %r: the model has not come back; its teardown is left out", self.options.name)
         else:

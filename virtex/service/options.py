@@ -14,6 +14,7 @@ from typing import Any
 from ..handler import RequestHandler
 from ..limits import Limits
 from ..logs import FORMS
+from ..metrics.export import OFF, Prom
 from ..observer import Observer, as_one
 from .seam import Head
 
@@ -73,6 +74,7 @@ class Options:
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
     log: str | None = None
+    prom: Prom = OFF
     clock: Callable[[], int] = time.perf_counter_ns
 
     def __post_init__(self) -> None:
@@ -91,15 +93,31 @@ class Options:
         return self.max_queue_size or max(4 * self.max_batch_size, LEAST_QUEUE)
 
 
-def check_prom(host: object, port: object, mode: object, interval: object) -> None:
-    """The prom_* arguments. Raises ValueError, also for a mode that asks for metrics: there are none yet."""
-    hostname = host.removeprefix("http://").removeprefix("https://") if isinstance(host, str) else ""
-    check(hostname != "" and "/" not in hostname.rstrip("/"), "prom_host", host, "a host name, with or without http://")
-    check(is_whole(port, 1, 65535), "prom_port", port, "a port from 1 to 65535")
-    check(is_number(interval) and float(str(interval)) > 0, "prom_interval", interval, "seconds above 0")
-    check(mode in ("off", "scrape", "push"), "prom_mode", mode, '"off", "scrape" or "push"')
-    if mode != "off":
-        raise ValueError(f'prom_mode={mode!r}: this version has no metrics yet; expected "off"')
+def is_host(value: object) -> bool:
+    """Whether it is the name or address of a host, which may have http:// ahead of it, and no port behind."""
+    if not isinstance(value, str):
+        return False
+    host = value.removeprefix("http://").removeprefix("https://").rstrip("/")
+    return host != "" and not set("/@?# ") & set(host) and host.count(":") != 1
+
+
+_PROM_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("host", is_host, "a host name, with or without http://, and no port"),
+    ("port", lambda v: is_whole(v, 1, 65535), "a port from 1 to 65535"),
+    ("mode", lambda v: v in ("off", "scrape", "push"), '"off", "scrape" or "push"'),
+    ("interval", lambda v: is_number(v) and v > 0, "seconds above 0"),
+    ("legacy_names", lambda v: isinstance(v, bool), "True or False"),
+    ("delete_group", lambda v: isinstance(v, bool), "True or False"),
+)
+
+
+def prom_of(*arguments: Any) -> Prom:
+    """The prom_* arguments, in the order of Prom; prom_host may have http:// ahead of it. Raises ValueError."""
+    for (name, holds, expected), value in zip(_PROM_CHECKS, arguments, strict=True):
+        check(holds(value), f"prom_{name}", value, expected)
+    given = Prom(*arguments)
+    scheme, _, host = given.host.rpartition("://")
+    return given._replace(scheme=scheme or "http", host=host.rstrip("/").strip("[]"))
 
 
 def check(holds: bool, name: str, value: object, expected: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import orjson
 
 from ..errors import RETRY_SOON, Headers, RequestError, quoted
+from ..metrics.export import Export
 from ..metrics.live import live
 from . import page
 from .model import FAILED, READY, Model
@@ -32,17 +33,30 @@ def is_open(head: Head, has_page: bool) -> bool:
 def answer(head: Head, model: Model) -> Response:
     """The answer to a request that is no message. Raises RequestError: 404, 405, or 503 for what is not well."""
     path = head.path
+    if path == "/metrics" and model.export is not None:
+        return _metrics(head, model.export)
     found = _ROUTES.get(path)
     if found is None:
         if path.startswith(RESERVED) or path == "/metrics":
             raise RequestError(404, f"nothing at {quoted(path)}")
         raise RequestError(405, f"{_named(head)}: messages are POSTed", ((b"allow", b"POST"),))
     tell, allow = found
-    if head.method not in ("GET", "HEAD"):
-        raise RequestError(405, f"{_named(head)}: expected {allow}", ((b"allow", allow.encode()),))
+    _check_method(head, allow)
     if path == "/" and model.options.status_page and page.is_asked_for(head):
         return page.response()
     return Response(200, JSON + _MORE_HEADERS.get(path, ()), [tell(model)])
+
+
+def _check_method(head: Head, allow: str) -> None:
+    if head.method not in ("GET", "HEAD"):
+        raise RequestError(405, f"{_named(head)}: expected {allow}", ((b"allow", allow.encode()),))
+
+
+def _metrics(head: Head, export: Export) -> Response:
+    _check_method(head, "GET, HEAD")
+    accept = b",".join(value for name, value in head.headers if name == b"accept")
+    content_type, text = export.render(accept.decode("latin-1"))
+    return Response(200, ((b"content-type", content_type.encode()),), [text])
 
 
 def _named(head: Head) -> str:
