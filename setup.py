@@ -1,4 +1,4 @@
-"""Compiles virtex/_codec, the counters of virtex/metrics, and the modules that a request passes through; everything else is in pyproject.toml."""
+"""Compiles virtex/_codec, the counters, and the modules that a request passes through; pyproject.toml has the rest."""
 
 import os
 from glob import glob
