@@ -178,7 +178,10 @@ def test_a_port_of_another_program_is_why_gunicorn_does_not_start(workers):
         port = other.getsockname()[1]
         source = SOURCE.format(options=OPTIONS.format(mode="scrape", port=port))
         with serving("gunicorn", source, "--workers", workers, wait=False) as server:
-            assert server.wait_exit() == 3
+            assert server.wait_exit() in (
+                1,
+                3,
+            )  # gunicorn's is 1 where a second worker fails while it ends for the first
             assert f"prom_port={port} is taken on 127.0.0.1 by another program" in server.log
 
 
