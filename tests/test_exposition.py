@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from kit.counts import counted
 from kit.prom import check_metrics, needs_promtool, total
 from prometheus_client import REGISTRY, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
-from virtex.metrics.board import Board, WorkerState, cells, here
+from virtex.metrics.board import Board, WorkerState, cells
 from virtex.metrics.exposition import Ours, registry_of, render
 from virtex.metrics.schema import METRICS
 
@@ -21,10 +22,8 @@ ODD = 'a "b"\\\n' + "ö" * 100  # longer than a board's names, and what labels h
 
 @pytest.fixture
 def board():
-    board, before = Board(8), here()
-    board.use()
-    yield board
-    before.use()
+    with counted(Board(8)) as board:
+        yield board
 
 
 def text_of(board, *names, accept=""):

@@ -9,16 +9,16 @@ import re
 import subprocess
 import sys
 
-import pytest
+from kit import needs
 from kit.servers import ROOT, serving, until
 
-pytest.importorskip("opentelemetry.instrumentation.asgi", reason="the extra [otel]")
+needs.library("opentelemetry.instrumentation.asgi")
 sys.path.insert(0, str(ROOT / "examples"))
 
-import tracing
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import tracing  # noqa: E402
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 
-from virtex import http_server, serve
+from virtex import http_server, serve  # noqa: E402
 
 
 def test_the_span_of_a_request_belongs_to_its_clients_trace_and_has_the_answers_id() -> None:
