@@ -56,7 +56,9 @@ test: $(VENV)/.dev  ## run every test, in two processes (about 3 minutes)
 test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test  ## make test, and virtex.serial with TensorFlow and MXNet; no library may be missing
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py
 	@PYTHONPATH=. $(TF)/bin/python -m pytest --all-libraries tests/test_serial_tf.py
+	@PYTHONPATH=. $(TF)/bin/python -m pytest tests/test_serial_tables.py tests/test_serial_safety.py -k tf
 	@PYTHONPATH=. $(MX)/bin/python -m pytest --all-libraries tests/test_serial_mx.py tests/test_codec_rows.py tests/test_tensor.py
+	@PYTHONPATH=. $(MX)/bin/python -m pytest tests/test_serial_tables.py tests/test_serial_safety.py -k mx
 
 # In a copy of the tree, whose .so files are removed, but for the codec's
 test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at most 2 minutes)

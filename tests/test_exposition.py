@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from kit.counts import counted
+from kit import counts
 from kit.prom import check_metrics, needs_promtool, total
 from prometheus_client import REGISTRY, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -22,7 +22,7 @@ ODD = 'a "b"\\\n' + "ö" * 100  # longer than a board's names, and what labels h
 
 @pytest.fixture
 def board():
-    with counted(Board(8)) as board:
+    with counts.counted(Board(8)) as board:
         yield board
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import importlib
 import operator
 import threading
 import weakref
@@ -16,6 +17,7 @@ from kit.services import Watching
 
 from virtex import HttpMessage, ItemError, RequestHandler, Tensor, TensorHandler, http_server
 from virtex.batch.items import declared, steps_for
+from virtex.batch.outputs import rows_of
 from virtex.batch.steps import drive
 from virtex.errors import HandlerError
 from virtex.serial import decode_numpy, encode_numpy
@@ -474,3 +476,45 @@ def test_what_a_failing_decoder_held_is_let_go(ask):
 
 def test_plain_methods_need_no_loop():
     assert drive(steps_for(Doubles()).run_async([["1"]])) == [["<2>"]]
+
+
+# ---- rows of any type
+
+
+def refilled(row, fill):
+    for i in range(3):
+        fill(row, i)
+        yield row
+
+
+def pasted(image, i):
+    image.paste(i, (0, 0, 1, 1))
+
+
+@pytest.mark.parametrize("kind", ["torch", "PIL", "pandas", "list", "bytearray"])
+def test_an_iterator_may_fill_the_same_row_again(kind):
+    made = {
+        "list": lambda _: refilled([0], lambda row, i: row.__setitem__(0, i)),
+        "bytearray": lambda _: refilled(bytearray(1), lambda row, i: row.__setitem__(0, i)),
+        "torch": lambda torch: refilled(torch.zeros(1), lambda row, i: row.fill_(i)),
+        "PIL": lambda _: refilled(importlib.import_module("PIL.Image").new("L", (1, 1)), pasted),
+        "pandas": lambda pd: refilled(pd.Series([0]), lambda row, i: row.__setitem__(0, i)),
+    }
+    library = None if kind in ("list", "bytearray") else pytest.importorskip(kind)
+    rows = rows_of(made[kind](library), 3)
+    assert [int(np.asarray(row).flat[0] if kind != "bytearray" else row[0]) for row in rows] == [0, 1, 2]
+
+
+def test_rows_of_what_is_indexed_as_mxnets_arrays_are():
+    class NDArray:
+        shape = (3, 2)
+        asnumpy = None
+        __iter__ = property()  # hasattr() finds none, as of MXNet's
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return f"row {i}"
+
+    assert rows_of(NDArray(), 3) == ["row 0", "row 1", "row 2"]

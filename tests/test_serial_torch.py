@@ -16,6 +16,7 @@ from kit import needs
 
 from virtex import HttpMessage, ItemError
 from virtex.serial import decode_bytes, decode_numpy, decode_torch, encode_bytes, encode_numpy, encode_torch
+from virtex.serial._npy import named_dtype
 
 needs.library("torch")
 with warnings.catch_warnings():
@@ -198,3 +199,12 @@ def test_a_missing_library_names_the_extra() -> None:
     assert run(torchs + "decode_torch(encode_torch(torch.ones(2)))").returncode == 0
     ended = run(torchs + "encode_torch(torch.ones(2).bfloat16())")
     assert ended.stderr.endswith("encode_torch of bfloat16 needs ml_dtypes: install the extra [torch]\n")
+
+
+def test_a_dtype_that_an_older_ml_dtypes_lacks_is_a_type_error(monkeypatch):
+    import ml_dtypes
+
+    monkeypatch.delattr(ml_dtypes, "complex32")
+    for make in (lambda: encode_torch(torch.zeros(2, dtype=torch.complex32)), lambda: named_dtype("complex32")):
+        with pytest.raises(TypeError, match="complex32 needs a newer ml_dtypes than"):
+            make()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-import mxnet
 import numpy as np
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MXNet 1.9 reads np.bool
+    import mxnet
 
 NUMBERS = ["bool", "int8", "int32", "int64", "uint8", "float16", "float32", "float64"]
 

@@ -32,12 +32,17 @@ def refused() -> list[tuple[str, object, str]]:
         ("objects", np.array([{}]), "an array of object holds Python objects, which only pickle can carry"),
         ("structured dtypes", np.zeros(2, "i4,f8"), "does not travel, as no structured or void dtype does"),
         ("datetimes of several units", np.zeros(2, "M8[25s]"), "convert it to one unit"),
-        (
-            "StringDType",
-            np.array(["a"], np.dtypes.StringDType()),
-            "convert it to a dtype of numbers or fixed-length strings",
-        ),
         ("masked arrays", np.ma.masked_array([1, 2], [True, False]), "masked"),
+        *of_numpy_2(),
+    ]
+
+
+def of_numpy_2() -> list[tuple[str, object, str]]:
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        return []
+    array = np.array(["a"], np.dtypes.StringDType())
+    return [
+        ("StringDType", array, "convert it to a dtype of numbers or fixed-length strings"),
         ("more than 32 dimensions", np.zeros([1] * 33), "expected at most 32 dimensions, got 33"),
     ]
 

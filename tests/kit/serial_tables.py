@@ -1,6 +1,7 @@
 """The tables of docs/serial.md: what of each library comes back equal, and what is refused.
 
-    PYTHONPATH=.:tests python -m kit.serial_tables      writes those of the libraries that are installed
+    PYTHONPATH=.:tests python -m kit.serial_tables             writes those of the libraries that are installed
+    PYTHONPATH=.:tests .venv-tf/bin/python -m kit.serial_tables tf    writes that one
 
 A library has tests/kit/serial_<library>.py with cases(), refused() and same().
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +71,12 @@ def placed(page: str, library: str, made: str) -> str:
     return pattern.sub(lambda _: f"{start}\n{made}\n{end}", page)
 
 
-def main() -> None:
+def main(libraries: list[str]) -> None:
     page = PAGE.read_text()
-    for library in INSTALLED:
+    for library in libraries:
         page = placed(page, library, table(library))
     PAGE.write_text(page)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or INSTALLED)

@@ -41,14 +41,15 @@ def on_host(outputs: Any) -> Any:
 def rows_of(outputs: Any, count: int) -> list[Any]:
     """The rows of what run_inference gave, exactly `count`; an iterator is read to count + 1 at most.
 
-    Arrays that an iterator gives are copied as they come: it may fill the same one again.
+    Arrays, tensors, images, frames and lists that an iterator gives are copied as they come: it may fill the same one
+    again. An NDArray of MXNet, which has no __iter__, is indexed.
     Raises HandlerError naming both numbers, or the type that does not iterate along a zeroth dimension.
     """
     if type(outputs) is list and len(outputs) == count:
         return outputs[:]
     kind = type(outputs).__name__
     check_no_tuple(outputs, "run_inference returned ")
-    if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not hasattr(outputs, "__iter__"):
+    if isinstance(outputs, (Mapping, str, bytes, bytearray, memoryview, Set)) or not _has_rows(outputs):
         raise HandlerError(f"run_inference returned a {kind}; expected {count} rows along the zeroth dimension")
     if getattr(outputs, "shape", None) == ():
         raise HandlerError(f"run_inference returned a {kind} of no dimensions; expected {count} rows")
@@ -62,9 +63,11 @@ def rows_of(outputs: Any, count: int) -> list[Any]:
     if found == count:
         if hasattr(outputs, "iloc"):
             rows = [outputs.iloc[i] for i in range(count)]
+        elif not hasattr(outputs, "__iter__"):
+            rows = [outputs[i] for i in range(count)]
         else:
             drawn = islice(outputs, count + 1)
-            rows = list(drawn if has_length else map(_owned_array, drawn))
+            rows = list(drawn if has_length else map(_owned_row, drawn))
         found = len(rows)  # of what has a length too: it may iterate over something else
         if found > count:
             raise HandlerError(f"run_inference gave more than {count} rows for {count} items; expected one per item")
@@ -73,8 +76,23 @@ def rows_of(outputs: Any, count: int) -> list[Any]:
     return rows
 
 
-def _owned_array(row: Any) -> Any:
-    return row.copy() if isinstance(row, ndarray) else row
+def _has_rows(outputs: Any) -> bool:
+    return hasattr(outputs, "__iter__") or (hasattr(outputs, "asnumpy") and hasattr(outputs, "__len__"))
+
+
+def _owned_row(row: Any) -> Any:
+    if (
+        type(row) in _LISTS
+        or hasattr(row, "__array__")
+        or hasattr(row, "__array_interface__")
+        or hasattr(row, "asnumpy")
+    ):
+        copy = getattr(row, "copy", None) or getattr(row, "clone", None)  # which torch calls so
+        return row if copy is None else copy()
+    return row
+
+
+_LISTS = (list, dict, bytearray)
 
 
 class Rows:

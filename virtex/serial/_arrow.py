@@ -75,6 +75,7 @@ class Stream:
             check_type(kind)
         batches = list(reader)
         for batch in batches:
+            batch.validate()  # what lies outside of its buffers, which nbytes would read
             _check_rows(batch)
             batch.validate(full=True)
         self._check_sizes(batches)

@@ -55,11 +55,14 @@ ANY, TEXT, SWAPPED_TEXT = 0xFF, 0x100, 0x101  # patterns, as in csrc/item.h
 
 
 def named_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of ml_dtypes that a .npy document names. Raises ValueError for another name, ImportError without it."""
+    """The dtype of ml_dtypes that a .npy document names. Raises ValueError for another name, TypeError for
+    one that the installed ml_dtypes lacks, ImportError without it."""
     if name not in _NAMED:
         raise ValueError("ml_dtypes has no dtype of that name")
     import ml_dtypes
 
+    if not hasattr(ml_dtypes, name):  # complex32 came with 0.6
+        raise TypeError(f"{name} needs a newer ml_dtypes than {ml_dtypes.__version__}: pip install -U ml_dtypes")
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return dtype
 
