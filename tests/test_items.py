@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 import orjson
 import pytest
+from kit import needs
 from kit.asks import ask_asgi, ask_direct, run
 from kit.names import shown
 from kit.services import Watching
@@ -500,7 +501,7 @@ def test_an_iterator_may_fill_the_same_row_again(kind):
         "PIL": lambda _: refilled(importlib.import_module("PIL.Image").new("L", (1, 1)), pasted),
         "pandas": lambda pd: refilled(pd.Series([0]), lambda row, i: row.__setitem__(0, i)),
     }
-    library = None if kind in ("list", "bytearray") else pytest.importorskip(kind)
+    library = None if kind in ("list", "bytearray") else needs.library(kind)
     rows = rows_of(made[kind](library), 3)
     assert [int(np.asarray(row).flat[0] if kind != "bytearray" else row[0]) for row in rows] == [0, 1, 2]
 

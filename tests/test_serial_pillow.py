@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import resource
 import struct
 import zlib
 from pathlib import Path
@@ -123,6 +122,8 @@ def test_the_tiles_of_a_tiff_have_the_same_limit():
 @pytest.fixture
 def limited_memory():
     """What the process may take more: 100 MB."""
+    import resource
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (100 << 20), before[1]))

@@ -11,7 +11,7 @@ def cases() -> list[tuple[str, object]]:
     loop: list[object] = [1]
     loop.append(loop)
     return [
-        ("dicts, lists, tuples, sets", {"a": [1, (2.5, None)], 2: {b"x", "y"}}),
+        ("dicts, lists, tuples, sets", {"a": [1, (2.5, None)], 2: {"x"}}),
         ("objects of classes that both sides have", [Fraction(1, 3), datetime.date(2024, 2, 29)]),
         ("functions and classes, by reference", [max, Fraction]),
         ("integers of any size", 2**200),

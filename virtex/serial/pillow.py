@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decode_pil", "decode_pil_from_bytes", "encode_pil"]
 
-MAX_PIXELS = 50_000_000  # a security limit: 200 MB, as Pillow holds RGB in 4 bytes
+MAX_PIXELS = 25_000_000  # a security limit: 100 MB as Pillow holds RGB; WebP takes up to 400 MB while it is decoded
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # whose size is known before their pixels are decoded
 
 _MAX_SIDE = 1 << 24  # pixels: a row of none costs 8 bytes
