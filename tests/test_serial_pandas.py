@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import random
+import struct
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from kit.mutations import run
 from kit.serial_pandas import DAYS, cases, frame
 
 from virtex import ItemError
-from virtex.serial import decode_bytes, decode_pandas, encode_bytes, encode_pandas
+from virtex.serial import _arrow, decode_bytes, decode_pandas, encode_bytes, encode_pandas
 
 KEY = b"virtex.pandas"
 
@@ -91,6 +93,44 @@ def test_encoding_changes_nothing():
     pd.testing.assert_frame_equal(value, before)
 
 
+def test_categories_keep_their_name():
+    kinds = pd.Categorical.from_codes([0, 1], categories=pd.Index(["a", "b"], name=("kind", 1)))
+    assert decode_pandas(encode_pandas(pd.Series(kinds))).cat.categories.name == ("kind", 1)
+
+
+def deep() -> list:
+    nested: list = []
+    for _ in range(2000):
+        nested = [nested]
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: pd.DataFrame({"a": [1, 2]}, index=pd.MultiIndex([[1, 2], ["x"]], [[0, -1], [0, 0]])),
+            "level 0.*from_frame",
+        ),
+        (lambda: pd.Series(pd.array([b"", b""], pd.ArrowDtype(pa.binary(0)))), "type with values"),
+        (lambda: pd.Series([Decimal("sNaN")]), "can't hold"),
+        (lambda: pd.Series(pd.arrays.FloatingArray(np.array([np.nan, 1.0]), np.array([False, True]))), "NaN beside NA"),
+        (lambda: with_attrs(10**5000), "attrs"),
+        (lambda: with_attrs(deep()), "attrs"),
+    ],
+    ids=["level with gaps", "no bytes", "sNaN", "NaN and NA", "digits", "depth"],
+)
+def test_what_would_come_back_different_is_refused(make, said):
+    with pytest.raises(TypeError, match=said):
+        encode_pandas(make())
+
+
+def with_attrs(value) -> pd.DataFrame:
+    made = frame()
+    made.attrs["a"] = value
+    return made
+
+
 # -- strangers
 
 
@@ -159,6 +199,41 @@ def test_a_length_that_is_a_lie_takes_no_memory(values):
     text = stream(pa.RecordBatch.from_arrays([values], names=["a"]))
     data = base64.b64decode(text).replace((1234).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
     refused(encode_bytes(data))
+
+
+def crafted(column, rows: int, buffers: list[tuple[int, int]], body: bytes, columns: int = 1) -> str:
+    """A stream whose columns all say that they are so long and that their values lie in these buffers of the body."""
+    data = bytearray(
+        base64.b64decode(stream(pa.RecordBatch.from_arrays([column] * columns, [*map(str, range(columns))])))
+    )
+    at = 8 + struct.unpack_from("<i", data, 4)[0]  # where the second message begins, the batch
+    size = struct.unpack_from("<i", data, at + 4)[0]
+    head = memoryview(data)[at + 8 : at + 8 + size]
+    message = _arrow._table(head, 0)
+    found = _arrow._table(head, _arrow._place(head, message, _arrow._HEADER))
+    struct.pack_into("<q", head, _arrow._place(head, message, _arrow._LENGTH), len(body))
+    struct.pack_into("<q", head, _arrow._place(head, found, 0), rows)
+    nodes, places = (_arrow._table(head, _arrow._place(head, found, field)) for field in (1, 2))
+    for i in range(columns):
+        struct.pack_into("<qq", head, nodes + 4 + 16 * i, rows, 0)
+        for j, buffer in enumerate(buffers):
+            struct.pack_into("<qq", head, places + 4 + 16 * (i * len(buffers) + j), *buffer)
+    return encode_bytes(bytes(data[: at + 8 + size]) + body)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
+@pytest.mark.parametrize("buffers", [[(0, 0), (0, 64), (64, 64)], [(0, 0), (0, 0), (64, 0)]], ids=["short", "empty"])
+def test_a_length_beyond_the_buffers_reads_nothing_beyond_them(kind, buffers):
+    refused(crafted(pa.array(["x"], kind), 1 << 40, buffers, bytes(128)), "too small")
+
+
+def test_columns_that_share_their_bytes_are_refused_before_each_is_read():
+    rows, columns = 1000, 500
+    offsets = np.arange(rows + 8, dtype="<i4") * 16
+    text = crafted(
+        pa.array(["x"]), rows, [(0, 0), (0, 4032), (4032, 16000)], offsets.tobytes() + b"\xff" * 16000, columns
+    )  # no UTF-8
+    refused(text, "expected columns of")
 
 
 def test_rows_of_no_column_are_refused():

@@ -75,10 +75,11 @@ class Stream:
             check_type(kind)
         batches = list(reader)
         for batch in batches:
-            batch.validate()  # what lies outside of its buffers, which nbytes would read
+            batch.validate()  # before anything counts bytes: a length that is a lie would be read beyond the buffers
             _check_rows(batch)
-            batch.validate(full=True)
         self._check_sizes(batches)
+        for batch in batches:
+            batch.validate(full=True)  # reads all values, of columns that share their bytes as often as they do
         self.batch = batches[0] if len(batches) == 1 else _joined(batches, reader.schema)
 
     def _check_sizes(self, batches: list[Any]) -> None:
@@ -113,6 +114,8 @@ def check_type(kind: Any) -> None:
     types = pa.types
     if types.is_dictionary(kind):
         return check_type(kind.value_type)
+    if types.is_fixed_size_binary(kind) and not kind.byte_width:
+        raise ItemError(f"expected a type with values, got {quoted(kind)}")
     if any(getattr(types, nested)(kind) for nested in _NESTED):
         if not kind.num_fields or (types.is_fixed_size_list(kind) and not kind.list_size):
             raise ItemError(f"expected a type with values, got {quoted(kind)}")

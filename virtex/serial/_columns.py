@@ -36,7 +36,7 @@ def to_arrow(one: Any, what: str) -> tuple[Any, Any]:
         if convert is not None:
             array, note = convert(one.array, what)
             return array, note
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+    except (pa.ArrowException, UnicodeEncodeError, ArithmeticError) as error:
         raise TypeError(f"{what}: Arrow can't hold its values of {dtype}: {error}") from error
     raise TypeError(f"{what}: {dtype} does not travel: {_remedy(dtype)}")
 
@@ -69,10 +69,14 @@ def is_plain(dtype: Any) -> bool:
 
 
 def _categories(values: Any, what: str) -> tuple[Any, Any]:
-    dictionary, note = to_arrow(values.categories, f"{what}, its categories")
+    categories, what = values.categories, f"{what}, its categories"
+    dictionary, note = to_arrow(categories, what)
     codes = pa.array(values.codes, mask=values.codes == -1)
     array = pa.DictionaryArray.from_arrays(codes, dictionary, ordered=bool(values.ordered))
-    return array, {"category": note, "freq": freq_of(values.categories, what)}
+    about = {"category": note, "freq": freq_of(categories, what)}
+    if categories.name is not None:
+        about["name"] = label_of(categories.name, f"the name of {what}")
+    return array, about
 
 
 def freq_of(index: Any, what: str) -> str | None:
@@ -123,7 +127,17 @@ def _intervals(values: Any, what: str) -> tuple[Any, Any]:
 
 
 def _masked(values: Any, what: str) -> tuple[Any, Any]:
-    return pa.array(values), {"masked": values.dtype.name}
+    array = pa.array(values)
+    if array.null_count != int(values.isna().sum()) or (values.dtype.kind == "f" and np.isnan(_present(values)).any()):
+        raise TypeError(
+            f"{what}: {values.dtype} with NaN beside NA does not travel: make them one, as in series.fillna(pd.NA)"
+        )
+    return array, {"masked": values.dtype.name}
+
+
+def _present(values: Any) -> Any:
+    dtype = values.dtype.numpy_dtype
+    return values.to_numpy(dtype, na_value=dtype.type())
 
 
 def _texts(values: Any, what: str) -> tuple[Any, Any]:
@@ -217,7 +231,8 @@ def _writable(array: Any) -> Any:
 
 def _from_categories(array: Any, note: Any, stream: Stream) -> Any:
     _expect(array, pa.types.is_dictionary)
-    categories = indexed(from_arrow(array.dictionary, note["category"], stream), note["freq"])
+    values = from_arrow(array.dictionary, note["category"], stream)
+    categories = indexed(values, note["freq"], to_label(note.get("name")))
     codes = _writable(array.indices.fill_null(-1))
     return pd.Categorical.from_codes(codes, categories, ordered=array.type.ordered)
 
@@ -237,3 +252,19 @@ def indexed(values: Any, freq: str | None, name: Any = None) -> Any:
         raise ItemError(f"expected the freq of an index, got {quoted(freq)!r}")
     kind = pd.TimedeltaIndex if values.dtype.kind == "m" else pd.DatetimeIndex
     return kind(values, freq=freq, name=name)
+
+
+# -- names
+
+
+def label_of(name: Any, what: str) -> Any:
+    """A name as JSON: a tuple as {"tuple": [...]}."""
+    if name is None or type(name) in (str, bool, int) or (type(name) is float and np.isfinite(name)):
+        return name
+    if type(name) is tuple:
+        return {"tuple": [label_of(one, what) for one in name]}
+    raise TypeError(f"{what} {name!r} does not travel: expected str, int, float or bool, None, or a tuple of them")
+
+
+def to_label(name: Any) -> Any:
+    return tuple(map(to_label, name["tuple"])) if isinstance(name, dict) else name

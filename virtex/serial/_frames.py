@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from ..errors import ItemError, quoted
 from ._arrow import EXPECTED, Stream, to_text
-from ._columns import STR, freq_of, from_arrow, indexed, is_plain, to_arrow
+from ._columns import (
+    STR,
+    freq_of,
+    from_arrow,
+    indexed,
+    is_plain,
+    label_of,
+    to_arrow,
+    to_label,
+)
 
 _KEY = b"virtex.pandas"  # in the metadata: JSON
 _VERSION = 1
@@ -30,7 +39,7 @@ def encode(obj: Any) -> str:
     if type(obj) is pd.Series:
         array, note = to_arrow(obj, f"the Series {obj.name!r}")
         columns, notes, labels = [array], {"0": note}, ["values"]
-        about = {"series": {"name": _label(obj.name, "its name")}}
+        about = {"series": {"name": label_of(obj.name, "its name")}}
     elif type(obj) is pd.DataFrame:
         columns, notes = _columns(obj)
         labels, about = _labels(obj.columns)
@@ -45,7 +54,10 @@ def encode(obj: Any) -> str:
 
 
 def _batch(arrays: list[Any], names: list[str], about: dict[str, Any]) -> Any:
-    text = json.dumps({key: value for key, value in about.items() if value is not None}, allow_nan=False)
+    try:
+        text = json.dumps({key: value for key, value in about.items() if value is not None}, allow_nan=False)
+    except ValueError as error:  # of an int of thousands of digits
+        raise TypeError(f"a name, or attrs, do not travel: {error}") from error
     fields = [pa.field(name, array.type) for name, array in zip(names, arrays, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, {_KEY: text.encode()}))
 
@@ -65,7 +77,7 @@ def _labels(labels: Any) -> tuple[list[str], dict[str, Any]]:
     """The names of the fields, and the note by which the labels come back."""
     names = [str(label) for label in labels]
     if type(labels) is pd.Index and labels.dtype == STR and not labels.hasnans:
-        return names, {"labels": None if labels.name is None else {"name": _label(labels.name, "columns.name")}}
+        return names, {"labels": None if labels.name is None else {"name": label_of(labels.name, "columns.name")}}
     levels, note = _index(labels, "the columns' labels", keep=False)
     if levels:
         batch = _batch(levels, [f"level_{i}" for i in range(len(levels))], {})
@@ -75,7 +87,7 @@ def _labels(labels: Any) -> tuple[list[str], dict[str, Any]]:
 
 def _index(index: Any, what: str, keep: bool) -> tuple[list[Any], Any]:
     """Its levels as arrays, and a note. keep: write a range out too, for there is nothing else to count the rows by."""
-    names = [_label(name, f"the name of {what}") for name in index.names]
+    names = [label_of(name, f"the name of {what}") for name in index.names]
     if type(index) is pd.RangeIndex:
         span = [index.start, index.stop, index.step]
         levels = [pa.array(index.to_numpy())] if keep else []
@@ -85,23 +97,29 @@ def _index(index: Any, what: str, keep: bool) -> tuple[list[Any], Any]:
     multi = isinstance(index, pd.MultiIndex)
     parts = [index.get_level_values(i) for i in range(index.nlevels)] if multi else [index]
     called = [f"{what}, level {i}" if multi else what for i in range(len(parts))]
+    if multi:
+        _check_levels(index, parts, called)
     pairs = [to_arrow(part, name) for part, name in zip(parts, called, strict=True)]
     freqs = [freq_of(part, name) for part, name in zip(parts, called, strict=True)]
     notes = [note for _, note in pairs]
     return [array for array, _ in pairs], {"levels": notes, "freqs": freqs, "names": names, "multi": multi}
 
 
-def _label(name: Any, what: str) -> Any:
-    """A name as JSON: a tuple as {"tuple": [...]}."""
-    if name is None or type(name) in (str, bool, int) or (type(name) is float and np.isfinite(name)):
-        return name
-    if type(name) is tuple:
-        return {"tuple": [_label(one, what) for one in name]}
-    raise TypeError(f"{what} {name!r} does not travel: expected text, a number, None, or a tuple of them")
+def _check_levels(index: Any, parts: list[Any], called: list[str]) -> None:
+    for part, level, name in zip(parts, index.levels, called, strict=True):
+        if part.dtype != level.dtype:
+            raise TypeError(
+                f"{name}: it has gaps, which {level.dtype} has not: make the index of {part.dtype}, as in "
+                "pandas.MultiIndex.from_frame(index.to_frame())"
+            )
 
 
 def _besides(obj: Any) -> dict[str, Any]:
-    if not _is_json(obj.attrs):
+    try:
+        fit = _is_json(obj.attrs)
+    except RecursionError as error:
+        raise TypeError("attrs do not travel: they are nested too deeply") from error
+    if not fit:
         raise TypeError(f"attrs {obj.attrs!r} do not travel: expected what JSON has: str, numbers, lists, dicts by str")
     return {"attrs": obj.attrs or None, "unique": None if obj.flags.allows_duplicate_labels else True}
 
@@ -140,7 +158,7 @@ def _restored(stream: Stream) -> Any:
     notes = about.get("notes", {})
     if "series" in about:
         values = from_arrow(columns[0], notes.get("0"), stream)
-        obj = pd.Series(values, index, values.dtype, _to_label(about["series"]["name"]), copy=False)
+        obj = pd.Series(values, index, values.dtype, to_label(about["series"]["name"]), copy=False)
     else:
         obj = _to_frame(columns, notes, index, stream)
         obj.columns = _to_labels(about.get("labels"), batch.schema.names[:count])
@@ -177,7 +195,7 @@ def _to_index(note: Any, levels: list[Any], rows: int, stream: Stream) -> Any:
         note = {"range": [0, rows, 1], "names": [None], "levels": []}
     if len(levels) != len(note.get("levels", levels)):
         raise ItemError(f"expected an index of {len(note['levels'])} levels, got {len(levels)}")
-    names = [_to_label(name) for name in note["names"]]
+    names = [to_label(name) for name in note["names"]]
     if "range" in note:
         span = range(*note["range"])
         if len(span) != rows:
@@ -192,14 +210,10 @@ def _to_index(note: Any, levels: list[Any], rows: int, stream: Stream) -> Any:
 
 def _to_labels(note: Any, names: list[str]) -> Any:
     if note is None or set(note) == {"name"}:
-        return pd.Index(names, dtype=STR, name=_to_label((note or {}).get("name")))
+        return pd.Index(names, dtype=STR, name=to_label((note or {}).get("name")))
     if "stream" not in note:
         return _to_index({"names": [None]} | note, [], len(names), None)  # type: ignore[arg-type]  # a range has no bytes
     stream = Stream(note["stream"])
     if stream.batch.num_rows != len(names):
         raise ItemError(f"expected {len(names)} labels of columns, got {stream.batch.num_rows}")
     return _to_index(note, stream.batch.columns, len(names), stream)
-
-
-def _to_label(name: Any) -> Any:
-    return tuple(map(_to_label, name["tuple"])) if isinstance(name, dict) else name
