@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import base64
 import importlib.util
+import math
 import pickle
 import sys
 import time
@@ -118,11 +119,85 @@ def mxnet_case() -> Case:
     )
 
 
-# Of one more library: its name as it is imported, and its case.
+def frames_case(make: Callable[[int], Any]) -> Case:
+    import io
+
+    import pandas as pd
+    import pyarrow as pa
+    import pybase64
+
+    def arrow(frame: Any) -> str:
+        file = io.BytesIO()
+        table = pa.Table.from_pandas(frame)
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+        return pybase64.b64encode_as_string(file.getbuffer())
+
+    def of_arrow(text: str) -> Any:
+        return pa.ipc.open_stream(pybase64.b64decode(text, validate=True)).read_pandas()
+
+    return Case(
+        make,
+        pd.DataFrame.equals,
+        {
+            "virtex": Way(serial.encode_pandas, serial.decode_pandas),
+            "original": Way(pickled, unpickled),
+            "public": Way(arrow, of_arrow),
+        },
+    )
+
+
+def frame_of_numbers(nbytes: int) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(np.random.default_rng(0).random((nbytes // 160 or 1, 20)), columns=[f"c{i}" for i in range(20)])
+
+
+def frame_of_all(nbytes: int) -> Any:
+    """Two columns of numbers, one of text, one of datetimes and one of categories: about 40 bytes a row."""
+    import pandas as pd
+
+    rows = np.arange(nbytes // 40)
+    kinds = pd.Categorical.from_codes(rows % 3, ["new", "old", "lost"])
+    columns = {"price": rows / 7, "count": rows, "name": [f"item {i:06}" for i in rows], "kind": kinds}
+    return pd.DataFrame(columns | {"seen": pd.date_range("2020", periods=len(rows), freq="s")})
+
+
+def pillow_case() -> Case:
+    import pybase64
+    from PIL import Image
+
+    def image(nbytes: int) -> Any:
+        side = math.isqrt(nbytes // 3)
+        return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+
+    def bare(image: Any) -> str:
+        width, height = image.size
+        return f"{width} {height} {pybase64.b64encode_as_string(image.tobytes())}"
+
+    def of_bare(text: str) -> Any:
+        width, height, pixels = text.split()
+        return Image.frombytes("RGB", (int(width), int(height)), pybase64.b64decode(pixels, validate=True))
+
+    return Case(
+        image,
+        lambda a, b: bool(a == b),
+        {
+            "virtex": Way(serial.encode_pil, serial.decode_pil),
+            "original": Way(lambda image: pickled(np.asarray(image)), lambda text: Image.fromarray(unpickled(text))),
+            "public": Way(bare, of_bare),
+        },
+    )
+
+
+# Of one more library: its name as it is imported, then what its objects are, and its case.
 CASES: dict[str, Callable[[], Case]] = {
     "torch": torch_case,
     "tensorflow": tensorflow_case,
     "mxnet": mxnet_case,
+    "pandas, floats": lambda: frames_case(frame_of_numbers),
+    "pandas, mixed": lambda: frames_case(frame_of_all),
+    "PIL, RGB": pillow_case,
 }
 
 
@@ -182,11 +257,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def module_of(library: str) -> str:
+    return library.partition(",")[0]
+
+
+def package_of(library: str) -> str:
+    return {"PIL": "pillow"}.get(module_of(library), module_of(library))
+
+
 def main() -> None:
     arguments = parse()
     rows = []
     for library in arguments.only or CASES:
-        if importlib.util.find_spec(library) is None:
+        if importlib.util.find_spec(module_of(library)) is None:
             print(f"{library} is left out: it is not installed", file=sys.stderr)
             continue
         case = CASES[library]()
@@ -194,7 +277,7 @@ def main() -> None:
             rows.append({"library": library, "size": size, "ways": measure(case, nbytes, arguments.runs)})
     has_torch = any(row["library"] == "torch" for row in rows)
     saved = {
-        "machine": machine("numpy", "pybase64", *dict.fromkeys(row["library"] for row in rows)),
+        "machine": machine("numpy", "pybase64", *dict.fromkeys(package_of(row["library"]) for row in rows)),
         "runs": arguments.runs,
         "rows": rows,
         "torch_beside_numpy": beside_numpy(arguments.runs) if has_torch else None,
