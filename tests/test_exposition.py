@@ -155,3 +155,13 @@ def test_the_users_own_metrics_are_added_up_over_workers_in_the_librarys_way(tmp
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", SHARED], env=environment, capture_output=True, text=True, timeout=60)
     assert "pictures_total 5.0" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "version", ["abc", "1.x", "2.zz", "1." + "1." * 999 + "1", "9" * 5000, "\xb2.0.0", "1.0.0\r\n x: y"]
+)
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_a_version_that_is_none_is_neither_an_error_nor_repeated(kind, version, board):
+    cells("a")
+    content_type, _ = render(registry_of(Ours({"a": False}, board)), f"{kind}; version={version};q=zz")
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
@@ -27,6 +28,9 @@ from .totals import Histogram, Totals, totals, workers
 log = logging.getLogger("virtex")
 
 WORKERS = "virtex_workers"
+
+# A version that prometheus_client can't compare, or would repeat in its Content-Type though it knows no such format
+_ODD_VERSION = re.compile(r"(?:^|;)\s*version=(?![0-9]{1,4}(?:\.[0-9]{1,4}){0,3}\s*(?:;|$))")
 
 
 class Ours:
@@ -117,5 +121,12 @@ def registry_of(ours: Ours) -> CollectorRegistry:
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:
     """The content type and the text. accept: the header of that name, "" where there is none."""
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = choose_encoder(readable(accept))
     return content_type, encode(registry)
+
+
+def readable(accept: str) -> str:
+    """An Accept without what asks for a version that is none: choose_encoder() would raise, or repeat it."""
+    if "version" not in accept:
+        return accept
+    return ",".join(each for each in accept.split(",") if not _ODD_VERSION.search(each))
