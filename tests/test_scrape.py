@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import threading
+import urllib.request
 
 import pytest
 from kit.asks import Echo
@@ -86,6 +88,32 @@ def test_a_client_that_breaks_off_is_no_line_on_stderr(capfd):
     finally:
         scrape.leave("127.0.0.1", port, "a", False)
     assert capfd.readouterr().err == ""
+
+
+def test_an_accept_that_cannot_be_read_is_answered():
+    port = free_port()
+    scrape.join("127.0.0.1", port, "a", False)
+    try:
+        request = urllib.request.Request(url(port), headers={"accept": "text/plain; version=x"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert answer.status == 200
+    finally:
+        scrape.leave("127.0.0.1", port, "a", False)
+
+
+def test_clients_that_send_nothing_keep_nobody_out():
+    port = free_port()
+    scrape.join("127.0.0.1", port, "a", False)
+    silent = []
+    try:
+        before = threading.active_count()
+        silent += [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * scrape.MOST_CLIENTS)]
+        assert "virtex_workers" in get(url(port))
+        until(lambda: threading.active_count() <= before + scrape.MOST_CLIENTS, "the oldest to be ended")
+    finally:
+        for client in silent:
+            client.close()
+        scrape.leave("127.0.0.1", port, "a", False)
 
 
 def test_a_sibling_takes_the_port_over_from_one_that_is_killed():

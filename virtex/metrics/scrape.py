@@ -7,6 +7,7 @@ gets any of its connections.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import logging
@@ -14,6 +15,7 @@ import os
 import socket
 import socketserver
 import threading
+import time
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -21,7 +23,7 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.parser import text_string_to_metric_families
 
 from .board import Board, here
-from .exposition import WORKERS, Ours, registry_of
+from .exposition import WORKERS, Ours, readable, registry_of
 from .totals import leads
 
 log = logging.getLogger("virtex")
@@ -29,10 +31,17 @@ log = logging.getLogger("virtex")
 PAUSE = 0.2  # seconds between two looks whether the port is free for this process; so long nobody answers after a death
 PROBE_SECONDS = 1.0
 CLIENT_SECONDS = 10  # that a scraper may be silent
+MOST_CLIENTS = 16  # at a time; with one more the oldest is ended, so who sends nothing keeps nobody out
 
 
 class _Handler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
+
+    def get_environ(self) -> dict[str, Any]:
+        """With an Accept that can be read."""
+        environ = super().get_environ()
+        environ["HTTP_ACCEPT"] = readable(environ.get("HTTP_ACCEPT", ""))
+        return environ
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         log.debug("metrics: " + format, *args)
@@ -42,6 +51,32 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_port = False
     timeout = PAUSE
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._clients: list[socket.socket] = []  # each has a thread; the oldest first
+
+    def get_request(self) -> tuple[Any, Any]:
+        """As TCPServer's, but where no file can be opened it waits: the caller would ask again at once."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(PAUSE)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """As ThreadingMixIn's, for a few at a time."""
+        if len(self._clients) >= MOST_CLIENTS:
+            with contextlib.suppress(OSError):  # it is gone already
+                self._clients.pop(0).shutdown(socket.SHUT_RDWR)
+        self._clients.append(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """As TCPServer's."""
+        with contextlib.suppress(ValueError):  # it was the oldest
+            self._clients.remove(request)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """As HTTPServer's, which asks a name server for the host's name first."""
