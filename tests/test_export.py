@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 
 import pytest
@@ -17,6 +18,7 @@ from prometheus_client import REGISTRY, Counter
 
 from virtex import http_server
 from virtex.handler import Worker
+from virtex.metrics import export
 
 
 @pytest.fixture(params=[ask_asgi, ask_direct], ids=["asgi", "direct"])
@@ -155,3 +157,18 @@ def test_own_metrics_of_several_workers_that_nobody_adds_up_are_warned_of(count,
         if has_own:
             REGISTRY.unregister(handler.counter)
     assert ("metrics (pictures) are those of one worker" in caplog.text) == warns
+
+
+def test_a_gateway_that_never_ends_its_answer_does_not_hold_the_end(monkeypatch, caplog):
+    monkeypatch.setattr(export, "END_SECONDS", 0.2)
+    monkeypatch.setattr(export.Export, "end", lambda self: over.wait(20))
+    over = threading.Event()
+    app = http_server("slow", Echo(), prom_mode="push", prom_port=free_port(), prom_interval=3600)
+
+    async def main():
+        await app.startup()
+        await asyncio.wait_for(app.shutdown(), 10)
+
+    asyncio.run(main())
+    over.set()
+    assert "the last metrics of 'slow' are not waited for" in caplog.text

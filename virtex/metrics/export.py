@@ -34,6 +34,7 @@ class Prom(NamedTuple):
 
 
 OFF = Prom()
+END_SECONDS = 10.0  # that the end of a service waits for its last push: a name server or a gateway may take for ever
 
 
 class Export:
@@ -75,7 +76,7 @@ class Export:
         return Push(url, prom.interval, {name: prom.legacy_names}, prom.delete_group)
 
     async def wait_ended(self) -> None:
-        """end(), on a thread that nobody waits for at the exit of the process, should a gateway hang."""
+        """end(), on a thread that is waited for END_SECONDS at most, should a gateway hang, and not at the exit."""
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 
@@ -85,7 +86,10 @@ class Export:
                 loop.call_soon_threadsafe(over.set)
 
         threading.Thread(target=end, name=f"virtex metrics of {self._name}", daemon=True).start()
-        await over.wait()
+        try:
+            await asyncio.wait_for(over.wait(), END_SECONDS)
+        except TimeoutError:
+            log.warning("the last metrics of %r are not waited for: they take more than %g s", self._name, END_SECONDS)
 
     def end(self) -> None:
         """The service has answered its last request, or did not start. Blocks for as long as a last push takes."""

@@ -66,7 +66,7 @@ class Push:
         self._thread.start()
 
     def stop(self) -> None:
-        """Push for the last time, or delete what was pushed. Waits for it, 2 * PUSH_SECONDS at most."""
+        """Push for the last time, or delete what was pushed. Waits for it, as long as the gateway lets it."""
         self._stopping.set()
         self._thread.join()
         locks = self._board.locks
