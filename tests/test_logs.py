@@ -293,3 +293,13 @@ def test_gunicorns_error_log_gets_everybodys_records_by_the_levels_of_its_handle
     handler.handle(log.makeRecord("a", logging.INFO, "", 1, "info", (), None))
     handler.handle(log.makeRecord("a", logging.ERROR, "", 1, "error", (), None))
     assert taken == [(0, "info"), (logging.ERROR, "error"), (0, "error")]
+
+
+def test_a_member_that_has_no_text_costs_no_line_of_json():
+    class Mute:
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    record = logging.makeLogRecord({"msg": "said", "mute": Mute(), "huge": 10**5000, "ready": True})
+    members = json.loads(logs._as_json(Lines().members(record)))
+    assert members["message"] == "said" and members["mute"] == "<Mute>" and members["ready"] is True

@@ -183,8 +183,17 @@ def _as_json(members: dict[str, Any]) -> str:
     """One line of ASCII. What JSON has no word for is written as its text."""
     try:
         return json.dumps(members, default=str, allow_nan=False)
-    except (ValueError, TypeError, RecursionError):  # NaN, a circle, keys that are no text
-        return json.dumps({name: v if isinstance(v, (str, int)) else str(v) for name, v in members.items()})
+    except Exception:  # NaN, a circle, keys that are no text, what has no text
+        return json.dumps({name: _plain(v) for name, v in members.items()})
+
+
+def _plain(value: Any) -> str | int:
+    if isinstance(value, str) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return value
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 # --- who sees them ----------------------------------------------------------------------------------------------------
