@@ -26,6 +26,7 @@ COMPILED_ONLY = {
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
         "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
+        "deploy prometheus",
     )
     for name in group.split()
 }
