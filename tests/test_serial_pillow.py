@@ -116,7 +116,7 @@ def test_a_bomb_is_refused_and_takes_no_memory(bomb, limited_memory):
 
 def test_the_tiles_of_a_tiff_have_the_same_limit():
     bomb = BOMBS["tiff, tiles larger than it"]
-    refused(lambda: decode_pil_from_bytes(bomb), "expected tiles of at most 50000000 pixels, got 32768 x 32768")
+    refused(lambda: decode_pil_from_bytes(bomb), "expected tiles of at most 25000000 pixels, got 32768 x 32768")
 
 
 @pytest.fixture

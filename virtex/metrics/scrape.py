@@ -15,7 +15,6 @@ import os
 import socket
 import socketserver
 import threading
-import time
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -61,7 +60,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(PAUSE)
+            threading.Event().wait(PAUSE)  # time is not for this file to know
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
