@@ -49,7 +49,7 @@ build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv
 	@$(BIN)/python setup.py -q build_ext --inplace
 
-test: $(VENV)/.dev  ## run every test, in two processes (about 3 minutes)
+test: $(VENV)/.dev  ## run every test, in two processes (about 6 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
