@@ -45,7 +45,7 @@ from bench.host import (
 from .apps import BUDGET
 
 ROUND_SECONDS = 1.0  # that one attack goes on
-SLACK = 224 << 20  # bytes beyond the budget: what the handler makes of one batch, pools, what malloc does not give back
+SLACK = 160 << 20  # bytes beyond the budget: what the handler makes of one batch, pools, what malloc does not give back
 GROWTH = 32 << 20  # bytes by which what is left after a round may grow; the first fills pools and arenas
 SETTLE_SECONDS = 10.0  # for the worker to see that its attackers have left
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"
