@@ -90,6 +90,28 @@ def test_a_client_that_breaks_off_is_no_line_on_stderr(capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_child_that_a_worker_forks_does_not_keep_the_port():
+    port = free_port()
+    scrape.join("127.0.0.1", port, "a", False)
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:  # such as a DataLoader's; it lives until nobody can tell it anything
+        os.close(tell)
+        os.read(told, 1)
+        os._exit(0)
+    try:
+        scrape.leave("127.0.0.1", port, "a", False)
+        with socket.socket() as successor:
+            successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            successor.bind(("127.0.0.1", port))
+            successor.listen()
+    finally:
+        os.close(tell)
+        os.close(told)
+        os.waitpid(child, 0)
+
+
 def test_an_accept_that_cannot_be_read_is_answered():
     port = free_port()
     scrape.join("127.0.0.1", port, "a", False)

@@ -122,6 +122,11 @@ class Scrape:
         self._stopping.set()
         self._thread.join()
 
+    def forget(self) -> None:
+        """In a forked child: the port is the parent's, and must be free for the siblings once that is gone."""
+        if self._server is not None:
+            self._server.socket.close()
+
     @property
     def owns(self) -> bool:
         """Whether it is this process that has the port."""
@@ -229,3 +234,12 @@ def leave(host: str, port: int, name: str, has_old_names: bool) -> None:
             return
         del _scrapes[host, port]
     scrape.stop()
+
+
+def _after_fork() -> None:
+    for scrape in _scrapes.values():
+        scrape.forget()
+    _scrapes.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
