@@ -64,7 +64,7 @@ def payloads_of(
     if items < 1:
         raise ValueError(f"items: expected 1 or more, got {items!r}")
     random = np.random.default_rng(seed)
-    several = [sources] if isinstance(sources, Source) else list(sources)
+    several = [sources] if isinstance(sources, (HttpMessage, np.ndarray, Path, str)) else list(sources)
     return [payload for source in several for payload in _payloads(source, items, binary, random)]
 
 
