@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import ssl
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from kit.peer import Link, always, answering, echo, message, once, reply
-from kit.servers import CERTIFICATE, ECHO, free_port, serving
+from kit.servers import CERTIFICATE, ECHO, ROOT, free_port, serving
 
 from virtex.load.lane import KINDS
 from virtex.load.payloads import Payload, payload_of
@@ -177,3 +178,8 @@ def test_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
         found = asked(peer.url(scheme="https"), connections=4)
     assert untrusted.errors == {"tls": 8}
     assert found.answered == 8
+
+
+def test_the_page_has_every_kind() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs" / "loadtest.md").read_text(), re.MULTILINE)
+    assert dict(rows) == KINDS
