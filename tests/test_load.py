@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from kit.peer import Link, answering, echo, message, reply
 from kit.servers import ROOT, free_port, listens, until
 
 from virtex.load import drive
+from virtex.load.lane import Lane
 from virtex.load.payloads import Payload, payload_of
 from virtex.load.plan import Plan
 from virtex.load.readiness import Selector
@@ -166,6 +168,25 @@ def test_an_open_loop_makes_connections_as_it_needs_them_and_no_more_than_it_may
     assert found.answered == 60
 
 
+def test_where_descriptors_run_out_requests_wait_for_the_connections_there_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = []
+
+    def make(*arguments: Any) -> Lane:
+        if len(made) == 5:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(Lane(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(drive, "Lane", make)
+    with answering(echo) as peer:
+        found = run(plan(peer.url(), rate=2000.0, count=200, connections=30))
+        assert len(peer.links) == 5
+    assert found.answered == 200
+    assert "5 connections at most" in caplog.text
+
+
 def test_the_request_says_what_it_holds_and_what_it_is_told_to_say() -> None:
     heads = []
 
@@ -306,6 +327,7 @@ def test_a_process_that_dies_is_an_error_that_says_so_and_none_is_left() -> None
 def test_its_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     script = """
 import os, signal
+from virtex.load.lane import Lane
 from virtex.load.payloads import Payload
 from virtex.load.plan import Plan
 from virtex.load.run import run
