@@ -61,6 +61,7 @@ from .host import (
 JOBS = ("echo", "matrix", "image")
 RIVALS = HERE / "rivals"
 IDLE_SECONDS = 3.0
+PATIENCE = 3  # rounds that may fail, until a server is asked no more
 APART = "VIRTEX_PEERS_APART"  # set in the namespaces of the run
 NAMESPACES = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 WEIGHTS = np.arange(128, dtype=np.float32).reshape(32, 4)
@@ -260,21 +261,26 @@ def once(name: str, job: str, place: Place, arguments: argparse.Namespace, folde
     command = partial(PEERS[name].command, place.python, job)
     with running(name, command, partial(check, job, name), serving, environment(folder), output) as server:
         load(server, 64, 1, loading, *script)  # caches, branch predictors, the interpreter's inline caches
+        check(job, name, server.port)  # what wrk left behind is done
         single = load(server, 1, 1, loading, *script)
         many = load(server, 64, arguments.seconds, loading, *script)
-        return Figures(single, many, idle(server) if job == "echo" else None, pss_bytes(server.pid))
+        memory = pss_bytes(server.pid)
+        check(job, name, server.port)
+        return Figures(single, many, idle(server) if job == "echo" else None, memory)
 
 
 def idle(server: Running) -> float:
     """The share of a core, in percent, that the server uses with nothing to do."""
+    time.sleep(1)  # connections are closed, and what else follows a load
     before = fine_cpu_seconds(server.pid)
     time.sleep(IDLE_SECONDS)
     return 100 * (fine_cpu_seconds(server.pid) - before) / IDLE_SECONDS
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All servers at all jobs, interleaved; one that fails is left out, with the end of what it said."""
+    """All servers at all jobs, interleaved. A round that fails is told; a server without a figure is left out."""
     places, left_out = find(arguments.servers, arguments.env, APART in os.environ)
+    failures: dict[str, list[str]] = {}
     figures: dict[str, dict[str, list[Figures]]] = {name: {job: [] for job in JOBS} for name in places}
     with TemporaryDirectory(prefix="vx") as folder:  # short: sockets lie in it
         for job in JOBS:
@@ -282,7 +288,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 asked = ask(job, np.random.default_rng(0), npy=kind == "npy")
                 Path(folder, f"{job}-{kind}").write_text(body_of(asked))
         for job, name in ((job, name) for _ in range(arguments.runs) for job in JOBS for name in places):
-            if name in left_out:
+            if len(failures.get(name, [])) == PATIENCE:
                 continue
             with open(f"{folder}/said", "wb+") as output:
                 try:
@@ -291,16 +297,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 except SystemExit as stopped:
                     output.seek(0)
                     said = output.read().decode(errors="replace").strip()
-                    left_out[name] = f"{job}: {stopped}"
+                    failures.setdefault(name, []).append(f"{job}: {stopped}")
                     print(f"\n{name} failed: {stopped}\n{said[-2000:]}", file=sys.stderr)
         print(file=sys.stderr)
-    kept = [name for name in places if name not in left_out]
+    kept = [name for name in places if all(figures[name].values())]
+    left_out |= {name: failures[name][-1] for name in places if name not in kept}
     return {
         "what": "three jobs, one worker each, one core for the server",
         "machine": machine() | {"wrk": wrk_version()},
         "runs": arguments.runs,
         "seconds": arguments.seconds,
         "left_out": left_out,
+        "failures": {name: whys for name, whys in failures.items() if name in kept},
         "results": [summary(name, places[name], figures[name]) for name in kept],
     }
 
@@ -349,7 +357,8 @@ def report(saved: dict[str, Any]) -> str:
     from .report import peers_columns
 
     lines = [table(peers_columns(saved))]
-    return "\n".join(lines + [f"{name} is left out: {why}" for name, why in saved["left_out"].items()])
+    lines += [f"{name} is left out: {why}" for name, why in saved["left_out"].items()]
+    return "\n".join(lines + [f"{name} failed in: {'; '.join(whys)}" for name, whys in saved["failures"].items()])
 
 
 def parse(given: Sequence[str] | None = None) -> argparse.Namespace:

@@ -178,7 +178,7 @@ def peers_rows(saved: dict[str, Any]) -> dict[str, list[float]]:
 
 def peers_columns(saved: dict[str, Any]) -> list[list[str]]:
     """The table: a row for each measure, a column for each server."""
-    head = ["", *(result["server"] for result in saved["results"])]
+    head = ["one worker, one core", *(result["server"] for result in saved["results"])]
     return [head, *([name, *map(_figure, numbers)] for name, numbers in peers_rows(saved).items())]
 
 
@@ -205,7 +205,8 @@ def peers_table(saved: dict[str, Any]) -> str:
         *markdown(peers_columns(saved)),
         "",
         *ahead(saved),
-        *(f"{name} is left out: {why}." for name, why in saved["left_out"].items()),
+        *(f"- {name} is left out: {why}." for name, why in saved["left_out"].items()),
+        *(f"- Rounds of {name} failed: {'; '.join(whys)}." for name, whys in saved["failures"].items()),
     ]
     return "\n".join(lines).rstrip()
 
@@ -228,7 +229,7 @@ def peers_headline() -> str:
     """The five rows of the README."""
     rows = peers_columns(json.loads((RESULTS / "peers.json").read_text()))
     keep = [i for i, name in enumerate(rows[0]) if name != "bare"]
-    return "\n".join(markdown([[row[i] for i in keep] for row in rows if row[0] in ("", *README_ROWS)]))
+    return "\n".join(markdown([[row[i] for i in keep] for row in rows if row[0] in (rows[0][0], *README_ROWS)]))
 
 
 def beside() -> dict[str, str]:

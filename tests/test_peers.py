@@ -34,6 +34,7 @@ def saved(**per_cpu_second: float) -> dict[str, Any]:
         "runs": 3,
         "seconds": 2,
         "left_out": {"mosec": "it is not installed"},
+        "failures": {"FastAPI": ["echo: it did not answer"]},
         "results": [result(name, number) for name, number in per_cpu_second.items()],
     }
 
@@ -113,7 +114,7 @@ def test_a_figure_is_the_median_of_its_rounds() -> None:
 
 def test_a_row_stands_for_a_measure_and_a_column_for_a_server() -> None:
     rows = report.peers_columns(saved(bare=60000.4, Virtex=50000, FastAPI=2000.5))
-    assert rows[0] == ["", "bare", "Virtex", "FastAPI"]
+    assert rows[0] == ["one worker, one core", "bare", "Virtex", "FastAPI"]
     assert rows[1] == ["echo: requests per CPU-second", "60,000", "50,000", "2,000"]
     assert {len(row) for row in rows} == {4}
     assert len(rows) == 1 + 3 * 4 + 3
@@ -125,6 +126,28 @@ def test_the_table_says_where_another_is_ahead_and_who_is_left_out() -> None:
     assert "- LitServe is ahead of Virtex in: echo: requests per CPU-second; 32 numbers:" in text
     assert "bare is ahead" not in text
     assert "mosec is left out: it is not installed." in text
+    assert "Rounds of FastAPI failed: echo: it did not answer." in text
+
+
+def test_a_round_that_fails_is_told_and_a_server_without_a_figure_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rounds: list[str] = []
+
+    def once(name: str, job: str, *_: object) -> peers.Figures:
+        rounds.append(name)
+        if name == "FastAPI" or (name == "bare" and rounds.count("bare") == 2):
+            raise SystemExit(f"{name}: no answer")
+        return FIGURES
+
+    monkeypatch.setattr(peers, "once", once)
+    monkeypatch.setattr(peers, "find", lambda names, *_: (dict.fromkeys(names, peers.Place("python", {})), {}))
+    monkeypatch.setattr(peers, "wrk_version", lambda: "4.2")
+    found = peers.measure(peers.parse(["--servers", "bare;FastAPI", "--runs", "2"]))
+    assert [result["server"] for result in found["results"]] == ["bare"]
+    assert found["failures"] == {"bare": ["matrix: bare: no answer"]}
+    assert found["left_out"] == {"FastAPI": "image: FastAPI: no answer"}
+    assert rounds.count("bare") == 6 and rounds.count("FastAPI") == peers.PATIENCE
 
 
 def test_the_readme_has_five_of_the_rows_and_not_the_yardstick() -> None:
@@ -136,7 +159,7 @@ def test_the_readme_has_five_of_the_rows_and_not_the_yardstick() -> None:
 
 
 def test_the_plot_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    needs.library("matplotlib")
     for name in "ab":
         report.draw_peers(saved(bare=60000, Virtex=50000, FastAPI=2000), tmp_path / name)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
