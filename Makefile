@@ -14,12 +14,15 @@ TF_NEEDS := tensorflow-cpu==2.21.0
 MX := $(ENVS)/.venv-mx
 MX_NEEDS := mxnet==1.9.1 numpy==1.23.5
 
+PEERS := $(ENVS)/.venv-peers
+EXTRA = test
+
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables tracing build test test-all test-plain check bench bench-gpu soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables tracing build test test-all test-plain check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -88,6 +91,10 @@ bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@mkdir -p build
 	@$(BIN)/python -m bench.gpu --json build/gpu.json
 
+peers: $(VENV)/.dev $(PEERS)/.peers  ## measure Virtex beside LitServe, mosec, BentoML, Ray Serve, FastAPI and plain ASGI (about 12 minutes)
+	@mkdir -p build
+	@$(BIN)/python -m bench.peers --env $(PEERS) --json build/peers.json
+
 soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800) long: no wrong answer, no hang, flat memory
 	@PYTHONPATH=tests $(BIN)/python -m soak.rows --seconds $(SECONDS)
 
@@ -113,7 +120,7 @@ api:  ## write docs/api.md, and the files of docs/architecture.md, from the docs
 	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(TF) $(MX) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(TF) $(MX) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -144,15 +151,16 @@ $(VENV)/.dev: pyproject.toml $(SOURCES) | $(BIN)/python
 
 $(TF)/.test: NEEDS = $(TF_NEEDS)
 $(MX)/.test: NEEDS = $(MX_NEEDS)
-$(TF)/.test $(MX)/.test: pyproject.toml
-	@echo "installing $(NEEDS) in $(@D) (about a minute the first time)"
+$(PEERS)/.peers: EXTRA = peers
+$(TF)/.test $(MX)/.test $(PEERS)/.peers: pyproject.toml
+	@echo "installing $(or $(NEEDS),Virtex's peers) in $(@D) (a minute or two the first time)"
 	@$(PYTHON) -m venv $(@D)
-	@$(PYTHON) -c '$(REQUIREMENTS)' >$(@D)/requirements.txt
+	@$(PYTHON) -c '$(REQUIREMENTS)' $(EXTRA) >$(@D)/requirements.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(NEEDS) -r $(@D)/requirements.txt
 	@touch $@
 
-# What Virtex and its tests need, without Virtex itself
+# What Virtex and an extra of it need, without Virtex itself
 define REQUIREMENTS
-import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], *project["optional-dependencies"]["test"], sep="\n")
+import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"][sys.argv[1]], sep="\n")
 endef

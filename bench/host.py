@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 HERE = Path(__file__).parent
 TICK = os.sysconf("SC_CLK_TCK")  # of utime and stime in /proc, per second
-START_SECONDS = 60.0  # until a server answers; importing everything on a busy machine takes long
+GONE = FileNotFoundError, ProcessLookupError  # a process or a thread that ended while it was looked at
+START_SECONDS = 180.0  # until a server answers; importing everything on a busy machine takes long
 
 PYTHON = [sys.executable, "-W", "ignore"]
 GUNICORN = [*PYTHON, "-m", "gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--log-level", "warning"]
@@ -50,23 +51,27 @@ def running(
     check: Callable[[int], str | None],
     cpus: set[int],
     environment: Mapping[str, str] | None = None,
+    output: IO[bytes] | None = None,
 ) -> Iterator[Running]:
-    """A server on a free port of the loopback interface, stopped by its pid at the end.
+    """A server on a free port of the loopback interface, stopped by its pid at the end, with all that it started.
 
     command: its command line for a port. check: asks the server on a port; None while it is not there yet, "" when its
-    answer is right, else what was wrong with it.
+    answer is right, else what was wrong with it. output: where what it prints goes.
     """
     port = free_port()
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         command(str(port)),
         env=os.environ | {"PYTHONPATH": path} | dict(environment or {}),
+        stdout=output,
+        stderr=output and subprocess.STDOUT,
         preexec_fn=lambda: os.sched_setaffinity(0, cpus),  # safe here: this process has one thread
     )
     try:
         _await_answer(name, process, port, check)
         yield Running(name, process.pid, port)
     finally:
+        others = {one: _born(one) for one in family(process.pid)[1:]}
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(30)
@@ -74,6 +79,17 @@ def running(
             process.kill()
             process.wait()
             raise SystemExit(f"{name}: still running 30 s after SIGTERM") from None
+        finally:
+            for one, born in others.items():
+                if born and _born(one) == born:
+                    os.kill(one, signal.SIGKILL)
+
+
+def _born(pid: int) -> str:
+    """When a process began, in the kernel's ticks: with its pid, who it is. Empty where it is gone."""
+    with suppress(*GONE):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
 
 
 def free_port() -> int:
@@ -94,11 +110,11 @@ def _await_answer(name: str, process: subprocess.Popen[bytes], port: int, check:
         raise SystemExit(f"{name}: {wrong}")
 
 
-def post(port: int, body: bytes, content_type: str = "application/json") -> tuple[int, bytes] | None:
+def post(port: int, body: bytes, content_type: str = "application/json", path: str = "/") -> tuple[int, bytes] | None:
     """Status and body, or None while nobody answers, or one that listens says that it is not ready yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request("POST", "/", body, {"content-type": content_type})
+        connection.request("POST", path, body, {"content-type": content_type})
         response = connection.getresponse()
         answer = response.status, response.read()
         return None if answer[0] == 503 else answer
@@ -115,8 +131,9 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its descendants, in /proc's grain (usually 10 ms)."""
     ticks = 0
     for one in family(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15 of proc(5)
+        with suppress(*GONE):
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15 of proc(5)
     return ticks / TICK
 
 
@@ -124,14 +141,19 @@ def fine_cpu_seconds(pid: int) -> float:
     """Time on a CPU by the scheduler's clock, in nanoseconds, of the threads there are: for what is below a tick."""
     spent = 0
     for one in family(pid):
-        for task in Path(f"/proc/{one}/task").iterdir():
-            spent += int((task / "schedstat").read_text().split()[0])
+        for task in _tasks(one):
+            with suppress(*GONE):
+                spent += int((task / "schedstat").read_text().split()[0])
     return spent / 1e9
 
 
 def page_faults(pid: int) -> int:
     """Pages that a process and its descendants touched for the first time, or again after they gave them back."""
-    return sum(int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[7]) for one in family(pid))
+    faults = 0
+    for one in family(pid):
+        with suppress(*GONE):
+            faults += int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[7])
+    return faults
 
 
 def rss_bytes(pid: int) -> int:
@@ -140,12 +162,31 @@ def rss_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def pss_bytes(pid: int) -> int:
+    """Resident memory of a process and its descendants; a page that several map is divided among them."""
+    kilobytes = 0
+    for one in family(pid):
+        with suppress(*GONE):
+            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+            kilobytes += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return kilobytes * 1024
+
+
 def family(pid: int) -> list[int]:
+    """The process and its descendants: children, theirs, and so on."""
     found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += family(int(child))
+    for task in _tasks(pid):
+        with suppress(*GONE):
+            for child in (task / "children").read_text().split():
+                found += family(int(child))
     return found
+
+
+def _tasks(pid: int) -> list[Path]:
+    """The threads of a process; none where it has ended."""
+    with suppress(*GONE):
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    return []
 
 
 # Load
@@ -168,7 +209,8 @@ def load(server: Running, connections: int, seconds: int, cpus: set[int], *scrip
     script: what post.lua takes.
     """
     url = f"http://127.0.0.1:{server.port}/"
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "post.lua"), url, "--", *script]
+    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "post.lua")]
+    command = [*wrk, url, "--", *script]
     before, faults = cpu_seconds(server.pid), page_faults(server.pid)
     ended = subprocess.run(
         command,

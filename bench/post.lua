@@ -1,10 +1,11 @@
 -- What wrk sends, and what it says at the end: one line of JSON, times in microseconds, for bench/*.py.
--- args: the body and its type, or @FILE and its type where the body is long or not text. wrk makes the request once
+-- args: the body, its type and the path, or @FILE in place of a body that is long or not text. wrk makes the request once
 -- and writes it from that one buffer, so a long body costs it no more than the kernel's copy.
 wrk.method = "POST"
 
 function init(args)
   wrk.headers["Content-Type"] = args[2] or "application/json"
+  wrk.path = args[3] or wrk.path
   wrk.body = args[1]
   if string.sub(wrk.body, 1, 1) == "@" then
     local file = assert(io.open(string.sub(wrk.body, 2), "rb"))

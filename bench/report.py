@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,117 @@ def serial_table(saved: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"decode_torch of 602112 bytes took {beside:.2f} of decode_numpy's time."])
 
 
+JOBS = {"echo": "echo", "matrix": "32 numbers", "image": "image"}
+MEASURES = {
+    "per_cpu_second": "requests per CPU-second",
+    "per_second": "requests/s, 64 connections",
+    "p50_ms": "p50 ms, 1 connection",
+    "p99_ms": "p99 ms, 64 connections",
+}
+README_ROWS = (
+    *(f"{job}: {MEASURES['per_cpu_second']}" for job in JOBS.values()),
+    f"{JOBS['echo']}: {MEASURES['p50_ms']}",
+    "memory MB",
+)
+
+
+def peers_rows(saved: dict[str, Any]) -> dict[str, list[float]]:
+    """What was measured: a number for each server, or what isn't one of the yardstick."""
+    results = saved["results"]
+    rows = {
+        f"{title}: {measure}": [result["jobs"][job][key] for result in results]
+        for job, title in JOBS.items()
+        for key, measure in MEASURES.items()
+    }
+    rows["CPU when idle, % of a core"] = [result["idle_percent"] for result in results]
+    rows["memory MB"] = [result["jobs"]["echo"]["pss_mb"] for result in results]
+    rows["lines of code, three services"] = [result["lines"] for result in results]
+    return rows
+
+
+def peers_columns(saved: dict[str, Any]) -> list[list[str]]:
+    """The table: a row for each measure, a column for each server."""
+    head = ["one worker, one core", *(result["server"] for result in saved["results"])]
+    return [head, *([name, *map(_figure, numbers)] for name, numbers in peers_rows(saved).items())]
+
+
+def _figure(number: float | None) -> str:
+    if number is None:
+        return "-"
+    return f"{number:,.0f}" if number >= 100 or isinstance(number, int) else f"{number:.3g}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows under their head, the first column to the left."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], "|---|" + "--:|" * (len(rows[0]) - 1), *lines[1:]]
+
+
+def peers_table(saved: dict[str, Any]) -> str:
+    packages = [
+        f"{result['server']}: " + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+        for result in saved["results"]
+    ]
+    lines = [
+        f"{saved['machine']['cpu']}. Medians of {saved['runs']} rounds of {saved['seconds']} s. {'; '.join(packages)}.",
+        "",
+        *markdown(peers_columns(saved)),
+        "",
+        *ahead(saved),
+        *(f"- {name} is left out: {why}." for name, why in saved["left_out"].items()),
+        *(f"- Rounds of {name} failed: {'; '.join(whys)}." for name, whys in saved["failures"].items()),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def ahead(saved: dict[str, Any]) -> list[str]:
+    """Where each of the others is better than Virtex, in a sentence each."""
+    names = [result["server"] for result in saved["results"]]
+    if "Virtex" not in names:
+        return []
+    ours, won = names.index("Virtex"), {name: [] for name in names if name not in ("bare", "Virtex")}
+    for row, numbers in peers_rows(saved).items():
+        more = 1 if "requests" in row else -1  # is better
+        for name, number in zip(names, numbers, strict=True):
+            if name in won and more * number > more * numbers[ours]:
+                won[name].append(row)
+    return [f"- {name} is ahead of Virtex in: {'; '.join(rows) or 'none of these'}." for name, rows in won.items()]
+
+
+def peers_headline() -> str:
+    """The five rows of the README."""
+    rows = peers_columns(json.loads((RESULTS / "peers.json").read_text()))
+    keep = [i for i, name in enumerate(rows[0]) if name != "bare"]
+    return "\n".join(markdown([[row[i] for i in keep] for row in rows if row[0] in (rows[0][0], *README_ROWS)]))
+
+
+def beside() -> dict[str, str]:
+    """Both tables of the README, by the name of their marker."""
+    return {"headline": headline(), "peers": peers_headline()}
+
+
+def draw_peers(saved: dict[str, Any], to: Path) -> None:
+    """Requests per CPU-second of each server, a panel for each job, on a logarithmic scale."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "virtex"  # the same figures, the same file
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(JOBS), figsize=(11, 3.4), sharey=True, layout="constrained")
+    names = [result["server"] for result in saved["results"]][::-1]
+    for panel, (job, title) in zip(panels, JOBS.items(), strict=True):
+        numbers = [result["jobs"][job]["per_cpu_second"] for result in saved["results"]][::-1]
+        colours = ["#c44e52" if name == "Virtex" else "#bbbbbb" if name == "bare" else "#4c72b0" for name in names]
+        bars = panel.barh(names, numbers, color=colours)
+        panel.bar_label(bars, [f"{number:,.0f}" for number in numbers], padding=3, fontsize=8)
+        panel.set(xscale="log", title=f"{title}: requests per CPU-second", xlim=(min(numbers) / 2, max(numbers) * 8))
+        panel.title.set_fontsize(10)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(to, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "serve": serve_table,
     "edges": edges_table,
@@ -156,6 +267,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "batching": batching_table,
     "engine": engine_table,
     "serial": serial_table,
+    "peers": peers_table,
 }
 
 
@@ -201,12 +313,13 @@ def place(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     keep()
-    for page, tables in (("docs/figures.md", render()), ("README.md", {"headline": headline()})):
+    for page, tables in (("docs/figures.md", render()), ("README.md", beside())):
         text = (ROOT / page).read_text()
         for name, table in tables.items():
             text = place(text, name, table)
             print(table, file=sys.stdout)
         (ROOT / page).write_text(text)
+    draw_peers(json.loads((RESULTS / "peers.json").read_text()), ROOT / "docs" / "peers.svg")
 
 
 if __name__ == "__main__":

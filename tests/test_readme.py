@@ -15,7 +15,7 @@ import pytest
 from kit.pages import PORT, Page, check_answer, check_code, running
 from kit.servers import ROOT, Running, free_port
 
-from bench.report import headline, place
+from bench.report import headline, peers_headline, place
 
 README = Page(ROOT / "README.md")
 GUNICORN = next(line for line in README.shell if line.startswith("gunicorn "))
@@ -99,6 +99,12 @@ def test_the_five_figures_are_those_that_were_measured() -> None:
     table = headline()
     assert len(table.splitlines()) == 2 + 5
     assert place(README.text, "headline", table) == README.text
+
+
+def test_the_five_rows_beside_others_are_those_that_were_measured() -> None:
+    table = peers_headline()
+    assert len(table.splitlines()) == 2 + 5
+    assert place(README.text, "peers", table) == README.text
 
 
 def test_the_load_tester_is_not_promised() -> None:
