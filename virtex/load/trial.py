@@ -1,0 +1,117 @@
+"""One trial of `virtex tune`: a service under gunicorn on a loopback port, for as long as it is asked.
+
+    with Trial("module:app", {"max_batch_size": 64}) as trial:
+        trial.get("/metrics/live")
+
+Rules: the only file here that starts a process, and ends it by its id. The child has the other end of a pipe as its
+standard input, so that it ends too if this process is killed: tried.py waits for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+from .tried import ASKED
+
+READY_SECONDS = 600.0  # a model may take minutes to load
+END_SECONDS = 30.0
+POLL = 0.02  # seconds between two looks whether it is ready
+LINES = 15  # of the log that an error repeats
+
+
+class TrialError(Exception):
+    """A service that did not start, or went: with the end of its log."""
+
+
+class Trial:
+    """A running service. options: of http_server(), in place of what its module says. url: where it answers.
+
+    Raises TrialError where it does not become ready.
+    """
+
+    def __init__(self, app: str, options: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._headers = dict(headers or {})
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._start(stack, app, options)
+            self._stack = stack.pop_all()
+
+    def _start(self, stack: contextlib.ExitStack, app: str, options: Mapping[str, Any]) -> None:
+        folder = stack.enter_context(TemporaryDirectory(prefix="virtex-tune-"))
+        self._log = Path(folder) / "log"
+        command = ["gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--bind", f"127.0.0.1:{self.port}"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *command, "--no-control-socket", f"virtex.load.tried:app"],
+                env=os.environ | {ASKED: json.dumps({"app": app, "options": dict(options)})},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is this process's to handle
+            )
+        stack.callback(self._end)
+        self._wait_ready()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def get(self, path: str) -> Any:
+        """What a GET is answered, as JSON. Raises TrialError for any status but 200, OSError where nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path, headers={"accept": "application/json"} | self._headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise TrialError(f"GET {path} was answered {answer.status}: {body[:500].decode(errors='replace')}")
+        return json.loads(body)
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise TrialError(f"the service ended with {self._process.returncode}; its log:\n{self._last_lines()}")
+            with contextlib.suppress(OSError, http.client.HTTPException, TrialError):
+                self.get("/health/ready")
+                return
+            time.sleep(POLL)
+        raise TrialError(f"the service was not ready within {READY_SECONDS:g} s; its log:\n{self._last_lines()}")
+
+    def _last_lines(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LINES:])
+
+    def _end(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.terminate()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its worker looks for its parent once a second
+            self._process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
