@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
-from .virtual import Times, simulate
+from .virtual import simulate
+
+Floats = npt.NDArray[np.float64]
 
 ARRIVALS = 4000  # in one simulation: the p99 is that of the worst 40
 STEPS = 7  # halvings of the interval in which the highest rate is looked for: to within 1 %
@@ -109,7 +112,7 @@ def propose(cost: Cost, allowed: float, quantile: float, settings: Iterable[Sett
     )
 
 
-def highest(cost: Cost, allowed: float, quantile: float, settings: Settings, arrivals: Times) -> float:
+def highest(cost: Cost, allowed: float, quantile: float, settings: Settings, arrivals: Floats) -> float:
     """The highest rate of these arrivals at which the simulation holds the latency. arrivals: ns, 1 in a second."""
 
     def holds(rate: float) -> bool:

@@ -56,7 +56,7 @@ class Trial:
         command = ["gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--bind", f"127.0.0.1:{self.port}"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command, "--no-control-socket", f"virtex.load.tried:app"],
+                [sys.executable, "-m", *command, "--no-control-socket", "virtex.load.tried:app"],
                 env=os.environ | {ASKED: json.dumps({"app": app, "options": dict(options)})},
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -52,7 +52,7 @@ def change(server: Server, options: dict[str, Any]) -> None:
 
 def _end_with_parent() -> None:
     """Wait until nobody holds the other end of the standard input, which gunicorn hands on, and end gunicorn."""
-    while sys.stdin.buffer.read1():
+    while sys.stdin.read(1):
         pass
     os.kill(os.getppid(), signal.SIGTERM)
 
