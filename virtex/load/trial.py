@@ -1,7 +1,7 @@
 """One trial of `virtex tune`: a service under gunicorn on a loopback port, for as long as it is asked.
 
     with Trial("module:app", {"max_batch_size": 64}) as trial:
-        trial.get("/metrics/live")
+        run(Plan(trial.url, ...))
 
 Rules: the only file here that starts a process, and ends it by its id. The child has the other end of a pipe as its
 standard input, so that it ends too if this process is killed: tried.py waits for that.
@@ -10,7 +10,6 @@ standard input, so that it ends too if this process is killed: tried.py waits fo
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import socket
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
+from .peer import ask
 from .tried import ASKED
 
 READY_SECONDS = 600.0  # a model may take minutes to load
@@ -41,10 +41,9 @@ class Trial:
     Raises TrialError where it does not become ready.
     """
 
-    def __init__(self, app: str, options: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, app: str, options: Mapping[str, Any]) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._headers = dict(headers or {})
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._start(stack, app, options)
@@ -74,26 +73,12 @@ class Trial:
     ) -> None:
         self._stack.close()
 
-    def get(self, path: str) -> Any:
-        """What a GET is answered, as JSON. Raises TrialError for any status but 200, OSError where nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("GET", path, headers={"accept": "application/json"} | self._headers)
-            answer = connection.getresponse()
-            body = answer.read()
-        finally:
-            connection.close()
-        if answer.status != 200:
-            raise TrialError(f"GET {path} was answered {answer.status}: {body[:500].decode(errors='replace')}")
-        return json.loads(body)
-
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise TrialError(f"the service ended with {self._process.returncode}; its log:\n{self._last_lines()}")
-            with contextlib.suppress(OSError, http.client.HTTPException, TrialError):
-                self.get("/health/ready")
+            if ask(self.url, "/health/ready", {}) is not None:
                 return
             time.sleep(POLL)
         raise TrialError(f"the service was not ready within {READY_SECONDS:g} s; its log:\n{self._last_lines()}")
