@@ -6,7 +6,7 @@ Rules: makes bytes once, ahead of the test; knows neither clocks nor sockets.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..message import HttpMessage
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Source = Union[HttpMessage, str, "npt.NDArray[np.generic]"]
+    Source = HttpMessage | str | npt.NDArray[np.generic]
 
 JSON = "application/json"
 

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -122,13 +122,15 @@ class Histogram:
 def _bucket_of(times: Nanoseconds) -> Nanoseconds:
     """The index of each time's bucket: below 2 ** 11 the time itself, above its octave and its leading 11 bits."""
     octave = np.maximum(np.frexp(times.astype(np.float64))[1] - 1 - SUB_BITS, 0).astype(np.int64)
-    return (octave << SUB_BITS) + (times >> octave)
+    buckets: Nanoseconds = (octave << SUB_BITS) + (times >> octave)
+    return buckets
 
 
 def _middle_of(buckets: Nanoseconds) -> npt.NDArray[np.float64]:
     octave = np.maximum((buckets >> SUB_BITS) - 1, 0)
     first = (buckets - (octave << SUB_BITS)) << octave
-    return first + ((1 << octave) - 1) / 2
+    middle: npt.NDArray[np.float64] = first + ((1 << octave) - 1) / 2
+    return middle
 
 
 @dataclass
@@ -150,4 +152,65 @@ class Slice:
         self.answered += other.answered
         self.errors += other.errors
         self.response.merge(other.response)
+        return self
+
+
+class Answer(NamedTuple):
+    """What became of one request; times in nanoseconds on perf_counter.
+
+    number: its place in the schedule, from 0 on. scheduled, sent, done: when it was to be sent, was sent (0: never),
+    and had its answer or its error. status: 0 where no answer came. error: its kind, "" for a right answer. body: the
+    answer's.
+    """
+
+    number: int
+    scheduled: int
+    sent: int
+    done: int
+    status: int
+    error: str
+    body: bytes
+
+
+class Tally:
+    """What one process has counted. Times wait in lists, which are cheap to append to, until their second is over."""
+
+    def __init__(self) -> None:
+        self.scheduled = self.sent = self.answered = self.items = 0
+        self.first = self.last = 0  # when the first request was to be sent, and the last answer came: nanoseconds
+        self.last_sent = 0
+        self.waited = 0  # requests that found every connection busy
+        self.response, self.service, self.lateness = Histogram(), Histogram(), Histogram()
+        self.errors: Counter[str] = Counter()
+        self.statuses: Counter[int] = Counter()
+        self.answers: list[Answer] = []
+        self.new_response: list[int] = []
+        self.new_service: list[int] = []
+        self.new_lateness: list[int] = []
+        self.new_errors: Counter[str] = Counter()
+
+    def cut(self, at: float) -> Slice:
+        """End a second: what came in it, which is counted now."""
+        of_second = Histogram(self.new_response)
+        ended = Slice(at, of_second.count, self.new_errors, of_second)
+        self.answered += of_second.count
+        self.response.merge(of_second)
+        self.service.add(self.new_service)
+        self.lateness.add(self.new_lateness)
+        self.errors += self.new_errors
+        self.new_errors = Counter()
+        self.new_response.clear()
+        self.new_service.clear()
+        self.new_lateness.clear()
+        return ended
+
+    def merge(self, other: Tally) -> Self:
+        """Count what another process has counted too; gives this one."""
+        self.first = min(filter(None, (self.first, other.first)), default=0)
+        for name in ("last", "last_sent"):
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        for name in ("scheduled", "sent", "answered", "items", "waited", "errors", "statuses", "answers"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("response", "service", "lateness"):
+            getattr(self, name).merge(getattr(other, name))
         return self
