@@ -51,7 +51,10 @@ def as_text(found: dict[str, Any]) -> str:
         ("cores", f"{cores['usable']} usable of {cores['all']}"),
         ("codec", _say_codec(found["codec"])),
         ("gpu", "; ".join(found["gpu"]["names"]) or "none"),
-        ("", f"as {found['gpu']['told_by']} says" if found["gpu"]["told_by"] else "neither torch nor nvidia-smi is here"),
+        (
+            "",
+            f"as {found['gpu']['told_by']} says" if found["gpu"]["told_by"] else "neither torch nor nvidia-smi is here",
+        ),
         ("open files", f"{_say(found['open_files']['soft'])} (hard limit {_say(found['open_files']['hard'])})"),
         *((name, installed or "not installed") for name, installed in found["dependencies"].items()),
         *((name, installed) for name, installed in found["extras"].items()),

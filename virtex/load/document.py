@@ -103,9 +103,7 @@ def _flat(machine: Mapping[str, object]) -> dict[str, str]:
 # ---- pieces
 
 
-def page(
-    title: str, subtitle: str, said: Iterable[Verdict], tiles: Mapping[str, str], cards: Iterable[Card]
-) -> str:
+def page(title: str, subtitle: str, said: Iterable[Verdict], tiles: Mapping[str, str], cards: Iterable[Card]) -> str:
     """The file. said: sentences. tiles: figures by their names. cards: their headings are text, the rest is HTML."""
     template = Template((files(__package__) / "report.html").read_text())
     return template.substitute(

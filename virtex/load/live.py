@@ -14,7 +14,7 @@ WIPE = "\r\x1b[K"  # to the start of the line, and clear to its end: ECMA-48 8.3
 
 
 class Line:
-    """One line of a terminal. label: what stands ahead of the figures. slices: what has come so far, second by second.
+    """One line of a terminal. label: what stands ahead of the figures. slices: the seconds of the present run so far.
 
     Call it with each second of a run. out: None shows nothing.
     """
@@ -26,8 +26,10 @@ class Line:
 
     def __call__(self, second: Slice) -> None:
         before = self.slices[-1].at if self.slices else 0.0
+        if second.at <= before:  # of another run
+            self.slices, before = [], 0.0
         self.slices.append(second)
-        self.show(line_of(second, second.at - before if second.at > before else second.at))
+        self.show(line_of(second, second.at - before))
 
     def show(self, text: str) -> None:
         """Put this in the line."""
