@@ -127,10 +127,15 @@ def _found(plan: Plan, tally: Tally, slices: list[Slice]) -> Run:
     )
 
 
+def was_late(found: Run | Tally) -> bool:
+    """Whether the client itself could not send in time."""
+    return found.lateness.share_above(LATE) > MOST_LATE
+
+
 def _why_not(plan: Plan, tally: Tally) -> str:
     """How the client failed to keep the rate; "" where it did."""
     late = tally.lateness.share_above(LATE)
-    if late > MOST_LATE:
+    if was_late(tally):
         return (
             f"the client did not keep the rate of {plan.rate:g} requests/s: it sent {late:.1%} of them more than "
             f"{LATE * 1000:g} ms late (p99 {tally.lateness.percentile(99) * 1000:.1f} ms), and their times say so; "
