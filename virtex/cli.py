@@ -46,7 +46,7 @@ LOADTEST_EXAMPLES = """examples:
   virtex loadtest http://127.0.0.1:8081/ --slo p99=50ms                    # the highest rate that holds it
   virtex loadtest http://127.0.0.1:8081/ --sweep 100,200,400,800 --output sweep.html --output sweep.csv
   virtex loadtest http://127.0.0.1:8081/ --sweep connections=1,8,64
-  virtex loadtest http://127.0.0.1:8081/ --rate 100 --array 'float32[3,224,224]' --binary
+  virtex loadtest http://127.0.0.1:8081/ --rate 100 --data float32:3,224,224 --binary
   virtex loadtest http://127.0.0.1:8081/ --rate 100 --data '{"data": [[1, 2, 3]]}' --header 'authorization: Bearer x'
 
 """
@@ -54,13 +54,13 @@ LOADTEST_EXAMPLES = """examples:
 TUNE = """Find the settings with which a service holds a p99 at the highest rate.
 
 The service is started under gunicorn, with one worker, on a port of the loopback interface. What a batch costs is
-measured, a + b * n for n items; a simulation proposes max_batch_size, max_time_on_queue and executor; the best proposals
-are measured, and decide. Run it on the machine that is to serve, and with items as your clients send them."""
+measured, a + b * n for n items; a simulation proposes max_batch_size, max_time_on_queue and executor; the best of them
+are measured, and that decides. Run it on the machine that is to serve, and with items as your clients send them."""
 
 TUNE_EXAMPLES = """examples:
   virtex tune server:app --p99 50ms
   virtex tune server:app --p99 50ms --quick
-  virtex tune server:app --p99 0.2s --npy item.npy --up-to 64 --budget 10m --output tuned.html
+  virtex tune server:app --p99 0.2s --data item.npy --up-to 64 --budget 10m --output tuned.html
 
 """
 
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build()
     asked = parser.parse_args(arguments)
     try:
-        return asked.run(asked)  # type: ignore[no-any-return]
+        code: int = asked.run(asked)
     except argparse.ArgumentError as error:
-        asked.parser.error(str(error))
+        asked.parser.error(str(error))  # exits
     except ImportError as error:
         if error.name and error.name.startswith("virtex"):
             raise
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), MISSED)
     except KeyboardInterrupt:
         return _fail("stopped", INTERRUPTED)
+    return code
 
 
 def _fail(why: str, code: int) -> int:
@@ -156,7 +157,7 @@ def _loadtest(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--arrivals", choices=("constant", "poisson"), default="constant", help="the schedule's")
     length = load.add_mutually_exclusive_group()
-    length.add_argument("--duration", type=_seconds, metavar="TIME", help="of a run (default: 10s)")
+    length.add_argument("--duration", type=_some_seconds, metavar="TIME", help="of a run (default: 10s)")
     length.add_argument("--requests", type=_above(int), metavar="N", help="in a run")
     load.add_argument("--warmup", type=_seconds, default=0.5, metavar="TIME", help="beforehand, uncounted (0.5s)")
     load.add_argument("--processes", type=_above(int), default=1, metavar="N", help="that send (1)")
@@ -168,13 +169,15 @@ def _loadtest(parser: argparse.ArgumentParser) -> None:
 def _tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("app", metavar="MODULE:APP", help="as gunicorn is told it")
     search = parser.add_argument_group("search")
-    search.add_argument("--p99", type=_seconds, required=True, metavar="TIME", help="of the answers, at most")
+    search.add_argument("--p99", type=_some_seconds, required=True, metavar="TIME", help="of the answers, at most")
     search.add_argument(
         "--up-to", type=_above(int), metavar="ITEMS", help="the largest max_batch_size (default: the app's own)"
     )
     search.add_argument("--executor", choices=("inline", "thread"), help="only this one (default: both)")
     length = search.add_mutually_exclusive_group()
-    length.add_argument("--budget", type=_seconds, default=120.0, metavar="TIME", help="to take at most, about (2m)")
+    length.add_argument(
+        "--budget", type=_some_seconds, default=120.0, metavar="TIME", help="to take at most, about (2m)"
+    )
     length.add_argument("--quick", dest="budget", action="store_const", const=30.0, help="the same as --budget 30s")
     search.add_argument("--processes", type=_above(int), default=1, metavar="N", help="that send (1)")
     _payloads(parser)
@@ -183,17 +186,18 @@ def _tune(parser: argparse.ArgumentParser) -> None:
 
 def _payloads(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is sent; of several payloads each in turn")
-    group.add_argument("--data", action="append", metavar="JSON", help='a message: {"data": [...]}')
-    group.add_argument("--json-file", action="append", metavar="FILE", help="a message in a file, or one in each line")
-    group.add_argument("--npy", action="append", metavar="FILE", help="an array in a file, as one item")
-    group.add_argument("--array", action="append", metavar="DTYPE[SHAPE]", help="a random array: float32[3,224,224]")
-    group.add_argument("--lines", action="append", metavar="FILE", help="text: each line is an item")
     group.add_argument(
-        "--items", type=_above(int), default=1, metavar="N", help="of arrays and lines, in a request (1)"
+        "--data",
+        action="append",
+        metavar="WHAT",
+        help='a message, {"data": [...]}; '
+        "a file: .json, .jsonl (a message in each line), .npy (an item), or text (each line an item); "
+        "or the shape of a random array, float32:3,224,224",
     )
+    group.add_argument("--items", type=_above(int), default=1, metavar="N", help="of arrays and text in a request (1)")
     group.add_argument("--binary", action="store_true", help="arrays as application/x-npy, not as base64 in JSON")
     group.add_argument("--header", action="append", type=_header, default=[], metavar="'NAME: VALUE'", help="to send")
-    group.add_argument("--timeout", type=_seconds, default=30.0, metavar="TIME", help="for an answer (30s)")
+    group.add_argument("--timeout", type=_some_seconds, default=30.0, metavar="TIME", help="for an answer (30s)")
 
 
 def _shown(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +238,13 @@ def _seconds(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
+def _some_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"expected a time above 0, got {text!r}")
+    return seconds
+
+
 def _share(text: str) -> float:
     number, is_percent = text.removesuffix("%"), text.endswith("%")
     try:
@@ -249,10 +260,7 @@ def _slo(text: str) -> float:
     name, _, time = text.partition("=")
     if name.strip() != "p99":
         raise argparse.ArgumentTypeError(f"expected p99=TIME, such as p99=50ms, got {text!r}")
-    seconds = _seconds(time)
-    if not seconds:
-        raise argparse.ArgumentTypeError(f"expected a time above 0, got {text!r}")
-    return seconds
+    return _some_seconds(time)
 
 
 def _sweep(text: str) -> tuple[str, list[float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,10 @@ from ..message import HttpMessage
 from ..serial._needs import library
 from . import peer
 from .live import Line
-from .modes import Search, search, sweep
-from .payloads import Payload, payload_of
+from .modes import Search, search
+from .payloads import Payload, payloads_of
 from .plan import Plan
-from .report import Report, as_csv, as_json, as_table, failed_share
+from .report import Report, as_csv, as_json, as_table, failed_share, load_of, number
 from .run import Run, run
 
 SECONDS = 10.0  # of a run, where nothing else is said
@@ -45,7 +45,7 @@ def loadtest(asked: argparse.Namespace) -> bool:
         found = _go(asked, plan, runs, line)
     except KeyboardInterrupt:
         interrupted = True
-        runs += partial_run(plan, line)
+        runs += line.partial()
     finally:
         line.wipe()
     sizes = peer.sizes_between(before, peer.metrics(plan.url, plan.headers))
@@ -58,28 +58,38 @@ def loadtest(asked: argparse.Namespace) -> bool:
 
 def _go(asked: argparse.Namespace, plan: Plan, runs: list[Run], line: Line) -> Search | None:
     """Run what was asked; each run is in `runs` as soon as it is over."""
+
+    def watched(plan: Plan, progress: Any = None) -> Run:
+        line.begin(plan, "" if plan.rate == asked.rate and not asked.sweep else f"{number(load_of(plan))}: ")
+        runs.append(run(plan, line))
+        return runs[-1]
+
     if asked.sweep is not None:
         name, loads = asked.sweep
-        for at, load in enumerate(loads, 1):
-            line.label = f"{at} of {len(loads)}, {name} {load:,.6g}: "
-            runs += sweep(plan, **{"rates" if name == "rate" else name: [load]}, progress=line)
+        for load in loads:
+            watched(replace(plan, **{name: load}))
     elif _searches(asked):
-        found = search(plan, asked.slo, errors=asked.max_errors, progress=line)
-        runs += found.runs
-        return found
+        return search(plan, asked.slo, errors=asked.max_errors, runner=watched)
     else:
-        runs.append(run(plan, line))
+        watched(plan)
     return None
 
 
 def _report(asked: argparse.Namespace, runs: list[Run], found: Search | None, sizes: Any, interrupted: bool) -> Report:
     if asked.sweep is not None:
         return Report("sweep", runs, sizes, interrupted=interrupted)
-    if _searches(asked):
-        best = None if found is None or found.best is None else runs.index(found.best)
-        return Report("search", runs, sizes, asked.slo, best, found.limited_by if found else "", interrupted)
-    held = bool(asked.slo and runs and runs[0].response.percentile(99) <= asked.slo)
-    return Report("run", runs, sizes, asked.slo, 0 if held else None, interrupted=interrupted)
+    held = [at for at, run in enumerate(runs) if asked.slo and holds_at(run, asked.slo, asked.max_errors)]
+    if not _searches(asked):
+        return Report("run", runs, sizes, asked.slo, held[0] if held else None, interrupted=interrupted)
+    if found is not None:
+        held = [at for at, run in enumerate(runs) if run is found.best]
+    best = max(held, key=lambda at: load_of(runs[at].plan), default=None)
+    return Report("search", runs, sizes, asked.slo, best, found.limited_by if found else "", interrupted)
+
+
+def holds_at(run: Run, p99: float, errors: float) -> bool:
+    """Whether a run held the bounds. errors: the share that may fail."""
+    return run.response.percentile(99) <= p99 and failed_share(run) <= errors
 
 
 def holds(report: Report, errors: float) -> bool:
@@ -91,20 +101,6 @@ def holds(report: Report, errors: float) -> bool:
         return False
     right = [run.answered > 0 and failed_share(run) <= errors for run in report.runs]
     return all(right) and bool(right) if report.mode == "run" else any(right)
-
-
-def partial_run(plan: Plan, line: Line) -> list[Run]:
-    """What had come of a run that was stopped, as far as its seconds tell; none where not one was over."""
-    slices = line.slices
-    if not slices:
-        return []
-    found = Run(plan, slices=slices, seconds=slices[-1].at, answered=sum(each.answered for each in slices))
-    for each in slices:
-        found.errors += each.errors
-        found.response.merge(each.response)
-    found.sent = found.scheduled = found.answered + sum(found.errors.values())
-    found.offered, found.rate = found.sent / found.seconds, found.answered / found.seconds
-    return [found]
 
 
 # ---- arguments
@@ -154,33 +150,31 @@ def _plan(asked: argparse.Namespace) -> Plan:
     return replace(plan, payloads=payloads_for(asked, plan.url, plan.headers))
 
 
-def payloads_for(asked: argparse.Namespace, url: str, headers: Any) -> Sequence[Payload]:
-    """What the arguments name, or, where they name nothing, what the service gives as its example.
+def payloads_for(asked: argparse.Namespace, url: str, headers: Mapping[str, str]) -> list[Payload]:
+    """What the arguments name, or, where they name nothing, what the service gives as its example or declares.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is nothing.
     """
-    found = [payload_of(_message(text, "--data")) for text in asked.data or ()]
-    return found or _sampled(url, headers)
+    sources = [_message(each) if each.lstrip().startswith("{") else each for each in asked.data or ()]
+    return payloads_of(sources or _samples(url, headers), items=asked.items, binary=asked.binary)
 
 
-def _message(text: str | bytes, where: str) -> HttpMessage:
+def _message(text: str) -> HttpMessage:
     try:
-        value = orjson.loads(text)
+        return HttpMessage(**orjson.loads(text))
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected JSON, got {error}") from None
-    if not isinstance(value, dict) or not isinstance(value.get("data"), list):
-        raise ValueError(f'{where}: expected {{"data": [...]}}')
-    return HttpMessage(**value)
+        raise ValueError(f"--data {text!r}: expected JSON: {error}") from None
 
 
-def _sampled(url: str, headers: Any) -> list[Payload]:
+def _samples(url: str, headers: Mapping[str, str]) -> list[HttpMessage] | str:
     said = peer.ask(url, "/", headers)
-    items = said.get("example") if isinstance(said, dict) else None
-    if not items:
-        raise ValueError(
-            "the service gives no example: say what to send by --data, --json-file, --npy, --array, --lines"
-        )
-    return [payload_of(HttpMessage(data=[item])) for item in items]
+    said = said if isinstance(said, dict) else {}
+    if said.get("example"):
+        return [HttpMessage(data=[item]) for item in said["example"]]
+    declared = said.get("inputs") or {}
+    if "shape" in declared:  # of one array; an example of several is too long only where they are large
+        return f"{declared['dtype']}:{','.join(map(str, declared['shape']))}"
+    raise ValueError(f"{url} gives no example: say by --data what to send")
 
 
 # ---- output

@@ -19,6 +19,7 @@ from .report import (
     items_per_second,
     load_of,
     milliseconds,
+    number,
     percentile_rows,
     run_rows,
     total,
@@ -37,7 +38,7 @@ def as_html(report: Report) -> str:
     cards = [("Percentiles", table(percentile_rows(shown)))] if report.mode == "run" else [_curve(report)]
     if report.mode != "run":
         cards.append((f"{len(report.runs)} runs", table(run_rows(report))))
-    cards += _plots(shown, "" if report.mode == "run" else f" at {load_of(shown):,.6g}")
+    cards += _plots(shown, "" if report.mode == "run" else f" at {number(load_of(shown.plan))}")
     if report.sizes is not None:
         shares = report.sizes.shares()
         cards.append(("Batches of the service", plots.bars("sizes", "Batch sizes", shares, "items in a batch")))

@@ -6,7 +6,7 @@ Rules: numbers only; nothing is started or sent here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -36,7 +36,7 @@ class Cost:
 
     def on(self, executor: str) -> Cost:
         """As a simulation counts it: inline, nothing else runs while the loop reads and writes requests."""
-        return Cost(self.base, self.per_item + self.request) if executor == "inline" else self
+        return replace(self, per_item=self.per_item + self.request) if executor == "inline" else self
 
     def capacity(self, size: int) -> float:
         """Items in a second when every batch is full."""
@@ -113,7 +113,10 @@ def propose(cost: Cost, allowed: float, quantile: float, settings: Iterable[Sett
 
 
 def highest(cost: Cost, allowed: float, quantile: float, settings: Settings, arrivals: Floats) -> float:
-    """The highest rate of these arrivals at which the simulation holds the latency. arrivals: ns, 1 in a second."""
+    """The highest rate of these arrivals at which the simulation holds the latency. arrivals: ns, 1 in a second.
+
+    No more than what the loop can read and write, of which the simulation knows nothing.
+    """
 
     def holds(rate: float) -> bool:
         latencies, _ = simulate(
@@ -129,4 +132,4 @@ def highest(cost: Cost, allowed: float, quantile: float, settings: Settings, arr
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return min(low, 1 / cost.request) if cost.request else low

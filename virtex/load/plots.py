@@ -149,7 +149,7 @@ def percentiles(response: Histogram, service: Histogram) -> str:
 
 def curve(report: Report) -> str:
     """Latency over throughput: a point for each run, with the knee and the bound."""
-    runs = sorted((run for run in report.runs if run.response.count), key=load_of)
+    runs = sorted((run for run in report.runs if run.response.count), key=lambda run: load_of(run.plan))
 
     def draw(axes: Any) -> None:
         rates = [run.rate for run in runs]
@@ -187,3 +187,39 @@ def bars(name: str, title: str, shares: Sequence[tuple[str, float]], label: str)
         axes.set_ylabel("% of the batches")
 
     return svg(name, title, draw)
+
+
+def trials(curves: Sequence[tuple[str, Sequence[Run]]], bound: float) -> str:
+    """The p99 over the rate that was asked, a line for each of the settings. bound: of the p99, in seconds."""
+
+    def draw(axes: Any) -> None:
+        colours = (A, B, C, INK, SOFT)
+        for at, (label, runs) in enumerate(curves):
+            ordered = sorted((run for run in runs if run.answered), key=lambda run: load_of(run.plan))
+            rates = [load_of(run.plan) for run in ordered]
+            times = [1000 * run.response.percentile(99) for run in ordered]
+            dashes = ("-", "--", ":", "-.")[at % 4]
+            axes.plot(rates, times, dashes, color=colours[at % len(colours)], marker="o", markersize=4, label=label)
+        axes.axhline(1000 * bound, color=BAD, linewidth=1, label="bound")
+        axes.set_xlabel("requests per second")
+        _thousands(axes.xaxis)
+        _latency_axis(axes)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, fontsize=9)
+
+    return svg("trials", "p99 over the rate, for each of the settings", draw)
+
+
+def cost(batches: Sequence[tuple[int, float]], fitted: Callable[[float], float]) -> str:
+    """What batches took, and the line that was fitted to it."""
+
+    def draw(axes: Any) -> None:
+        most = max(size for size, _ in batches)
+        axes.plot([0, most], [1000 * fitted(0), 1000 * fitted(most)], "-", color=A, label="a + b n, fitted")
+        sizes, seconds = zip(*batches, strict=True)
+        axes.plot(sizes, [1000 * each for each in seconds], "o", color=B, label="measured")
+        axes.set_xlabel("items in a batch")
+        axes.set_ylabel("ms")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2)
+
+    return svg("cost", "What a batch takes", draw)

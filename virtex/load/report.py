@@ -71,7 +71,9 @@ class Report:
 
     def __post_init__(self) -> None:
         if self.mode == "sweep":
-            object.__setattr__(self, "knee", knee([(load_of(run), run.response.percentile(99)) for run in self.runs]))
+            object.__setattr__(
+                self, "knee", knee([(load_of(run.plan), run.response.percentile(99)) for run in self.runs])
+            )
 
 
 def knee(points: Sequence[tuple[float, float]]) -> int | None:
@@ -92,9 +94,9 @@ def knee(points: Sequence[tuple[float, float]]) -> int | None:
     return max(below)[2]
 
 
-def load_of(run: Run) -> float:
-    """What a run asked of the service: requests per second, in a closed loop connections."""
-    return run.plan.most_connections if run.plan.rate is None else run.plan.rate
+def load_of(plan: Plan) -> float:
+    """What a run asks of the service: requests per second, in a closed loop connections."""
+    return plan.most_connections if plan.rate is None else plan.rate
 
 
 def errors_of(run: Run) -> int:
@@ -105,6 +107,11 @@ def failed_share(run: Run) -> float:
     """Which share of what came back, or was to, is an error."""
     total = run.answered + errors_of(run)
     return errors_of(run) / total if total else 0.0
+
+
+def number(load: float) -> str:
+    """A rate or a number of connections, in as many digits as are of use."""
+    return f"{load:,.0f}" if load >= 100 else f"{load:,.3g}"
 
 
 def percent(q: float) -> str:
@@ -147,9 +154,9 @@ def _run(run: Run) -> dict[str, Any]:
         "items_per_second": items_per_second(run),
         "client_kept_rate": run.client_kept_rate,
         "why_not": run.why_not or None,
-        "response": _times(run.response),
-        "service": _times(run.service),
-        "lateness": _times(run.lateness),
+        "response": times_of(run.response),
+        "service": times_of(run.service),
+        "lateness": times_of(run.lateness),
         "errors": dict(run.errors),
         "statuses": {str(status): count for status, count in sorted(run.statuses.items())},
         "slices": [_slice(each) for each in run.slices],
@@ -175,7 +182,8 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _times(times: Histogram) -> dict[str, Any]:
+def times_of(times: Histogram) -> dict[str, Any]:
+    """A histogram as values of JSON."""
     return {
         "count": times.count,
         **{name: _known(getattr(times, name)) for name in ("mean", "std", "min", "max")},
@@ -241,9 +249,9 @@ def milliseconds(seconds: float) -> str:
 
 def what(report: Report) -> str:
     """What was asked, in a line, without the URL."""
-    loads = sorted(map(load_of, report.runs))
+    loads = sorted(load_of(run.plan) for run in report.runs)
     plan = report.runs[0].plan
-    span = " to ".join(f"{load:,.6g}" for load in dict.fromkeys((loads[0], loads[-1])))
+    span = " to ".join(f"{number(load)}" for load in dict.fromkeys((loads[0], loads[-1])))
     length = f"{plan.count:,} requests" if plan.count is not None else f"{plan.seconds:g} s"
     pieces = [f"{plan.processes} processes"] if plan.processes > 1 else []
     if plan.rate is None:
@@ -266,14 +274,15 @@ def as_table(report: Report) -> str:
     else:
         lines += aligned(run_rows(report))
     if report.sizes is not None:
-        shares = "  ".join(f"{name}: {share:.0%}" for name, share in report.sizes.shares())
+        shares = "  ".join(f"{name}: {share:.1%}" for name, share in report.sizes.shares())
         lines.append(f"batches of {report.sizes.mean:.1f} items on average; {shares}")
     return "\n".join([*lines, *(verdict.text for verdict in verdicts(report))])
 
 
 def total(run: Run) -> str:
     answered = f"{run.answered:,} right answers to {run.sent:,} requests in {run.seconds:.1f} s"
-    return f"{answered}: {run.rate:,.1f}/s, {items_per_second(run):,.1f} items/s"
+    items = f", {items_per_second(run):,.1f} items/s" if run.items else ""
+    return f"{answered}: {run.rate:,.1f}/s{items}"
 
 
 def percentile_rows(run: Run) -> list[tuple[str, ...]]:
@@ -293,7 +302,7 @@ def run_rows(report: Report) -> list[tuple[str, ...]]:
     for at, run in enumerate(report.runs):
         times = (*(run.response.percentile(q) for q in quantiles), run.response.max)
         mark = "  knee" if at == report.knee else "  best" if at == report.best else ""
-        asked = f"{load_of(run):,.6g}{mark}" + ("" if run.client_kept_rate else "  client too slow")
+        asked = f"{number(load_of(run.plan))}{mark}" + ("" if run.client_kept_rate else "  client too slow")
         rows.append((asked, f"{run.rate:,.1f}", *map(milliseconds, times), f"{errors_of(run):,}"))
     return rows
 
@@ -318,9 +327,10 @@ def verdicts(report: Report) -> list[Verdict]:
     found = []
     if report.interrupted:
         found.append(Verdict("INTERRUPTED: these are the figures of what came until then", "bad"))
-    for run in report.runs:
-        if not run.client_kept_rate:
-            found.append(Verdict(f"THE CLIENT COULD NOT KEEP THE RATE ({load_of(run):,.6g}): {run.why_not}", "bad"))
+    late = [run for run in report.runs if not run.client_kept_rate]
+    if late:
+        several = f" in {len(late)} of {len(report.runs)} runs, the last of which" if len(report.runs) > 1 else ""
+        found.append(Verdict(f"THE CLIENT WAS TOO SLOW{several}: {late[-1].why_not}", "bad"))
     errors = sum((run.errors for run in report.runs), Counter[str]())
     if errors:
         found.append(Verdict("errors: " + ", ".join(f"{kind} {n:,}" for kind, n in errors.most_common()), "bad"))
@@ -339,7 +349,7 @@ def _knee(report: Report) -> str:
     run = report.runs[report.knee]
     unit = "connections" if run.plan.rate is None else "requests/s"
     p99 = milliseconds(run.response.percentile(99))
-    return f"knee: {load_of(run):,.6g} {unit}, {run.rate:,.1f} answers/s at a p99 of {p99} ms"
+    return f"knee: {number(load_of(run.plan))} {unit}, {run.rate:,.1f} answers/s at a p99 of {p99} ms"
 
 
 def _slo(report: Report, slo: float) -> str:
@@ -348,6 +358,6 @@ def _slo(report: Report, slo: float) -> str:
         return f"MISSED: {bound} held at no rate" if report.mode == "search" else f"MISSED: {bound}"
     if report.mode == "run":
         return f"held: {bound}"
-    rate = load_of(report.runs[report.best])
+    rate = load_of(report.runs[report.best].plan)
     why = {"client": "; the client could not send faster", "high": "; more was not asked for"}
-    return f"held: {bound} up to {rate:,.6g} requests/s{why.get(report.limited_by, '')}"
+    return f"held: {bound} up to {number(rate)} requests/s{why.get(report.limited_by, '')}"

@@ -3,7 +3,7 @@
     with Trial("module:app", {"max_batch_size": 64}) as trial:
         run(Plan(trial.url, ...))
 
-Rules: the only file here that starts a process, and ends it by its id. The child has the other end of a pipe as its
+Rules: starts one process, and ends it by its id. The child has the other end of a pipe as its
 standard input, so that it ends too if this process is killed: tried.py waits for that.
 """
 
@@ -38,6 +38,8 @@ class TrialError(Exception):
 class Trial:
     """A running service. options: of http_server(), in place of what its module says. url: where it answers.
 
+    own: what its module says of max_batch_size, max_time_on_queue and executor.
+
     Raises TrialError where it does not become ready.
     """
 
@@ -51,12 +53,13 @@ class Trial:
 
     def _start(self, stack: contextlib.ExitStack, app: str, options: Mapping[str, Any]) -> None:
         folder = stack.enter_context(TemporaryDirectory(prefix="virtex-tune-"))
-        self._log = Path(folder) / "log"
+        self._log, told = Path(folder) / "log", Path(folder) / "own.json"
+        asked = {"app": app, "options": dict(options), "told": str(told)}
         command = ["gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--bind", f"127.0.0.1:{self.port}"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *command, "--no-control-socket", "virtex.load.tried:app"],
-                env=os.environ | {ASKED: json.dumps({"app": app, "options": dict(options)})},
+                env=os.environ | {ASKED: json.dumps(asked)},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -64,6 +67,7 @@ class Trial:
             )
         stack.callback(self._end)
         self._wait_ready()
+        self.own: dict[str, Any] = json.loads(told.read_text())
 
     def __enter__(self) -> Self:
         return self

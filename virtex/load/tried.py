@@ -13,13 +13,14 @@ import sys
 import threading
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..metrics.export import OFF
 from ..server import Server
 from ..workers.loading import resolve
 
-ASKED = "VIRTEX_TRIAL"  # {"app": "module:app", "options": {"max_batch_size": 64, ...}}
+ASKED = "VIRTEX_TRIAL"  # {"app": "module:app", "options": {"max_batch_size": 64, ...}, "told": "where own() goes"}
 
 
 def load(name: str) -> tuple[Any, Server]:
@@ -50,6 +51,12 @@ def change(server: Server, options: dict[str, Any]) -> None:
     server.max_time_on_queue = server.options.max_time_on_queue
 
 
+def own(server: Server) -> dict[str, Any]:
+    """What a service's module says of batches."""
+    options = server.options
+    return {name: getattr(options, name) for name in ("max_batch_size", "max_time_on_queue", "executor")}
+
+
 def _end_with_parent() -> None:
     """Wait until nobody holds the other end of the standard input, which gunicorn hands on, and end gunicorn."""
     while sys.stdin.read(1):
@@ -60,6 +67,7 @@ def _end_with_parent() -> None:
 def _app() -> Any:
     asked = json.loads(os.environ[ASKED])
     app, server = load(asked["app"])
+    Path(asked["told"]).write_text(json.dumps(own(server)))
     change(server, asked["options"])
     threading.Thread(target=_end_with_parent, name="virtex trial", daemon=True).start()
     return app
