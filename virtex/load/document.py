@@ -35,13 +35,14 @@ def as_html(report: Report) -> str:
     """A report of at least one run. Raises ImportError where matplotlib is missing."""
     shown = _best(report)
     plan = report.runs[0].plan
-    cards = [("Percentiles", table(percentile_rows(shown)))] if report.mode == "run" else [_curve(report)]
-    if report.mode != "run":
-        cards.append((f"{len(report.runs)} runs", table(run_rows(report))))
-    cards += _plots(shown, "" if report.mode == "run" else f" at {number(load_of(shown.plan))}")
+    is_one = report.mode == "run"
+    cards = [("Percentiles", table(percentile_rows(shown)))] if is_one else [_curve(report)]
+    cards += _plots(shown, "" if is_one else f" at {number(load_of(shown.plan))}")
     if report.sizes is not None:
         shares = report.sizes.shares()
         cards.append(("Batches of the service", plots.bars("sizes", "Batch sizes", shares, "items in a batch")))
+    if not is_one:
+        cards.append((f"{len(report.runs)} runs", table(run_rows(report))))
     cards += [("What was asked", facts(_asked(report))), ("Where it ran", facts(_flat(report.runs[0].machine)))]
     return page(plan.url, f"{what(report)}; virtex {__version__}", verdicts(report), _tiles(shown, report), cards)
 

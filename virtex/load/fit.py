@@ -16,9 +16,10 @@ from .virtual import simulate
 
 Floats = npt.NDArray[np.float64]
 
-ARRIVALS = 4000  # in one simulation: the p99 is that of the worst 40
+ARRIVALS = 3000  # in one simulation: the p99 is that of the worst 30
 STEPS = 7  # halvings of the interval in which the highest rate is looked for: to within 1 %
 WINDOWS = (0.0, 0.05, 0.2)  # max_time_on_queue to propose, as parts of the latency that is allowed
+WORTH = 0.5  # of the highest capacity, at which a batch size is worth a simulation
 GRAIN = 0.001  # seconds: an event loop's timers are no finer
 
 
@@ -90,12 +91,13 @@ def sizes_to(most: int) -> list[int]:
 
 
 def candidates(cost: Cost, allowed: float, most: int, executors: Iterable[str]) -> list[Settings]:
-    """Every combination that can hold a latency: one batch is not longer than what is allowed, nor one wait.
+    """Every combination that can hold a latency, and may be worth it: a batch takes no longer than what is allowed.
 
     allowed: seconds. most: items of a batch.
     """
     windows = sorted({round(part * allowed / GRAIN) * GRAIN for part in WINDOWS})
     sizes = [size for size in sizes_to(most) if cost.of(size) <= allowed] or [1]
+    sizes = [size for size in sizes if cost.capacity(size) >= WORTH * cost.capacity(sizes[-1])]
     return [Settings(size, round(window, 3), executor) for size, window, executor in product(sizes, windows, executors)]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..serial._needs import library as needed
 from .record import Histogram, Slice
-from .report import Report, load_of
+from .report import Report, load_of, middles
 from .run import Run
 
 SIZE = (7.2, 3.3)  # inches at 72 points
@@ -113,6 +113,7 @@ def over_time(slices: Sequence[Slice]) -> str:
             along = axes.get_xaxis_transform()
             axes.plot(failed, [0.02] * len(failed), "x", color=BAD, label="errors", transform=along, clip_on=False)
         axes.set_xlabel("seconds")
+        axes.set_xlim(0, at[-1] * 1.03)
         axes.xaxis.set_major_locator(library("matplotlib.ticker").MaxNLocator(10, integer=True))
         _latency_axis(axes)
         axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
@@ -149,7 +150,7 @@ def percentiles(response: Histogram, service: Histogram) -> str:
 
 def curve(report: Report) -> str:
     """Latency over throughput: a point for each run, with the knee and the bound."""
-    runs = sorted((run for run in report.runs if run.response.count), key=lambda run: load_of(run.plan))
+    runs = middles(report.runs)
 
     def draw(axes: Any) -> None:
         rates = [run.rate for run in runs]
@@ -195,7 +196,7 @@ def trials(curves: Sequence[tuple[str, Sequence[Run]]], bound: float) -> str:
     def draw(axes: Any) -> None:
         colours = (A, B, C, INK, SOFT)
         for at, (label, runs) in enumerate(curves):
-            ordered = sorted((run for run in runs if run.answered), key=lambda run: load_of(run.plan))
+            ordered = middles(runs)
             rates = [load_of(run.plan) for run in ordered]
             times = [1000 * run.response.percentile(99) for run in ordered]
             dashes = ("-", "--", ":", "-.")[at % 4]

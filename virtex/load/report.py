@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,6 +97,16 @@ def knee(points: Sequence[tuple[float, float]]) -> int | None:
 def load_of(plan: Plan) -> float:
     """What a run asks of the service: requests per second, in a closed loop connections."""
     return plan.most_connections if plan.rate is None else plan.rate
+
+
+def middles(runs: Iterable[Run]) -> list[Run]:
+    """For each load, ascending, the run of the middle p99, where it was measured again. Only runs with answers."""
+    by_load: dict[float, list[Run]] = {}
+    for run in runs:
+        if run.response.count:
+            by_load.setdefault(load_of(run.plan), []).append(run)
+    ordered = (sorted(by_load[load], key=lambda run: run.response.percentile(99)) for load in sorted(by_load))
+    return [same[len(same) // 2] for same in ordered]
 
 
 def errors_of(run: Run) -> int:

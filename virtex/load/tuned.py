@@ -58,7 +58,7 @@ def verdicts(found: Tuned) -> list[Verdict]:
 def rows(found: Tuned) -> list[tuple[str, ...]]:
     """A row for each of the settings that were tried, the first of names."""
     named: list[tuple[str, ...]] = [
-        ("max_batch_size", "max_time_on_queue", "executor", "simulated/s", "held/s", "p99 ms", "")
+        ("", "max_batch_size", "time_on_queue", "executor", "simulated/s", "held/s", "p99 ms")
     ]
     for each in found.tried:
         settings = each.settings
@@ -67,13 +67,13 @@ def rows(found: Tuned) -> list[tuple[str, ...]]:
         own = "the app's own" if settings == found.own else ""
         named.append(
             (
+                ", ".join(filter(None, (mark, own))),
                 f"{settings.max_batch_size:,}",
                 f"{settings.max_time_on_queue:g}",
                 settings.executor,
                 number(each.simulated),
                 number(each.rate) if each.best else f"not {number(shown.plan.rate or 0)}" if shown else "-",
                 milliseconds(shown.response.percentile(QUANTILE)) if shown else "-",
-                ", ".join(filter(None, (mark, own))),
             )
         )
     return named
@@ -139,14 +139,13 @@ def as_html(found: Tuned) -> str:
     from . import plots
     from .document import page, table
 
-    cards = [("What was tried", table(rows(found)))]
-    if line_to_paste(found):
-        cards.insert(0, ("The line to paste", f"<pre>{escape(line_to_paste(found))}</pre>"))
+    cards = [("The line to paste", f"<pre>{escape(line_to_paste(found))}</pre>")] if found.best else []
     curves = [(str(each.settings), each.runs) for each in found.tried if any(run.answered for run in each.runs)]
     if curves:
         cards.append(("p99 over the rate", plots.trials(curves, found.p99)))
     if found.cost is not None:
         cards.append(("What a batch takes", plots.cost(found.batches, found.cost.of)))
+    cards.append(("What was tried", table(rows(found))))
     tiles = {}
     if found.best and found.best.best:
         tiles = {"requests/s": number(found.best.rate)}

@@ -121,7 +121,7 @@ class Tuner:
         self.asked = asked
         self.found = found
         self.line = line
-        self._ends = time.monotonic() + asked.budget
+        self._ends = self._until = time.monotonic() + asked.budget  # of all, of the present trial
         self._headers = dict(asked.header)
         self._payloads: Sequence[Payload] = ()
         self._ceiling = math.inf  # requests/s of patient clients
@@ -132,9 +132,9 @@ class Tuner:
             self._learn(trial)
         chosen = self._propose()
         seconds = min(LONGEST, max(SHORTEST, (self._ends - time.monotonic()) / (RUNS * len(chosen))))
-        for proposal in chosen:
-            if not self.found.tried or time.monotonic() < self._ends:
-                self._try(proposal, seconds)
+        for at, proposal in enumerate(chosen):
+            if at < 2 or time.monotonic() < self._ends:  # a tuning has something to compare, whatever it takes
+                self._try(proposal, seconds, 1 / (len(chosen) - at))
 
     def _trial(self, options: dict[str, Any]) -> Trial:
         self.line.show(f"starting {self.asked.app}")
@@ -185,7 +185,7 @@ class Tuner:
         raise TrialError(f"{self.asked.app} does not answer what is sent ({what}): --data says what it takes")
 
     def _plan(self, trial: Trial, payloads: Sequence[Payload], seconds: float, **more: Any) -> Plan:
-        of_all = {"timeout": self.asked.timeout, "headers": self._headers, "warmup": min(0.3, seconds / 2)}
+        of_all = {"timeout": self.asked.timeout, "headers": self._headers, "warmup": min(0.3, seconds / 4)}
         return Plan(trial.url, payloads, seconds=seconds, **of_all, **more)
 
     # ---- which settings hold the bound
@@ -201,11 +201,13 @@ class Tuner:
         count = max(1, min(MOST_TRIED, round(asked.budget / EACH)))
         return [*propose(found.cost, found.p99, QUANTILE, [found.own]), *shortlist(ranked, count)]
 
-    def _try(self, proposal: Proposal, seconds: float) -> None:
+    def _try(self, proposal: Proposal, seconds: float, share: float) -> None:
+        """Measure settings. seconds: of a run. share: of what is left of the budget, once the service is there."""
         tried = Tried(proposal.settings, proposal.rate)
         self.found.tried.append(tried)
         try:
             with self._trial(asdict(proposal.settings)) as trial:
+                self._until = time.monotonic() + share * max(0.0, self._ends - time.monotonic())
                 self._search(trial, tried, seconds)
         except TrialError as error:
             if tried.settings == self.found.own:
@@ -222,7 +224,7 @@ class Tuner:
             self.line.begin(plan, f"{tried.settings}: {number(plan.rate or 0)}: ")
             tried.runs.append(run(plan, self.line))
             is_behind = lead and len(tried.runs) == 1 and not self._held(tried.runs)
-            if is_behind or time.monotonic() > self._ends:
+            if is_behind or time.monotonic() > self._until:
                 raise _Enough
             return tried.runs[-1]
 
