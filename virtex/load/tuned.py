@@ -9,19 +9,78 @@ import argparse
 import csv
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
 from .. import __version__
+from .fit import Cost, Settings
 from .report import Verdict, aligned, milliseconds, number, times_of
-from .tuning import QUANTILE, Tried, Tuned, say_cost
+from .run import Run
 
+QUANTILE = 99.0
+BETTER = 1.03  # times the rate of others: a lead that is more than what runs differ by
 SCHEMA = "virtex.tune/1"
 COLUMNS = (
     *("max_batch_size", "max_time_on_queue", "executor", "is_own", "is_best"),
     *("simulated_per_second", "held_per_second", "p99", "failed"),
 )
+
+
+@dataclass
+class Tried:
+    """Settings that were measured. simulated: the rate that the simulation granted. runs: their runs; best: the highest
+    that held the bound. failed: why the service did not start with them, else ""."""
+
+    settings: Settings
+    simulated: float
+    runs: list[Run] = field(default_factory=list)
+    best: Run | None = None
+    failed: str = ""
+
+    @property
+    def rate(self) -> float:
+        """What held, in requests per second; 0: nothing did."""
+        return self.best.plan.rate or 0.0 if self.best else 0.0
+
+    def __str__(self) -> str:
+        if self.failed:
+            return f"does not start: {self.failed}"
+        if self.best:
+            return (
+                f"holds {number(self.rate)} requests/s, p99 {milliseconds(self.best.response.percentile(QUANTILE))} ms"
+            )
+        if not self.runs:
+            return "not measured"
+        last = self.runs[-1]
+        return f"does not hold {number(last.offered)} requests/s: p99 {milliseconds(last.response.percentile(99))} ms"
+
+
+@dataclass
+class Tuned:
+    """What was found of an app. p99: the bound in seconds. own: the app's settings. batches: pairs of items and
+    seconds. tried: in the order in which they were measured."""
+
+    app: str
+    p99: float
+    own: Settings | None = None
+    batches: list[tuple[int, float]] = field(default_factory=list)
+    cost: Cost | None = None
+    tried: list[Tried] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def best(self) -> Tried | None:
+        """Whose rate is the highest; the app's own settings, where others lead by less than what runs differ by."""
+        held = [each for each in self.tried if each.best]
+        best = max(held, key=lambda each: each.rate, default=None)
+        own = next((each for each in held if each.settings == self.own), None)
+        return own if best and own and best.rate < own.rate * BETTER else best
+
+
+def say_cost(cost: Cost) -> str:
+    request = f", a request {cost.request * 1e6:,.0f} us besides" if cost.request else ""
+    return f"{milliseconds(cost.base)} ms + n * {milliseconds(cost.per_item)} ms{request}"
 
 
 def publish(asked: argparse.Namespace, found: Tuned) -> None:
@@ -129,7 +188,7 @@ def _tried(found: Tuned, each: Tried) -> dict[str, Any]:
     }
 
 
-def _run(run: Any) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
     asked = {"rate": run.plan.rate, "answers_per_second": run.rate, "answered": run.answered}
     return asked | {"errors": dict(run.errors), "response": times_of(run.response)}
 

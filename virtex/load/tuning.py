@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
@@ -24,11 +24,11 @@ from .live import Line
 from .modes import search
 from .payloads import NPY, Payload, payload_of
 from .plan import Plan
-from .report import milliseconds, number
+from .report import number
 from .run import Run, run
 from .trial import Trial, TrialError
+from .tuned import BETTER, QUANTILE, Tried, Tuned, publish, say_cost
 
-QUANTILE = 99.0
 ERRORS = 0.001  # the share that may fail
 MOST_TRIED = 4  # settings that are measured beside those of the app
 EACH = 25.0  # seconds of the budget for each of them
@@ -37,64 +37,10 @@ COST_PART = 0.15  # of the budget, for what a batch costs
 PATIENT = 64  # clients that show how many requests there may be in a second
 FIRST = 0.7  # of the rate that is expected: where a search begins
 SHORTEST, LONGEST = 0.5, 10.0  # seconds of a run
-BETTER = 1.03  # times the rate of others: a lead that is worth measuring
-
-
-@dataclass
-class Tried:
-    """Settings that were measured. simulated: the rate that the simulation granted. runs: their runs; best: the highest
-    that held the bound. failed: why the service did not start with them, else ""."""
-
-    settings: Settings
-    simulated: float
-    runs: list[Run] = field(default_factory=list)
-    best: Run | None = None
-    failed: str = ""
-
-    @property
-    def rate(self) -> float:
-        """What held, in requests per second; 0: nothing did."""
-        return self.best.plan.rate or 0.0 if self.best else 0.0
-
-    def __str__(self) -> str:
-        if self.failed:
-            return f"does not start: {self.failed}"
-        if self.best:
-            return (
-                f"holds {number(self.rate)} requests/s, p99 {milliseconds(self.best.response.percentile(QUANTILE))} ms"
-            )
-        if not self.runs:
-            return "not measured"
-        last = self.runs[-1]
-        return f"does not hold {number(last.offered)} requests/s: p99 {milliseconds(last.response.percentile(99))} ms"
-
-
-@dataclass
-class Tuned:
-    """What was found of an app. p99: the bound in seconds. own: the app's settings. batches: pairs of items and
-    seconds. tried: in the order in which they were measured."""
-
-    app: str
-    p99: float
-    own: Settings | None = None
-    batches: list[tuple[int, float]] = field(default_factory=list)
-    cost: Cost | None = None
-    tried: list[Tried] = field(default_factory=list)
-    interrupted: bool = False
-
-    @property
-    def best(self) -> Tried | None:
-        """Whose rate is the highest; the app's own settings, where others lead by less than what runs differ by."""
-        held = [each for each in self.tried if each.best]
-        best = max(held, key=lambda each: each.rate, default=None)
-        own = next((each for each in held if each.settings == self.own), None)
-        return own if best and own and best.rate < own.rate * BETTER else best
 
 
 def tune(asked: argparse.Namespace) -> bool:
     """Tune and report; gives whether some settings hold the bound. Raises KeyboardInterrupt once the report is out."""
-    from . import tuned
-
     need_for(asked.output)
     found = Tuned(asked.app, asked.p99)
     line = line_for(asked)
@@ -104,7 +50,7 @@ def tune(asked: argparse.Namespace) -> bool:
         found.interrupted = True
     finally:
         line.wipe()
-    tuned.publish(asked, found)
+    publish(asked, found)
     if found.interrupted:
         raise KeyboardInterrupt
     return found.best is not None
@@ -261,11 +207,6 @@ def cost_of(batches: Sequence[tuple[int, float]], ceiling: float) -> Cost:
     """The cost of batches, and of a request besides: what patient clients wait for that is not the batch."""
     fitted = fit(batches) if len(batches) > 1 else Cost(batches[0][1], 1e-9)
     return replace(fitted, request=max(0.0, 1 / ceiling - fitted.of(PATIENT) / PATIENT))
-
-
-def say_cost(cost: Cost) -> str:
-    request = f", a request {cost.request * 1e6:,.0f} us besides" if cost.request else ""
-    return f"{milliseconds(cost.base)} ms + n * {milliseconds(cost.per_item)} ms{request}"
 
 
 def shortlist(ranked: Sequence[Proposal], count: int) -> list[Proposal]:
