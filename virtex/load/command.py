@@ -161,9 +161,12 @@ def payloads_for(asked: argparse.Namespace, url: str, headers: Mapping[str, str]
 
 def _message(text: str) -> HttpMessage:
     try:
-        return HttpMessage(**orjson.loads(text))
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"--data {text!r}: expected JSON: {error}") from None
+    if "data" not in value:
+        raise ValueError(f'--data {text!r}: expected a message, {{"data": [...]}}')
+    return HttpMessage(**value)
 
 
 def _samples(url: str, headers: Mapping[str, str]) -> list[HttpMessage] | str:
