@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,11 +29,12 @@ from .tried import ASKED
 READY_SECONDS = 600.0  # a model may take minutes to load
 END_SECONDS = 30.0
 POLL = 0.02  # seconds between two looks whether it is ready
-LINES = 15  # of the log that an error repeats
+LINES = 30  # of the log that an error repeats
+EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b.*$", re.MULTILINE)  # as a traceback ends
 
 
 class TrialError(Exception):
-    """A service that did not start, or went: with the end of its log."""
+    """A service that did not start, or does not answer: why in the first line, and the end of its log."""
 
 
 class Trial:
@@ -81,14 +83,17 @@ class Trial:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise TrialError(f"the service ended with {self._process.returncode}; its log:\n{self._last_lines()}")
+                raise TrialError(f"the service did not start: {self._why()}")
             if ask(self.url, "/health/ready", {}) is not None:
                 return
             time.sleep(POLL)
-        raise TrialError(f"the service was not ready within {READY_SECONDS:g} s; its log:\n{self._last_lines()}")
+        raise TrialError(f"the service was not ready within {READY_SECONDS:g} s: {self._why()}")
 
-    def _last_lines(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LINES:])
+    def _why(self) -> str:
+        """The last exception of its log, in the first line, and the end of the log below."""
+        log = self._log.read_text(errors="replace")
+        raised = EXCEPTION.findall(log) or [f"gunicorn ended with {self._process.poll()}"]
+        return "\n".join([raised[-1], "the end of its log:", *log.splitlines()[-LINES:]])
 
     def _end(self) -> None:
         assert self._process.stdin

@@ -79,5 +79,5 @@ def __getattr__(name: str) -> Any:
     try:
         app = globals()["app"] = _app()
     except AttributeError as error:  # gunicorn would say that this module has no app
-        raise RuntimeError("the service's module did not load") from error
+        raise RuntimeError(f"AttributeError: {error}") from error
     return app

@@ -158,7 +158,7 @@ class Tuner:
         except TrialError as error:
             if tried.settings == self.found.own:
                 raise
-            tried.failed = str(error).splitlines()[-1]
+            tried.failed = str(error).splitlines()[0].removeprefix("the service did not start: ")
         self._say(f"{tried.settings}: {tried}")
 
     def _search(self, trial: Trial, tried: Tried, seconds: float) -> None:
