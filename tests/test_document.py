@@ -8,14 +8,14 @@ from kit import needs
 from kit.browser import CHROMIUM, Browser
 from kit.runs import URL, make_empty, make_errors, make_run, make_sweep
 
-needs.library("matplotlib")
-
 from virtex.load import plots
 from virtex.load.document import as_html
 from virtex.load.fit import Cost, Settings
 from virtex.load.report import Report, Sizes
 from virtex.load.tuned import Tried, Tuned
 from virtex.load.tuned import as_html as tuned_html
+
+needs.library("matplotlib")
 
 SIZES = Sizes((1.0, 2.0, 4.0, 8.0), (10, 20, 30, 5, 0), 200.0)
 HOSTILE = URL + """<script>document.title="owned"</script><img src=x onerror=document.title='owned'>?"'&$title"""
@@ -67,7 +67,7 @@ def show(browser, tmp_path):
         path.write_text(text)
         browser.resize(1280, 900)
         browser.open(path.as_uri())
-        browser.until("document.readyState === 'complete' && document.querySelector('h1')")
+        browser.until("document.readyState === 'complete' && document.querySelector('h1') !== null")
         assert browser.requested == [path.as_uri()] and browser.said == []
         return browser
 
