@@ -73,7 +73,7 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (about 15 minutes); the figures go to build/
+bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (about 22 minutes); the figures go to build/
 	@mkdir -p build
 	@$(BIN)/python -m bench.codec --json build/codec.json --draw build/codec.svg
 	@$(BIN)/python -m bench.engine --json build/engine.json
@@ -82,6 +82,7 @@ bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (ab
 	@$(BIN)/python -m bench.images --json build/images.json
 	@$(BIN)/python -m bench.batching --json build/batching.json
 	@$(BIN)/python -m bench.serial --json build/serial.json
+	@$(BIN)/python -m bench.loadtest --json build/loadtest.json
 
 bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@mkdir -p build

@@ -11,6 +11,7 @@ A request that finds no lane free is counted from when it was to be sent, whoeve
 from __future__ import annotations
 
 import gc
+import logging
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from .plan import Plan
 from .readiness import READ, WRITE, Readiness, fine_timers
 from .record import Answer, Slice, Tally
 from .schedule import arrivals
+
+log = logging.getLogger("virtex")
 
 SECOND = 1_000_000_000
 HOUSEKEEPING = SECOND // 50  # between two looks at what took too long
@@ -78,8 +81,9 @@ class Drive:
         if not self.closed_loop:
             for _ in range(min(self.most, -(-AT_FIRST // plan.processes), plan.count or AT_FIRST)):
                 lane = self._open()
-                if isinstance(lane, Lane):
-                    self.idle.append(lane)
+                if isinstance(lane, str):
+                    break
+                self.idle.append(lane)
         if plan.warmup:
             self._run(clock(), plan.count, plan.warmup, keep=False)
 
@@ -218,11 +222,15 @@ class Drive:
     # Lanes
 
     def _open(self) -> Lane | str:
-        """A lane that connects; or the kind of error."""
+        """A lane that connects; or the kind of error, which is "" where there is no descriptor left for it."""
         try:
             lane = Lane(self.address, self.context, self.view)
-        except OSError:  # no descriptors are left
-            return "unreachable"
+        except OSError as error:
+            if not self.lanes:
+                raise
+            self.most = len(self.lanes)
+            log.warning("load test: %d connections at most: %s (ulimit -n)", self.most, error)
+            return ""
         kind = lane.connect(self.address)
         if kind:
             lane.close()
@@ -235,6 +243,10 @@ class Drive:
     def _dispatch(self, number: int, scheduled: int) -> None:
         """Send a request on an idle lane or a new one."""
         lane = self.idle.popleft() if self.idle else self._open()
+        if lane == "":
+            self.tally.waited += 1
+            self.line.appendleft((number, scheduled))
+            return
         if isinstance(lane, str):
             self._count_error(lane, number, scheduled, 0)
             return

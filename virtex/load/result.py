@@ -15,7 +15,7 @@ import orjson
 
 from ..message import HttpMessage
 from .lane import KINDS
-from .payloads import payload_of
+from .payloads import Payload, payload_of
 from .plan import Plan
 from .record import Answer, Slice
 from .run import Run, run
@@ -26,14 +26,19 @@ OLD_NAMES = {"num_data": "num_queries", "server_data_per_second": "server_querie
 
 @dataclass
 class LoadTestMetrics:
-    """The figures of a load test. Latencies are response times, in seconds; nan is what was not measured.
+    """The figures of a load test, times in seconds; nan is what was not measured.
 
     num_requests: messages that were sent. num_queries: items in them. test_duration_seconds: from when the first was to
-    be sent to the last answer. client_requests_per_second: how fast they were sent. server_requests_per_second,
-    server_queries_per_second: how fast they were answered, errors too. server_latency_mean_seconds and its like: from
-    when a request was to be sent until its answer was there, or its error. server_mean_latency_seconds: 0.1.4's name of
-    the mean. service_time_mean_seconds and its like: from when a request was in fact sent. client_kept_rate: whether
-    the client sent in time; client_fault: if not, how far it was off.
+    be sent to the last answer. client_requests_per_second: how fast they were sent. server_requests_per_second: how
+    fast they were answered, errors too. server_queries_per_second: the same in items. server_latency_mean_seconds: of
+    the response time: from when a request was to be sent until its answer was there, or its error.
+    server_latency_std_seconds: its deviation. server_latency_max_seconds: the longest. server_latency_p50_seconds: what
+    half did not exceed. server_latency_p90_seconds: what 90 % did not. server_latency_p95_seconds: what 95 % did not.
+    server_latency_p99_seconds: what 99 % did not. server_mean_latency_seconds: 0.1.4's name of the mean.
+    service_time_mean_seconds: of the service time: from when a request was in fact sent. service_time_std_seconds: its
+    deviation. service_time_max_seconds: the longest. service_time_p50_seconds: what half did not exceed.
+    service_time_p90_seconds: what 90 % did not. service_time_p95_seconds: what 95 % did not. service_time_p99_seconds:
+    what 99 % did not. client_kept_rate: whether the client sent in time. client_fault: if not, how far it was off.
     """
 
     num_requests: int
@@ -194,12 +199,11 @@ class HttpLoadTest:
         """
         plan = Plan(
             url,
-            [payload_of(message) for message in messages],
+            _payloads(messages),
             rate=requests_per_second,
             connections=connections,
             arrivals=arrivals,
-            count=len(messages) or None,
-            seconds=None if len(messages) else 1.0,
+            count=len(messages),
             warmup=warmup,
             processes=processes,
             timeout=timeout,
@@ -208,6 +212,14 @@ class HttpLoadTest:
             keep=True,
         )
         return _result(run(plan, progress))
+
+
+def _payloads(messages: Sequence[HttpMessage]) -> list[Payload]:
+    if isinstance(messages, (HttpMessage, str, bytes)) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages: expected a sequence of HttpMessages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("messages: expected at least one")
+    return [payload_of(message) for message in messages]
 
 
 def _result(found: Run) -> LoadTestResult:
