@@ -29,7 +29,12 @@ MAY_KNOW = {
     "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
     "handler": {"batch", "tensor", "message", "_codec"},
     "client": {"message"},
-    "load": {"message", "serial"},
+    "load": {"message", "serial", "load.virtual", "load.tried"},
+    "load.virtual": {"batch"},  # the batcher itself, in virtual time
+    "load.tried": {"server", "metrics", "workers"},  # runs in a worker
+    "info": {"_codec"},
+    "cli": {"info", "load"},
+    "__main__": {"cli"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
     "metrics": set(),
     "tensor": {"message", "serial", "_codec"},
@@ -53,6 +58,8 @@ READS_A_CLOCK = {
     "batch.batcher",
     "load.drive",
     "load.run",
+    "load.trial",
+    "load.tuning",
     "wire.replies",
     "worker",
 }  # the rest is given the time; replies writes the date
@@ -66,10 +73,14 @@ NO_LOOP = {
     "batch.steps",
     "errors",
     "limits",
+    "info",
+    "load.fit",
     "load.payloads",
     "load.plan",
     "load.record",
+    "load.report",
     "load.schedule",
+    "load.virtual",
     "logs",
     "message",
     "metrics.board",
@@ -91,6 +102,7 @@ NO_LOOP = {
     "wire.waiting",
 }
 TESTED_BY = {  # where a file's tests have another name
+    "__main__": "cli",
     "acceptor": "listener",
     "access_log": "worker",
     "addresses": "listener",
@@ -100,7 +112,9 @@ TESTED_BY = {  # where a file's tests have another name
     "drive": "load",
     "into_place": "connection",
     "lane": "load_faults",
+    "peer": "command",
     "plan": "load",
+    "plots": "document",
     "process": "load",
     "readiness": "load",
     "record": "histogram",
@@ -111,6 +125,9 @@ TESTED_BY = {  # where a file's tests have another name
     "schema": "totals",
     "seam": "exchange",
     "stream": "asgi_host",
+    "tried": "trial",
+    "tuned": "tuning",
+    "virtual": "fit",
 }
 
 

@@ -1,0 +1,83 @@
+"""The service that `virtex tune` tries, with other settings than its module gives it: gunicorn virtex.load.tried:app.
+
+Rules: runs in the worker, and reads what it is to do from one variable of the environment, once. Its counts go nowhere:
+a Pushgateway is not to hear of trials. It ends with the process that started the trial, whatever became of that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..metrics.export import OFF
+from ..server import Server
+from ..workers.loading import resolve
+
+ASKED = "VIRTEX_TRIAL"  # {"app": "module:app", "options": {"max_batch_size": 64, ...}, "told": "where own() goes"}
+
+
+def load(name: str) -> tuple[Any, Server]:
+    """An application by its name, module:app, and its service: itself, or the one that its module holds.
+
+    Raises ValueError where there is none, or more than one.
+    """
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise ValueError(f"{name!r}: expected module:app")
+    module = import_module(module_name)
+    app: Any = module
+    for part in path.split("."):
+        if not hasattr(app, part):
+            raise ValueError(f"{name}: {module_name} has no {path}")
+        app = getattr(app, part)
+    app = resolve(app)
+    held = [app] if isinstance(app, Server) else [one for one in vars(module).values() if isinstance(one, Server)]
+    if len(held) != 1:
+        raise ValueError(f"{name}: expected a Server, or one in its module that the app wraps; found {len(held)}")
+    return app, held[0]
+
+
+def change(server: Server, options: dict[str, Any]) -> None:
+    """Give a service that has not begun other options. Raises ValueError for one that can't be."""
+    server.options = replace(server.options, prom=OFF, **options)
+    server.max_batch_size = server.options.max_batch_size
+    server.max_time_on_queue = server.options.max_time_on_queue
+
+
+def own(server: Server) -> dict[str, Any]:
+    """What a service's module says of batches."""
+    options = server.options
+    return {name: getattr(options, name) for name in ("max_batch_size", "max_time_on_queue", "executor")}
+
+
+def _end_with_parent() -> None:
+    """Wait until nobody holds the other end of the standard input, which gunicorn hands on, and end gunicorn."""
+    while sys.stdin.read(1):
+        pass
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _app() -> Any:
+    asked = json.loads(os.environ[ASKED])
+    app, server = load(asked["app"])
+    Path(asked["told"]).write_text(json.dumps(own(server)))
+    change(server, asked["options"])
+    threading.Thread(target=_end_with_parent, name="virtex trial", daemon=True).start()
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        app = globals()["app"] = _app()
+    except AttributeError as error:  # gunicorn would say that this module has no app
+        raise RuntimeError(f"AttributeError: {error}") from error
+    return app
