@@ -25,7 +25,7 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
-        "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
+        "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing compat first_page example_loads",
         "deploy prometheus",
     )
     for name in group.split()
