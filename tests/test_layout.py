@@ -22,13 +22,14 @@ MAY_KNOW = {
     "worker": {"workers", "wire", "service.seam", "metrics"},
     "workers": {"wire", "service.seam", "metrics"},
     "wire": {"service.seam"},
-    "http": {"server", "message", "client", "handler"},
+    "http": {"server", "message", "client", "handler", "load"},
     "inference": {"handler"},
     "server": {"service", "service.seam", "batch", "handler", "observer", "metrics"},
     "service.seam": {"batch.ring"},
     "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
     "handler": {"batch", "tensor", "message", "_codec"},
     "client": {"message"},
+    "load": {"message", "serial"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
     "metrics": set(),
     "tensor": {"message", "serial", "_codec"},
@@ -42,13 +43,19 @@ MAY_KNOW = {
 ONLY = {  # who alone may import it
     "gunicorn": {"worker", "workers"},
     "prometheus_client": {"metrics"},
-    "httptools": {"wire"},
+    "httptools": {"wire", "load"},
     "uvloop": {"worker"},
     "httpx2": {"client"},
 }
 NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
 WITH_A_WORD = {"serial.pickle": {"pickle"}}
-READS_A_CLOCK = {"batch.batcher", "wire.replies", "worker"}  # the rest is given the time; replies writes the date
+READS_A_CLOCK = {
+    "batch.batcher",
+    "load.drive",
+    "load.run",
+    "wire.replies",
+    "worker",
+}  # the rest is given the time; replies writes the date
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
     "batch.company",
@@ -59,6 +66,10 @@ NO_LOOP = {
     "batch.steps",
     "errors",
     "limits",
+    "load.payloads",
+    "load.plan",
+    "load.record",
+    "load.schedule",
     "logs",
     "message",
     "metrics.board",
@@ -86,8 +97,17 @@ TESTED_BY = {  # where a file's tests have another name
     "answers": "connection",
     "chunked": "reader",
     "connections": "connection",
+    "drive": "load",
     "into_place": "connection",
+    "lane": "load_faults",
+    "plan": "load",
+    "process": "load",
+    "readiness": "load",
+    "record": "histogram",
     "requests": "connection",
+    "result": "load_test",
+    "run": "load",
+    "schedule": "load",
     "schema": "totals",
     "seam": "exchange",
     "stream": "asgi_host",

@@ -20,10 +20,13 @@ __version__ = "0.4.0"
 
 _HOME = {
     "HttpClient": "client",
+    "HttpLoadTest": "load.result",
     "HttpMessage": "message",
     "HttpProtocol": "wire.protocol",
     "ItemError": "errors",
     "Limits": "limits",
+    "LoadTestMetrics": "load.result",
+    "LoadTestResult": "load.result",
     "Observer": "observer",
     "RequestHandler": "handler",
     "Server": "server",
@@ -39,6 +42,9 @@ __all__ = [  # noqa: RUF022 (in the order of docs/api.md)
     "http_server",
     "HttpMessage",
     "HttpClient",
+    "HttpLoadTest",
+    "LoadTestResult",
+    "LoadTestMetrics",
     "RequestHandler",
     "VirtexWorker",
     "Server",
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     from .errors import ItemError
     from .handler import RequestHandler, TensorHandler
     from .limits import Limits
+    from .load.result import HttpLoadTest, LoadTestMetrics, LoadTestResult
     from .message import HttpMessage
     from .observer import Observer
     from .server import Server, http_server
