@@ -63,7 +63,7 @@ def show(client: HttpClient) -> None:
 
 
 def load() -> list[HttpMessage]:
-    return [HttpMessage(data=[sentence]) for sentence in [QUESTION, *ANSWERS] * 20]
+    return [HttpMessage(data=[sentence]) for sentence in [QUESTION, *ANSWERS] * 8]
 
 
 if __name__ == "__main__":

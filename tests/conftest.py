@@ -25,8 +25,8 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
-        "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing compat first_page example_loads",
-        "deploy prometheus",
+        "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
+        "deploy prometheus compat first_page example_loads",
     )
     for name in group.split()
 }
