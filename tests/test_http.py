@@ -22,6 +22,7 @@ def test_the_names_of_the_first_virtex_are_where_its_users_import_them_from():
         ("virtex.http.message", ["HttpMessage"]),
         ("virtex.http.client", ["HttpClient"]),
         ("virtex.http.server", ["Server", "http_server"]),
+        ("virtex.http.load_test", ["HttpLoadTest", "LoadTestMetrics", "LoadTestResult"]),
     ],
 )
 def test_the_modules_of_the_first_virtex_are_there(module, names):

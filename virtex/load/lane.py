@@ -58,7 +58,7 @@ def addresses_of(url: str) -> list[Address]:
 
 def reachable(addresses: Sequence[Address], timeout: float) -> Address:
     """The first address that takes a connection; the first of all where none does, and each request will find so."""
-    for address in addresses:
+    for address in addresses if len(addresses) > 1 else ():
         with socket.socket(address.family) as sock:
             sock.settimeout(timeout)
             if sock.connect_ex(address.where) == 0:
@@ -166,7 +166,7 @@ class Lane:
                 self.came = count
                 self.parser.feed_data(self.view[:count])
                 if self.complete:
-                    return "" if self.status else "garbage"
+                    return ""
                 if not self.headed and not self._keep_head():
                     return "garbage"
                 if not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
@@ -176,7 +176,7 @@ class Lane:
             return ""
         except OSError as error:
             return kind_of(error)
-        except httptools.HttpParserError:  # and what is no upgrade of ours
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return "garbage"
         return self._ended()
 
@@ -216,7 +216,8 @@ class Lane:
         if self.status < 200:  # RFC 9110 section 15.2: another one follows
             self.headed = False
         elif self.complete:
-            self.status = 0  # a second answer
+            self.complete = False
+            raise ValueError("a second answer")  # which httptools makes an HttpParserError
         else:
             self.complete = True
             self.keeps = self.parser.should_keep_alive()

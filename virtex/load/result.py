@@ -15,7 +15,7 @@ import orjson
 
 from ..message import HttpMessage
 from .lane import KINDS
-from .payloads import payload_of
+from .payloads import Payload, payload_of
 from .plan import Plan
 from .record import Answer, Slice
 from .run import Run, run
@@ -194,12 +194,11 @@ class HttpLoadTest:
         """
         plan = Plan(
             url,
-            [payload_of(message) for message in messages],
+            _payloads(messages),
             rate=requests_per_second,
             connections=connections,
             arrivals=arrivals,
-            count=len(messages) or None,
-            seconds=None if len(messages) else 1.0,
+            count=len(messages),
             warmup=warmup,
             processes=processes,
             timeout=timeout,
@@ -208,6 +207,14 @@ class HttpLoadTest:
             keep=True,
         )
         return _result(run(plan, progress))
+
+
+def _payloads(messages: Sequence[HttpMessage]) -> list[Payload]:
+    if isinstance(messages, (HttpMessage, str, bytes)) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages: expected a sequence of HttpMessages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("messages: expected at least one")
+    return [payload_of(message) for message in messages]
 
 
 def _result(found: Run) -> LoadTestResult:

@@ -134,21 +134,21 @@ def was_late(found: Run | Tally) -> bool:
 
 def _why_not(plan: Plan, tally: Tally) -> str:
     """How the client failed to keep the rate; "" where it did."""
-    late = tally.lateness.share_above(LATE)
+    reasons = []
     if was_late(tally):
-        return (
-            f"the client did not keep the rate of {plan.rate:g} requests/s: it sent {late:.1%} of them more than "
-            f"{LATE * 1000:g} ms late (p99 {tally.lateness.percentile(99) * 1000:.1f} ms), and their times say so; "
-            f"use more than {plan.processes} processes, or a lower rate"
+        late, p99 = tally.lateness.share_above(LATE), tally.lateness.percentile(99) * 1000
+        reasons.append(
+            f"it sent {late:.1%} of them more than {LATE * 1000:g} ms late (p99 {p99:.1f} ms): use more processes than "
+            f"{plan.processes}, other cores than the service's, or a lower rate"
         )
     waited = tally.waited / max(tally.scheduled, 1)
     if waited > MOST_LATE:
-        return (
-            f"the client did not keep the rate of {plan.rate:g} requests/s: {waited:.1%} of them found all "
-            f"{plan.most_connections} connections busy and waited in line, and their times say so; "
-            "the service is too slow for the rate, or connections= is too low"
+        reasons.append(
+            f"{waited:.1%} of them found all {plan.most_connections} connections busy and waited in line: the service "
+            "is too slow for the rate, or connections= is too low"
         )
-    return ""
+    whole = f"the client did not keep the rate of {plan.rate:g} requests/s, and the response times say so: "
+    return whole + "; ".join(reasons) if reasons else ""
 
 
 # Several processes
