@@ -33,7 +33,7 @@ OURS = ROOT / "tests" / "compat"
 TREES = {"ours": OURS} | ({"theirs": Path(path).resolve()} if (path := os.environ.get("BENCHMARKS")) else {})
 NAMES = {"echo": "echo_service", "bert": "bert_embedding_service", "resnet": "resnet_50_v2_service"}
 NEEDS = {"echo": (), "bert": ("torch", "transformers"), "resnet": ("torch", "torchvision", "PIL")}
-QUERIES = {"echo": 600, "bert": 60, "resnet": 12}
+QUERIES = {"echo": 600, "bert": 24, "resnet": 8}
 SIZES = {"bert": 768, "resnet": 1000}  # of an answer, float32
 SETTINGS = {
     "LOG_LEVEL": "critical",
@@ -51,8 +51,8 @@ SETTINGS = {
 # The server of resnet is sent MAX_BATCH_SIZE images before it starts: 2000 of them take more memory than there is.
 OF_PAIR = {
     "echo": {"CLIENT_REQUESTS_PER_SECOND": "500"},
-    "bert": {"CLIENT_REQUESTS_PER_SECOND": "20"},
-    "resnet": {"CLIENT_REQUESTS_PER_SECOND": "5", "MAX_BATCH_SIZE": "4", "REQUEST_BATCH_SIZE": "2"},
+    "bert": {"CLIENT_REQUESTS_PER_SECOND": "4"},
+    "resnet": {"CLIENT_REQUESTS_PER_SECOND": "2", "MAX_BATCH_SIZE": "4", "REQUEST_BATCH_SIZE": "2"},
 }
 
 
