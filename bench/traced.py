@@ -1,11 +1,12 @@
 """A server that keeps the time of each request, so that a load test can be held against it: bench/loadtest.py's.
 
-Run: python -m bench.traced PORT TRACE COUNT stall|delay. It answers {"data":[n]} with the same, one item n below COUNT.
-TRACE: where a .npy goes at SIGTERM, with a row for each n: nanoseconds on perf_counter when its request was read and
-when its answer was written, 0 where none came; of what comes twice the last time counts.
+Run: python -m bench.traced PORT TRACE COUNT stall|delay. It answers {"data":[n]} with the same. TRACE: where a .npy
+goes at SIGTERM, with COUNT rows: nanoseconds on perf_counter when a request was read and when its answer was written.
 
-stall: every 1.3 s it does nothing for 0.3 s, as a program that collects garbage or reads a disk. delay: it answers each
-request some 30 ms later, lognormal, as a model might. One thread, as the event loop of a service.
+stall: every 1.3 s it does nothing for 0.3 s, as a program that collects garbage or reads a disk; row n is the last
+request of item n, 0 where none came. delay: rows are in the order of the requests, COUNT at most; it answers each
+request some 100 ms later, lognormal, as a model might. One thread, as the event loop of a service; asyncio's, which
+writes at once: uvloop writes at the end of its turn, and the trace would not know when.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import uvloop
 
 PERIOD, STALL = 1.3, 0.3  # seconds
-MEDIAN, SIGMA = 0.03, 0.35  # of the delays, seconds and logarithm
+MEDIAN, SIGMA = 0.1, 0.35  # of the delays, seconds and logarithm
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
@@ -30,6 +30,7 @@ class Server:
 
     def __init__(self, count: int, delays: bool) -> None:
         self.trace = np.zeros((count, 2), np.int64)
+        self.taken = 0
         self.loop = asyncio.get_running_loop()
         self.delays = np.random.default_rng(1).lognormal(np.log(MEDIAN), SIGMA, count).tolist() if delays else None
 
@@ -56,15 +57,16 @@ class Traced(asyncio.Protocol):
             return
         body = self.data[self.data.rindex(b"\r\n\r\n") + 4 :]
         self.data = b""
-        number = int(body[body.index(b"[") + 1 : body.index(b"]")])
-        if self.server.delays is None:
-            self.answer(number, read, body)
+        server = self.server
+        if server.delays is None:
+            self.answer(int(body[body.index(b"[") + 1 : body.index(b"]")]), read, body)
         else:
-            self.server.loop.call_later(self.server.delays[number], self.answer, number, read, body)
+            server.loop.call_later(server.delays[server.taken], self.answer, server.taken, read, body)
+            server.taken += 1
 
     def answer(self, number: int, read: int, body: bytes) -> None:
-        self.server.trace[number] = read, time.perf_counter_ns()
         self.transport.write(ANSWER % (len(body), body))
+        self.server.trace[number] = read, time.perf_counter_ns()
 
 
 async def serve(port: int, trace: Path, count: int, kind: str) -> None:
@@ -81,4 +83,4 @@ async def serve(port: int, trace: Path, count: int, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
+    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

@@ -189,12 +189,12 @@ def test_the_request_says_what_it_holds_and_what_it_is_told_to_say() -> None:
 
 
 def test_time_counts_from_when_a_request_was_to_be_sent_against_the_server_s_own_trace(tmp_path: Path) -> None:
-    count, rate = 1200, 300.0
+    count, rate = 600, 150.0
     with traced(tmp_path, count, "stall") as (url, trace):
         found = run(plan(url, [payload_of(message(n)) for n in range(count)], rate=rate, count=count, keep=True))
         answered = trace()[:, 1]
     assert found.answered == count
-    # The schedule is the test's own: the server says when it answered what was to be sent every 1/300 s.
+    # The schedule is the test's own: the server says when it answered what was to be sent every 1/150 s.
     start = found.answers[0].scheduled
     truth = np.percentile((answered - start) / 1e9 - np.arange(count) / rate, 90)
     assert found.response.percentile(90) == pytest.approx(truth, rel=0.05)
@@ -224,12 +224,13 @@ def traced(folder: Path, count: int, kind: str) -> Iterator[tuple[str, Any]]:
 
 def test_a_client_that_does_not_keep_the_rate_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with answering(echo) as peer:
-        found = run(plan(peer.url(), count=None, seconds=1.5), progress=lambda _: time.sleep(0.3))
+        asked = plan(peer.url(), rate=200.0, connections=30, count=None, seconds=1.5)
+        found = run(asked, progress=lambda _: time.sleep(0.3))
     assert not found.client_kept_rate
-    assert "did not keep the rate of 1000 requests/s" in found.why_not
+    assert "did not keep the rate of 200 requests/s" in found.why_not
     assert "more than 2 ms late" in found.why_not
     assert found.why_not in caplog.text
-    assert found.response.percentile(95) > 0.1  # its time says so too
+    assert found.response.percentile(90) > 0.1  # its time says so too
     assert found.lateness.max > 0.25
 
 
