@@ -17,12 +17,20 @@ MX_NEEDS := mxnet==1.9.1 numpy==1.23.5
 PEERS := $(ENVS)/.venv-peers
 EXTRA = test
 
+# torchvision alone, in a folder beside .venv: it goes with that torch, but where the torch is one for CPUs, transformers
+# would break on it (tests/compat/stand_ins says why).
+VISION := $(ENVS)/.venv-vision
+VISION_NEEDS := torchvision==0.28.0
+
+# A checkout of virtex-benchmarks, whose own pairs make compat is to run too
+BENCHMARKS ?=
+
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables tracing build test test-all test-plain check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables tracing build test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,12 +64,16 @@ test: $(VENV)/.dev  ## run every test, in two processes (about 6 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
-test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test  ## make test, and virtex.serial with TensorFlow and MXNet; no library may be missing
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py
+test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(VISION)/.test  ## make test, make compat, and virtex.serial with TensorFlow and MXNet; no library may be missing
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
+	@PYTHONPATH=.:$(VISION) $(BIN)/python -m pytest --all-libraries tests/test_compat.py
 	@PYTHONPATH=. $(TF)/bin/python -m pytest --all-libraries tests/test_serial_tf.py
 	@PYTHONPATH=. $(TF)/bin/python -m pytest tests/test_serial_tables.py tests/test_serial_safety.py -k tf
 	@PYTHONPATH=. $(MX)/bin/python -m pytest --all-libraries tests/test_serial_mx.py tests/test_codec_rows.py tests/test_tensor.py
 	@PYTHONPATH=. $(MX)/bin/python -m pytest tests/test_serial_tables.py tests/test_serial_safety.py -k mx
+
+compat: $(VENV)/.dev $(VISION)/.test  ## what ran on Virtex 0.1: its page, and the pairs of virtex-benchmarks; BENCHMARKS=<a checkout> runs theirs too
+	@BENCHMARKS="$(BENCHMARKS)" PYTHONPATH=.:$(VISION) $(BIN)/python -m pytest -v -s --all-libraries tests/test_first_page.py tests/test_compat.py
 
 # In a copy of the tree, whose .so files are removed, but for the codec's
 test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at most 2 minutes)
@@ -120,7 +132,7 @@ api:  ## write docs/api.md, and the files of docs/architecture.md, from the docs
 	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(TF) $(MX) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(TF) $(MX) $(PEERS) $(VISION) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -157,6 +169,11 @@ $(TF)/.test $(MX)/.test $(PEERS)/.peers: pyproject.toml
 	@$(PYTHON) -m venv $(@D)
 	@$(PYTHON) -c '$(REQUIREMENTS)' $(EXTRA) >$(@D)/requirements.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(NEEDS) -r $(@D)/requirements.txt
+	@touch $@
+
+$(VISION)/.test: Makefile | $(BIN)/python
+	@echo "installing $(VISION_NEEDS) in $(@D)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(VISION_NEEDS)
 	@touch $@
 
 # What Virtex and an extra of it need, without Virtex itself

@@ -14,12 +14,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import uvloop
 from digits import split, train
+from loadtest import HELP, load_test
 from serving import HOST, START_SECONDS, free_port, gunicorn, stop_on_sigterm, wait_until_ready
 from tqdm import tqdm
 
 from virtex import HttpClient, HttpMessage
 from virtex.errors import ClientError
 from virtex.serial import encode_numpy
+
+RATE = 200  # requests a second of --loadtest
 
 SNIPPET = """
 from sklearn.datasets import load_digits
@@ -65,6 +68,11 @@ async def open_connections(client: HttpClient, message: HttpMessage, count: int)
             if error.status != 503 or time.monotonic() > deadline:
                 raise SystemExit(f"the service does not answer: {error}") from None
             await asyncio.sleep(0.05)
+
+
+async def every_worker_answers(url: str, message: HttpMessage, connections: int) -> None:
+    async with HttpClient(url, max_connections=connections, raise_errors=True) as client:
+        await open_connections(client, message, connections)
 
 
 async def send(url: str, images: np.ndarray, connections: int, rounds: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -132,6 +140,17 @@ def demo(arguments: argparse.Namespace) -> bool:
     return report(answers, seconds, elapsed, digits, offline)
 
 
+def show_load_test(arguments: argparse.Namespace) -> None:
+    """Start the service, and send it each held-out image once, RATE of them a second."""
+    messages = [message_of(image) for image in split()[1]]
+    port = arguments.port or free_port()
+    url = f"http://{HOST}:{port}/"
+    with gunicorn("digits:app", port, arguments.workers) as process:
+        wait_until_ready(process, port)
+        uvloop.run(every_worker_answers(url, messages[0], arguments.connections))
+        load_test(url, messages, RATE)
+
+
 def serve(arguments: argparse.Namespace) -> None:
     """Start the service, say how to ask it, and wait for Ctrl-C."""
     port = arguments.port or free_port()
@@ -150,6 +169,7 @@ def serve(arguments: argparse.Namespace) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true", help="leave the service running")
+    parser.add_argument("--loadtest", action="store_true", help=HELP)
     parser.add_argument("--port", type=int, default=0, help="where it listens on 127.0.0.1 (default: a free port)")
     parser.add_argument("--workers", type=int, default=2, help="gunicorn workers (default: %(default)s)")
     parser.add_argument("--connections", type=int, default=64, help="sending at once (default: %(default)s)")
@@ -163,6 +183,9 @@ def main() -> int:
     try:
         if arguments.serve:
             serve(arguments)
+            return 0
+        if arguments.loadtest:
+            show_load_test(arguments)
             return 0
         return 0 if demo(arguments) else 1
     except KeyboardInterrupt:

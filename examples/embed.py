@@ -3,8 +3,10 @@
     python examples/embed.py 8080 8081
     curl -d '{"data": ["some text"]}' localhost:8080
     echo some text | nc -N localhost 8081
+    python examples/embed.py 8080 8081 --loadtest
 
 Both answer the number of words. The lines go straight to the model; the HTTP requests come in batches.
+With --loadtest it sends itself such requests, prints how it did, and ends.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ import contextlib
 import signal
 
 import uvloop
+from loadtest import HELP, load_test
 
-from virtex import RequestHandler, http_server, serve
+from virtex import HttpMessage, RequestHandler, http_server, serve
+
+MESSAGES = [HttpMessage(data=["some text", "and a little more"])] * 500  # of --loadtest
 
 
 class WordCount(RequestHandler):
@@ -48,15 +53,18 @@ async def answer_lines(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     writer.close()
 
 
-async def main(http_port: int, line_port: int) -> None:
-    """Serve both until SIGTERM or Ctrl-C; answer what was taken before leaving."""
+async def main(http_port: int, line_port: int, loadtest: bool) -> None:
+    """Serve both until SIGTERM or Ctrl-C, or for the load test; answer what was taken before leaving."""
     stop = asyncio.Event()
     for number in signal.SIGTERM, signal.SIGINT:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     app = http_server(name="word_count", handler=WordCount())
     lines = await asyncio.start_server(answer_lines, "127.0.0.1", line_port)
     async with lines, await serve(app, port=http_port):
-        await stop.wait()
+        if loadtest:
+            await asyncio.to_thread(load_test, f"http://127.0.0.1:{http_port}/", MESSAGES, rate=500)
+        else:
+            await stop.wait()
         for writer in clients:  # else its task would be cancelled when the loop ends, and say so
             writer.close()
 
@@ -65,4 +73,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Count words over HTTP, and over lines of text.")
     parser.add_argument("http_port", type=int)
     parser.add_argument("line_port", type=int)
+    parser.add_argument("--loadtest", action="store_true", help=HELP)
     uvloop.run(main(**vars(parser.parse_args())))

@@ -78,5 +78,12 @@ def show(client: HttpClient) -> None:
     print(f"accuracy {np.mean(np.array(labels) == digits):.3f} ({len(labels)} PNG files)")
 
 
+def load() -> list[HttpMessage]:
+    messages = [HttpMessage(data=[png(image)]) for image in split()[1]]
+    for message in messages:
+        message.encode(encode_bytes)
+    return messages
+
+
 if __name__ == "__main__":
-    sys.exit(run("images:app", __doc__, show))
+    sys.exit(run("images:app", __doc__, show, load, rate=200))

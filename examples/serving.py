@@ -10,29 +10,44 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from loadtest import HELP, load_test
 from tqdm import tqdm
 
-from virtex import HttpClient
+from virtex import HttpClient, HttpMessage
 
 START_SECONDS = 120.0  # until the service is ready; importing torch or scikit-learn on a busy machine takes long
 HOST = "127.0.0.1"
 
 
-def run(app: str, about: str | None, show: Callable[[HttpClient], None]) -> int:
-    """Start the service `app`, have `show` ask it, stop it; what such a script exits with. about: for --help."""
+def run(
+    app: str,
+    about: str | None,
+    show: Callable[[HttpClient], None],
+    messages: Callable[[], Sequence[HttpMessage]],
+    rate: int,
+) -> int:
+    """Start the service `app`, have `show` ask it, stop it; what such a script exits with.
+
+    about: for --help. messages, rate: what --loadtest sends instead, and how many of them a second.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="where it listens on 127.0.0.1 (default: a free port)")
     parser.add_argument("--workers", type=int, default=1, help="gunicorn workers (default: %(default)s)")
+    parser.add_argument("--loadtest", action="store_true", help=HELP)
     arguments = parser.parse_args()
     stop_on_sigterm()
     port = arguments.port or free_port()
     try:
         with gunicorn(app, port, arguments.workers) as process:
             wait_until_ready(process, port)
-            with HttpClient(f"http://{HOST}:{port}/", raise_errors=True) as client:
+            url = f"http://{HOST}:{port}/"
+            if arguments.loadtest:
+                load_test(url, messages(), rate)
+                return 0
+            with HttpClient(url, raise_errors=True) as client:
                 show(client)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

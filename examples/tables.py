@@ -76,5 +76,13 @@ def show(client: HttpClient) -> None:
     print(f"R2 {r2_score(progress, predicted):.3f} ({len(predicted)} patients in {len(answer.data)} tables)")
 
 
+def load() -> list[HttpMessage]:
+    patients = split()[1]
+    messages = [HttpMessage(data=[patients[n : n + 1]]) for n in range(len(patients))]
+    for message in messages:
+        message.encode(encode_pandas)
+    return messages
+
+
 if __name__ == "__main__":
-    sys.exit(run("tables:app", __doc__, show))
+    sys.exit(run("tables:app", __doc__, show, load, rate=50))

@@ -62,5 +62,9 @@ def show(client: HttpClient) -> None:
         print(f"{cosine:7.3f}  {answer}")
 
 
+def load() -> list[HttpMessage]:
+    return [HttpMessage(data=[sentence]) for sentence in [QUESTION, *ANSWERS] * 8]
+
+
 if __name__ == "__main__":
-    sys.exit(run("text:app", __doc__, show))
+    sys.exit(run("text:app", __doc__, show, load, rate=20))

@@ -1,6 +1,7 @@
 """A service whose requests are spans of OpenTelemetry: what a client began with `traceparent` goes on in the service.
 
     make tracing                                   sends itself one request of a trace, and shows the span
+    python examples/tracing.py --loadtest          sends itself many, and counts their spans
     gunicorn -k virtex.VirtexWorker tracing:app    serves, and prints a span for each request
 
 The span has the request's id, by which the log and the access log name it. Where spans go is the exporter's business:
@@ -9,6 +10,7 @@ OTLPSpanExporter() in place of ConsoleSpanExporter() sends them to a collector.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from typing import Any
@@ -18,8 +20,9 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from virtex import RequestHandler, http_server, serve
+from virtex import HttpMessage, RequestHandler, http_server, serve
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # the example of W3C Trace Context
 
@@ -68,5 +71,20 @@ async def main() -> None:
     print(f"sent: trace {TRACE}, parent {PARENT}; answered: request {request_id}")
 
 
+async def load(rate: int = 200) -> None:
+    """Serve, send requests at a steady rate, and say how many spans there are."""
+    from loadtest import load_test
+
+    spans = InMemorySpanExporter()
+    messages = [HttpMessage(data=["some text"])] * rate
+    async with await serve(traced(http_server(name="lengths", handler=Lengths), spans), port=0) as listener:
+        await asyncio.to_thread(load_test, f"http://127.0.0.1:{listener.port}/", messages, rate)
+    print(f"spans: {len(spans.get_finished_spans())}, those of the warm-up among them")
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    from loadtest import HELP
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loadtest", action="store_true", help=HELP)
+    asyncio.run(load() if parser.parse_args().loadtest else main())

@@ -26,7 +26,7 @@ COMPILED_ONLY = {
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
         "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
-        "deploy prometheus",
+        "deploy prometheus compat first_page example_loads",
     )
     for name in group.split()
 }
