@@ -33,10 +33,6 @@ from .service.seam import REGISTER, Head, Response, Service
 
 log = logging.getLogger("virtex")
 
-BY_LIFESPAN = (
-    "service %r is started and ended by another server's lifespan: setup() gets worker.index 0 of 1 in each process, "
-    "and /health/ready stays 200 until that server has taken its last request (docs/fastapi.md)"
-)
 LEFT_ALONE = (
     "service %r starts with its first request, for nobody passed it a lifespan: setup() gets worker.index 0 of 1 in each "
     "process, /health/ready stays 200 while the server stops, and teardown() is not called (docs/fastapi.md)"
@@ -87,6 +83,11 @@ class Server(Service):
         model = self._living()
         return None if model is None else model.loop
 
+    @property
+    def is_hosted(self) -> bool:
+        """Whether its index is known, and somebody sees to its life: VirtexWorker, or serve() of what holds it."""
+        return self._worker is not None
+
     def meet(self, worker: Worker | None) -> None:
         """Called by who serves an application that holds it, and sees to its life. worker: what setup() is to get."""
         self._worker = worker or Worker()
@@ -102,7 +103,7 @@ class Server(Service):
         worker: what setup() gets; by default what it was told before. Raises what the handler's constructor or setup() raised. Calling it again waits for
         the first call.
         """
-        self._worker = worker or self._worker or Worker()
+        self._worker = worker or self._worker
         await asyncio.shield(self._begun(is_lazy=False).starting)
 
     def drain(self) -> None:
@@ -130,7 +131,7 @@ class Server(Service):
         if model is None:
             if self._model is not None:
                 self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
-            if self._worker is None:
+            if is_lazy and not self.is_hosted:
                 log.warning(LEFT_ALONE, self.name)
             worker = self._worker or Worker()
             asked = self._authorize is not None or type(self).open is not Server.open
@@ -207,8 +208,6 @@ class Server(Service):
         for a scope of another type.
         """
         if scope["type"] != "http":
-            if scope["type"] == "lifespan" and self._worker is None:
-                log.info(BY_LIFESPAN, self.name)
             await asgi_app.other_scope(self, scope["type"], receive, send)
             return
         model = self._model
