@@ -16,6 +16,7 @@ from kit.wire import StubServer, Wire
 
 from virtex.batch.executors import compute, fail
 from virtex.batch.ring import Batch
+from virtex.service.seam import REGISTER
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
@@ -25,7 +26,7 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
-        "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
+        "cases worker start mounted proxies foreign examples example_models embed recycling status log_lines tracing",
         "deploy prometheus compat first_page example_loads",
     )
     for name in group.split()
@@ -150,6 +151,16 @@ class ScriptedExecutor:
         batch, _, done = self._running.pop(0)
         fail(batch, error)
         done(batch)
+
+
+@pytest.fixture(autouse=True)
+def _of_this_test() -> Iterator[None]:
+    """What a test leaves in memory is no service of the next one's application."""
+    before = REGISTER.services()
+    yield
+    for service in REGISTER.services():
+        if service not in before:
+            del REGISTER._services[service]
 
 
 @pytest.fixture

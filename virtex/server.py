@@ -29,9 +29,14 @@ from .service.bodies import Bodies
 from .service.exchange import Exchange
 from .service.model import READY, Model
 from .service.options import Options, is_whole, prom_of
-from .service.seam import Head, Response, Service
+from .service.seam import REGISTER, Head, Response, Service
 
 log = logging.getLogger("virtex")
+
+LEFT_ALONE = (
+    "service %r starts with its first request, for nobody passed it a lifespan: setup() gets worker.index 0 of 1 in each "
+    "process, /health/ready stays 200 while the server stops, and teardown() is not called (docs/fastapi.md)"
+)
 
 
 class Server(Service):
@@ -52,9 +57,11 @@ class Server(Service):
         self._clock = self.options.clock
         self._authorize = self.options.authorize
         self._cells = board.cells(name)
+        self._worker: Worker | None = None  # what setup() gets, once somebody sees to its life
         # Loop
         self._model: Model | None = None  # the latest life
         self._shell: asgi_app.Shell
+        REGISTER.add(self)
 
     @property
     def model(self) -> Model:
@@ -70,14 +77,34 @@ class Server(Service):
 
     # ---- life
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:  # type: ignore[override]
+        """Where it lives; None where it does not, in this process."""
+        model = self._living()
+        return None if model is None else model.loop
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether its index is known, and somebody sees to its life: VirtexWorker, or serve() of what holds it."""
+        return self._worker is not None
+
+    def meet(self, worker: Worker | None) -> None:
+        """Called by who serves an application that holds it, and sees to its life. worker: what setup() is to get."""
+        self._worker = worker or Worker()
+
+    def begin(self) -> asyncio.Task[None]:
+        """Begin, where nobody has; until it is ready, requests wait. Gives the task of its start, which may raise."""
+        return self._begun(is_lazy=True).starting
+
     async def startup(self, worker: Worker | None = None) -> None:
         """Make the handler and run its setup(); returns when requests can be answered.
 
         With executor="thread" they run on the thread of the handler; else here, and a plain setup() holds the loop.
-        worker: what setup() gets. Raises what the handler's constructor or setup() raised. Calling it again waits for
+        worker: what setup() gets; by default what it was told before. Raises what the handler's constructor or setup() raised. Calling it again waits for
         the first call.
         """
-        await asyncio.shield(self._begun(worker or Worker(), is_lazy=False).starting)
+        self._worker = worker or self._worker
+        await asyncio.shield(self._begun(is_lazy=False).starting)
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
@@ -98,12 +125,15 @@ class Server(Service):
         model = self._model
         return model if model is not None and model.lives else None
 
-    def _begun(self, worker: Worker, is_lazy: bool) -> Model:
+    def _begun(self, is_lazy: bool) -> Model:
         """The life of this process and loop, which begins now if there is none."""
         model = self._living()
         if model is None:
             if self._model is not None:
                 self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
+            if is_lazy and not self.is_hosted:
+                log.warning(LEFT_ALONE, self.name)
+            worker = self._worker or Worker()
             asked = self._authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)
             self._shell = asgi_app.Shell(model.admission, self._clock, self.max_time_on_queue > 0)
@@ -127,7 +157,7 @@ class Server(Service):
         """
         model = self._model
         if model is None or model.state is not READY or not model.loop.is_running():  # it has ended: begin on this one
-            model = self._begun(Worker(), is_lazy=True)
+            model = self._begun(is_lazy=True)
         admission = model.admission
         try:
             if self._authorize is not None and not routes.is_open(head, self.options.status_page):
@@ -182,7 +212,7 @@ class Server(Service):
             return
         model = self._model
         if model is None or model.state is not READY or model.loop is not asyncio.get_running_loop():
-            self._begun(Worker(), is_lazy=True)
+            self._begun(is_lazy=True)
         await self._shell.respond(self, scope, receive, send)
 
 

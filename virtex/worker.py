@@ -36,8 +36,8 @@ from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from .limits import Limits
 from .logs import event
-from .service.seam import Service
 from .wire.connections import Connections
+from .wire.guests import limits_of
 from .wire.listener import Listener
 from .workers import logs, settings, signals
 from .workers.access_log import AccessLog
@@ -279,8 +279,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         gc.freeze()
 
     def _limits(self) -> Limits:
-        of_app = self.wsgi.limits if isinstance(self.wsgi, Service) else Limits()
-        return settings.merge_limits(of_app, self.cfg, self.log)
+        return settings.merge_limits(limits_of(self.wsgi), self.cfg, self.log)
 
     def _configure(self, connections: Connections) -> None:
         connections.closing = True  # until it is ready

@@ -145,7 +145,8 @@ def serving(kind: str, source: str, *arguments: str, wait: bool = True, **popen:
         (folder / "service.py").write_text(source)
         embedded = {"serve": _SERVE, "protocol": _PROTOCOL}.get(kind, "")
         (folder / "embedded.py").write_text(embedded.replace("{port}", str(port)))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), name]), "PYTHONUNBUFFERED": "1"}
+        paths = os.pathsep.join([str(ROOT), name, os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 _commands(kind, port, arguments),

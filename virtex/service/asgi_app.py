@@ -22,6 +22,10 @@ log = logging.getLogger("virtex")
 
 WATCH_AFTER = 0.05  # seconds, at least, until a request that waits gets a task that sees its client leave
 PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
+BY_LIFESPAN = (
+    "service %r is started and ended by another server's lifespan: setup() gets worker.index 0 of 1 in each process, "
+    "and /health/ready stays 200 until that server has taken its last request (docs/fastapi.md)"
+)
 GONE = object()  # in place of an answer: the client is
 
 
@@ -212,6 +216,8 @@ async def _lifespan_goes_on(service: Any, told: str, send: Any) -> bool:
         except Exception as error:
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             return False
+        if not service.is_hosted:
+            log.info(BY_LIFESPAN, service.name)
         await send({"type": "lifespan.startup.complete"})
     elif told == "lifespan.shutdown":
         await service.shutdown()

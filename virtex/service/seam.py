@@ -10,6 +10,7 @@ none of this room. Of batch it knows the ring's Ticket, so that one object is a 
     Exchange.buffer(n), Exchange.charge(n)        or what was read into its place
     Exchange.cancel(reason)                       nobody waits for the answer any more
     Service.leave(peer)                           the connection is gone
+    REGISTER.services()                           those that an application of another kind may hold
 
 An exchange is completed or cancelled once, and answered once at most. What raises RequestError is still to be
 cancelled, and its error is the answer.
@@ -21,7 +22,8 @@ import json
 import os
 import re
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from ..batch.ring import Ticket
 from ..errors import RETRY_SOON, Headers, RequestError
@@ -257,11 +259,14 @@ class Service:
     """What connections, listeners and the worker serve: a base. All its calls come on the event loop's thread.
 
     streams: bodies go to it as it asks for them, and answers come in pieces; so of a connection it gets one request at
-    a time. answers_early: there is an answer to every request while it starts, be it a refusal.
+    a time. answers_early: there is an answer to every request while it starts, be it a refusal. name: for the log. loop:
+    where it lives; None where it does not, in this process.
     """
 
     streams = False
     answers_early = True
+    name = ""
+    loop: Any = None
 
     def __init__(self, limits: Limits, budget: Budget) -> None:
         self.limits = limits
@@ -285,6 +290,13 @@ class Service:
         """An error of the protocol as clients of this service read it."""
         return refusal(error.status, error.reason, error.headers)
 
+    def meet(self, worker: Any) -> None:
+        """Somebody hosts the application that holds it, and sees to its life. worker: what startup() would be given."""
+
+    def begin(self) -> Any:
+        """Begin, where nobody has; until it is ready, requests wait. Gives the future of its start."""
+        raise NotImplementedError
+
     def startup(self, worker: Any = None) -> Coroutine[Any, Any, None]:
         """Returns when requests can be answered. Raises what kept it from starting."""
         raise NotImplementedError
@@ -295,3 +307,33 @@ class Service:
     def shutdown(self) -> Coroutine[Any, Any, None]:
         """Answer what was taken, and end."""
         raise NotImplementedError
+
+
+class Host(Protocol):
+    """Who serves an application that may hold services."""
+
+    def meet(self, service: Service) -> bool: ...
+
+
+class Register:
+    """The services of this process that an application may hold, by wrapping or mounting them, and who hosts such ones.
+
+    Weak: a service that nobody holds any more is none.
+    """
+
+    def __init__(self) -> None:
+        self._services: WeakKeyDictionary[Service, None] = WeakKeyDictionary()
+        self.hosts: WeakSet[Host] = WeakSet()
+
+    def services(self) -> list[Service]:
+        """Those that there are, in the order in which they were made."""
+        there = [reference() for reference in self._services.keyrefs()]  # at once: another thread may add one
+        return [service for service in there if service is not None]
+
+    def add(self, service: Service) -> None:
+        """A service was just made, on whatever thread: one host at most takes care of it."""
+        self._services[service] = None
+        any(host.meet(service) for host in tuple(self.hosts))
+
+
+REGISTER = Register()

@@ -21,6 +21,7 @@ from ..limits import Limits
 from ..logs import Tracebacks
 from ..service.seam import BaseExchange, Budget, Head, Response, Service, Waiter, plain
 from .grammar import Header, decoded
+from .guests import Guests
 from .lifespan import SPEC_VERSION, Lifespan, Message
 from .replies import Framing, Start, check_field, framed, start_of
 from .stream import Stream
@@ -44,7 +45,7 @@ class AsgiHost(Service):
     ) -> None:
         super().__init__(limits, Budget(limits.max_bytes))
         self.app = app
-        self._most_body = limits.body
+        self.guests = Guests(limits.body)
         self.state: dict[str, Any] = {}
         self.tracebacks = Tracebacks(clock)
         self._lifespan = Lifespan(app, self.state, mode)
@@ -56,8 +57,8 @@ class AsgiHost(Service):
     def open(self, head: Head, now: int) -> Response | AsgiExchange:
         """Run the application for a request, unless it is too large or there is no room."""
         length = head.length
-        if length is not None and length > self._most_body:
-            return self.refuse(too_large(length, self._most_body))
+        if length is not None and length > self.guests.most_body:
+            return self.refuse(too_large(length, self.guests.most_body))
         if self.budget.held > self.budget.budget:
             return self.refuse(self.budget.refusal())
         return taken(self, self.budget, head)
@@ -67,12 +68,23 @@ class AsgiHost(Service):
         return plain(error.status, error.reason, error.headers)
 
     async def startup(self, worker: Any = None) -> None:
-        """Returns when the application is ready, or has no lifespan. Raises RuntimeError when its startup failed."""
+        """Returns when the services inside the application, and it itself, are ready.
+
+        Raises what the start of a service raised, and RuntimeError when the application's failed.
+        """
+        self.guests.take(worker)
+        await self.guests.started()
         await self._lifespan.startup()
+        await self.guests.started()  # those that were made meanwhile, too
+
+    def drain(self) -> None:
+        """The services inside are unready from now on."""
+        self.guests.drain()
 
     async def shutdown(self) -> None:
-        """Tell the application, and wait until it is done."""
+        """Tell the application, and wait until it is done; then end the services inside."""
         await self._lifespan.shutdown()
+        await self.guests.shutdown()
 
 
 def _bytes(value: Any) -> bytes:

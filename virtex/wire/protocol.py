@@ -16,6 +16,7 @@ from ..service.seam import Service
 from .asgi_host import AsgiHost
 from .connection import Connection
 from .connections import Connections
+from .guests import limits_of
 
 
 class HttpProtocol(Connection, asyncio.Protocol):
@@ -45,7 +46,7 @@ def hosted(
     app: Any, limits: Limits | None = None, clock: Callable[[], int] = time.perf_counter_ns, lifespan: str = "auto"
 ) -> Service:
     """The application, where it is a service itself; else what hosts it."""
-    return app if isinstance(app, Service) else AsgiHost(app, limits or Limits(), clock, lifespan)
+    return app if isinstance(app, Service) else AsgiHost(app, limits or limits_of(app), clock, lifespan)
 
 
 _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], tuple[Any, Connections]]] = (
