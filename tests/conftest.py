@@ -26,8 +26,9 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs",
         "codec codec_rows client serial_torch serial_tf serial_mx",
-        "cases worker start mounted proxies foreign examples example_models embed recycling status log_lines tracing",
-        "deploy prometheus compat first_page example_loads",
+        "cases worker start mounted proxies foreign examples example_models embed recycling status log_lines",
+        "tracing deploy prometheus compat first_page example_loads load load_faults load_test histogram modes",
+        "payloads",
     )
     for name in group.split()
 }
