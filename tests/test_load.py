@@ -33,7 +33,8 @@ ONE = [payload_of(message(1))]
 
 
 def plan(url: str = "http://127.0.0.1:1", payloads: list[Payload] = ONE, **options: Any) -> Plan:
-    return Plan(url, payloads, **({"rate": 1000.0, "count": 100, "warmup": 0, "timeout": 10.0} | options))
+    few = {"connections": 30, "timeout": 10.0}  # a peer has a thread for each of 40
+    return Plan(url, payloads, **({"rate": 1000.0, "count": 100, "warmup": 0} | few | options))
 
 
 # The plan
@@ -212,7 +213,11 @@ def test_the_request_says_what_it_holds_and_what_it_is_told_to_say() -> None:
 def test_time_counts_from_when_a_request_was_to_be_sent_against_the_server_s_own_trace(tmp_path: Path) -> None:
     count, rate = 600, 150.0
     with traced(tmp_path, count, "stall") as (url, trace):
-        found = run(plan(url, [payload_of(message(n)) for n in range(count)], rate=rate, count=count, keep=True))
+        found = run(
+            plan(
+                url, [payload_of(message(n)) for n in range(count)], rate=rate, count=count, connections=500, keep=True
+            )
+        )
         answered = trace()[:, 1]
     assert found.answered == count
     # The schedule is the test's own: the server says when it answered what was to be sent every 1/150 s.
@@ -245,7 +250,7 @@ def traced(folder: Path, count: int, kind: str) -> Iterator[tuple[str, Any]]:
 
 def test_a_client_that_does_not_keep_the_rate_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with answering(echo) as peer:
-        asked = plan(peer.url(), rate=200.0, connections=30, count=None, seconds=1.5)
+        asked = plan(peer.url(), rate=200.0, count=None, seconds=1.5)
         found = run(asked, progress=lambda _: time.sleep(0.3))
     assert not found.client_kept_rate
     assert "did not keep the rate of 200 requests/s" in found.why_not
@@ -287,7 +292,7 @@ def test_it_runs_in_coroutines_and_in_threads() -> None:
     with answering(echo) as peer:
         found.append(asyncio.run(within()))
         threads = [
-            threading.Thread(target=lambda: found.append(run(plan(peer.url(), connections=5)).answered))
+            threading.Thread(target=lambda: found.append(run(plan(peer.url(), connections=15)).answered))
             for _ in range(2)
         ]
         for thread in threads:

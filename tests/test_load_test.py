@@ -47,6 +47,11 @@ def numbered(count: int) -> list[HttpMessage]:
     return [message(n, n) for n in range(count)]
 
 
+def load(url: str, messages: list[HttpMessage], rate: float = 500, **options: Any) -> LoadTestResult:
+    """A peer has a thread for each of 40 connections."""
+    return HttpLoadTest().run(url, messages, rate, **({"connections": 30} | options))
+
+
 # As their users wrote
 
 
@@ -93,7 +98,7 @@ def test_a_figure_that_no_version_had_is_refused() -> None:
 
 def test_results_are_pickled_copied_and_written_as_json() -> None:
     with answering(echo) as peer:
-        result = HttpLoadTest().run(peer.url(), numbered(5), 500, warmup=0)
+        result = load(peer.url(), numbered(5), 500, warmup=0)
     for same in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
         assert same == result
         assert same.run.response.counts() == result.run.response.counts()
@@ -136,7 +141,7 @@ def test_a_service_s_slowness_is_in_both_times_and_a_wait_in_line_in_one() -> No
 
     wait = threading.Event()
     with answering(slow) as peer:
-        metrics = HttpLoadTest().run(peer.url(), numbered(10), 1000, connections=1, warmup=0).metrics
+        metrics = load(peer.url(), numbered(10), 1000, connections=1, warmup=0).metrics
     assert 0.05 <= metrics.service_time_p50_seconds < 0.1
     assert 0.05 <= metrics.service_time_p99_seconds < 0.2
     assert metrics.server_latency_max_seconds > 0.45
@@ -155,10 +160,10 @@ def test_every_message_is_sent_once_and_answered_in_its_place() -> None:
             link.send(reply({"data": content["data"]}) if odd else reply({"error": "even"}, "422 Unprocessable"))
 
     with answering(keep) as peer:
-        result = HttpLoadTest().run(peer.url(), numbered(101), 2000, warmup=0)
+        result = load(peer.url(), numbered(101), 2000, warmup=0)
         assert sorted(seen) == [*range(101)]
         seen.clear()
-        HttpLoadTest().run(peer.url(), numbered(101), 2000, warmup=0.02)
+        load(peer.url(), numbered(101), 2000, warmup=0.02)
     assert 101 < len(seen) <= 101 + 41
     assert [response.data for response in result.responses] == [[n, n] if n % 2 else [] for n in range(101)]
     assert [response.error for response in result.responses] == [None if n % 2 else "even" for n in range(101)]
@@ -172,7 +177,7 @@ def test_every_message_is_sent_once_and_answered_in_its_place() -> None:
 @pytest.mark.parametrize("options", [{"arrivals": "poisson"}, {"processes": 2}], ids=("poisson", "processes"))
 def test_answers_are_in_place_in_every_mode(options: dict[str, Any]) -> None:
     with answering(echo) as peer:
-        result = HttpLoadTest().run(peer.url(), numbered(101), 1000, warmup=0.01, **options)
+        result = load(peer.url(), numbered(101), 1000, warmup=0.01, **options)
     assert [response.data for response in result.responses] == [[n, n] for n in range(101)]
 
 
@@ -201,7 +206,7 @@ def test_what_befell_a_request_is_the_error_of_its_response() -> None:
 )
 def test_an_answer_that_is_no_message_is_one_that_says_what_came(answer: bytes, words: str) -> None:
     with answering(always(answer)) as peer:
-        result = HttpLoadTest().run(peer.url(), numbered(1), warmup=0)
+        result = load(peer.url(), numbered(1), warmup=0)
     (response,) = result.responses
     assert pytest.approx(response.data) == []
     assert response.error is not None
@@ -211,7 +216,7 @@ def test_an_answer_that_is_no_message_is_one_that_says_what_came(answer: bytes, 
 
 def test_a_silent_service_is_a_timeout() -> None:
     with answering(lambda link: [None for _ in iter(link.read, None)] and None) as peer:
-        result = HttpLoadTest().run(peer.url(), numbered(2), warmup=0, timeout=0.2)
+        result = load(peer.url(), numbered(2), warmup=0, timeout=0.2)
     assert [response.error for response in result.responses] == [
         f"{peer.url()}: no whole answer in time within 0.2 s"
     ] * 2
@@ -234,7 +239,7 @@ def test_what_can_not_be_sent_is_refused_before_anything_is(messages: Any, error
 
 def test_it_runs_within_a_coroutine() -> None:
     async def within() -> LoadTestResult:
-        return HttpLoadTest().run(peer.url(), numbered(5), warmup=0)
+        return load(peer.url(), numbered(5), warmup=0)
 
     with answering(echo) as peer:
         assert asyncio.run(within()).num_errors == 0
