@@ -162,7 +162,7 @@ def tune(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_service_with_batches_of_one_is_told_to_have_larger_ones(tune, tmp_path):
+def test_to_a_service_with_batches_of_one_larger_ones_are_proposed(tune, tmp_path):
     path = tmp_path / "t.json"
     code, text, said = tune(SLEEPS, "--p99", "50ms", "--up-to", "32", "--budget", "6s", "--output", str(path))
     assert code == 0
@@ -170,8 +170,10 @@ def test_a_service_with_batches_of_one_is_told_to_have_larger_ones(tune, tmp_pat
     assert document["own"] == {"max_batch_size": 1, "max_time_on_queue": 0.005, "executor": "inline"}
     cost = document["cost"]  # on a busy machine more than the model sleeps, never less
     assert 0.0015 < cost["base"] < 0.02 and 0.0004 < cost["per_item"] < 0.005
-    assert document["best"]["max_batch_size"] > 8
-    assert re.search(r"^held: a p99 of 50.0 ms up to [\d,]+ requests/s$", text, re.MULTILINE)
+    own, proposed = document["tried"][:2]  # a busy machine may decide for either
+    assert own["is_own"] and proposed["max_batch_size"] > 8
+    assert proposed["simulated_per_second"] > 2 * own["simulated_per_second"]
+    assert re.search(r"^held: a p99 of 50.0 ms up to [\d,]+ requests/s", text, re.MULTILINE)
     assert re.search(
         r"^http_server\(\.\.\., max_batch_size=\d+, max_time_on_queue=[\d.]+, executor=\"\w+\"\)$", text, re.M
     )
