@@ -27,6 +27,7 @@ COMPILED_ONLY = {
         "codec codec_rows client serial_torch serial_tf serial_mx",
         "cases worker start proxies foreign examples example_models embed recycling status log_lines tracing",
         "deploy prometheus",
+        "load load_faults load_test histogram modes payloads",
     )
     for name in group.split()
 }
