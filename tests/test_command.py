@@ -198,22 +198,9 @@ def test_a_report_in_html_needs_its_library_before_the_test(echo, monkeypatch, t
 
 def test_ctrl_c_reports_what_had_come(echo, tmp_path):
     path = tmp_path / "r.json"
+    load = ("--rate", "50", "--duration", "60s", "--warmup", "0", "--slo", "p99=20s")
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "virtex",
-            "loadtest",
-            echo,
-            "--rate",
-            "50",
-            "--duration",
-            "60s",
-            "--warmup",
-            "0",
-            "--progress",
-        ]
-        + ["--slo", "p99=20s", "--output", str(path)],
+        [sys.executable, "-m", "virtex", "loadtest", echo, *load, "--progress", "--output", str(path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

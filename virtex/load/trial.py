@@ -33,7 +33,7 @@ LINES = 30  # of the log that an error repeats
 EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b.*$", re.MULTILINE)  # as a traceback ends
 
 
-class TrialError(Exception):
+class TrialError(RuntimeError):
     """A service that did not start, or does not answer: why in the first line, and the end of its log."""
 
 

@@ -37,6 +37,7 @@ COST_PART = 0.15  # of the budget, for what a batch costs
 PATIENT = 64  # clients that show how many requests there may be in a second
 FIRST = 0.7  # of the rate that is expected: where a search begins
 SHORTEST, LONGEST = 0.5, 10.0  # seconds of a run
+BOUNDS = 20  # times the bound that a run lasts at least: a queue that grows by 5 % then shows in the p99
 
 
 def tune(asked: argparse.Namespace) -> bool:
@@ -77,7 +78,8 @@ class Tuner:
         with self._trial({"max_time_on_queue": 0.0}) as trial:
             self._learn(trial)
         chosen = self._propose()
-        seconds = min(LONGEST, max(SHORTEST, (self._ends - time.monotonic()) / (RUNS * len(chosen))))
+        affordable = (self._ends - time.monotonic()) / (RUNS * len(chosen))
+        seconds = max(SHORTEST, BOUNDS * self.found.p99, min(LONGEST, affordable))
         for at, proposal in enumerate(chosen):
             if at < 2 or time.monotonic() < self._ends:  # a tuning has something to compare, whatever it takes
                 self._try(proposal, seconds, 1 / (len(chosen) - at))
@@ -193,6 +195,8 @@ def of_size(payloads: Sequence[Payload], size: int) -> Payload:
         several = [payloads[at % len(payloads)].body for at in range(size)]
         return Payload(b"".join(several), size, NPY)
     items = [item for payload in payloads for item in orjson.loads(payload.body)["data"]]
+    if not items:
+        raise TrialError("expected an item at least in what --data says")
     return payload_of(HttpMessage(data=[items[at % len(items)] for at in range(size)]))
 
 
