@@ -86,6 +86,7 @@ TESTED_BY = {  # where a file's tests have another name
     "answers": "connection",
     "chunked": "reader",
     "connections": "connection",
+    "guests": "mounted",
     "into_place": "connection",
     "requests": "connection",
     "schema": "totals",
