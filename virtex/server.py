@@ -132,7 +132,7 @@ class Server(Service):
             if self._model is not None:
                 self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
             if is_lazy and not self.is_hosted:
-                log.warning(LEFT_ALONE, self.name)
+                log.warning(LEFT_ALONE, self.name, extra={"event": "unhosted", "service": self.name})
             worker = self._worker or Worker()
             asked = self._authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)
