@@ -110,6 +110,7 @@ TESTED_BY = {  # where a file's tests have another name
     "chunked": "reader",
     "connections": "connection",
     "drive": "load",
+    "guests": "mounted",
     "into_place": "connection",
     "lane": "load_faults",
     "peer": "command",

@@ -167,7 +167,8 @@ def test_under_uvicorn_json_is_asked_for_by_the_environment(monkeypatch):
     monkeypatch.setenv("VIRTEX_LOG", "json")
     lines = [json.loads(line) for line in lived(PLAIN, kind="uvicorn").splitlines() if line.startswith("{")]
     events = [line.get("event", line["message"]) for line in lines]
-    assert events == ["service_start", "loaded", "service_ready", "request_failure", "service_drain", "service_end"]
+    begin, end = ["service_start", "loaded", "service_ready", "lifespan"], ["service_drain", "service_end"]
+    assert events == [*begin, "request_failure", *end]
 
 
 def test_the_page_has_every_event_in_its_order():

@@ -31,9 +31,9 @@ class Telling(Echo):
         self.name = name
     def setup(self, worker):
         self.worker = worker
-        print("setup", self.name, worker.index, worker.count, flush=True)
+        print(f"setup {self.name} {worker.index} {worker.count}\\n", end="", flush=True)  # at once: threads write, too
     def teardown(self):
-        print("teardown", self.name, flush=True)
+        print(f"teardown {self.name}\\n", end="", flush=True)
     def process_response(self, item):
         return len(item) if isinstance(item, str) and len(item) > 100 else [self.name, self.worker.index, item]
 
@@ -187,7 +187,9 @@ def test_they_start_ahead_of_the_applications_lifespan_and_end_after_it_and_the_
     with serving("serve", source_of(way)) as server:
         server.signal(signal.SIGTERM)
         server.wait_exit()
-        said = [line.split()[0] for line in server.log.splitlines() if line.startswith(("setup", "teardown", "lifespan"))]
+        said = [
+            line.split()[0] for line in server.log.splitlines() if line.startswith(("setup", "teardown", "lifespan"))
+        ]
         names = WAYS[way][1]
         assert said == ["setup"] * len(names) + ["lifespan"] * 2 + ["teardown"] * len(names)
         named = ", ".join(map(repr, names))
@@ -197,7 +199,7 @@ def test_they_start_ahead_of_the_applications_lifespan_and_end_after_it_and_the_
 @pytest.mark.parametrize("way", ["middleware", "starlette", "fastapi", "factory", "in the lifespan"])
 def test_a_setup_that_fails_stops_the_worker_and_says_why(way):
     source = source_of(way).replace("self.worker = worker", "raise FileNotFoundError('model.bin')")
-    with serving("gunicorn", source, "--workers", "2", wait=False) as server:
+    with serving("gunicorn", source, wait=False) as server:
         assert server.wait_exit() == 3
         assert "FileNotFoundError: model.bin" in server.log and "in setup" in server.log
         assert "is ready" not in server.log

@@ -34,8 +34,8 @@ from .service.seam import REGISTER, Head, Response, Service
 log = logging.getLogger("virtex")
 
 LEFT_ALONE = (
-    "service %r starts with its first request, for nobody passed it a lifespan: setup() gets worker.index 0 of 1 in each "
-    "process, /health/ready stays 200 while the server stops, and teardown() is not called (docs/fastapi.md)"
+    "service %r starts with its first request, for nobody passed it a lifespan: setup() gets worker.index 0 of 1 in "
+    "each process, /health/ready stays 200 while the server stops, and teardown() is not called (docs/fastapi.md)"
 )
 
 
@@ -78,7 +78,7 @@ class Server(Service):
     # ---- life
 
     @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:  # type: ignore[override]
+    def loop(self) -> asyncio.AbstractEventLoop | None:
         """Where it lives; None where it does not, in this process."""
         model = self._living()
         return None if model is None else model.loop
@@ -100,8 +100,8 @@ class Server(Service):
         """Make the handler and run its setup(); returns when requests can be answered.
 
         With executor="thread" they run on the thread of the handler; else here, and a plain setup() holds the loop.
-        worker: what setup() gets; by default what it was told before. Raises what the handler's constructor or setup() raised. Calling it again waits for
-        the first call.
+        worker: what setup() gets; by default what it was told before. Raises what the handler's constructor or setup()
+        raised. Calling it again waits for the first call.
         """
         self._worker = worker or self._worker
         await asyncio.shield(self._begun(is_lazy=False).starting)
@@ -132,7 +132,7 @@ class Server(Service):
             if self._model is not None:
                 self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
             if is_lazy and not self.is_hosted:
-                log.warning(LEFT_ALONE, self.name)
+                log.warning(LEFT_ALONE, self.name, extra={"event": "unhosted", "service": self.name})
             worker = self._worker or Worker()
             asked = self._authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)

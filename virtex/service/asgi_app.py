@@ -217,7 +217,7 @@ async def _lifespan_goes_on(service: Any, told: str, send: Any) -> bool:
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             return False
         if not service.is_hosted:
-            log.info(BY_LIFESPAN, service.name)
+            log.info(BY_LIFESPAN, service.name, extra={"event": "lifespan", "service": service.name})
         await send({"type": "lifespan.startup.complete"})
     elif told == "lifespan.shutdown":
         await service.shutdown()

@@ -259,8 +259,8 @@ class Service:
     """What connections, listeners and the worker serve: a base. All its calls come on the event loop's thread.
 
     streams: bodies go to it as it asks for them, and answers come in pieces; so of a connection it gets one request at
-    a time. answers_early: there is an answer to every request while it starts, be it a refusal. name: for the log. loop:
-    where it lives; None where it does not, in this process.
+    a time. answers_early: there is an answer to every request while it starts, be it a refusal. name: for the log.
+    loop: where it lives; None where it does not, in this process.
     """
 
     streams = False

@@ -58,8 +58,8 @@ class Guests:
     def meet(self, service: Service) -> bool:
         """A service was just made, on whatever thread: whether it is one of these.
 
-        Made on the loop, it begins at once. Another thread may be about to serve it on a loop of its own, so one that is
-        made there begins when it is asked, or when the application is about to be ready.
+        Made on the loop, it begins at once. Another thread may be about to serve it on a loop of its own, so one that
+        is made there begins when it is asked, or when the application is about to be ready.
         """
         if not self._loop.is_running() or (here := asyncio._get_running_loop()) not in (None, self._loop):
             return False
