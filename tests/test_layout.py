@@ -28,7 +28,8 @@ MAY_KNOW = {
     "service.seam": {"batch.ring"},
     "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
     "handler": {"batch", "tensor", "message", "_codec"},
-    "client": {"message"},
+    "client": {"message", "posting"},
+    "posting": {"message", "serial", "_codec"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
     "metrics": set(),
     "tensor": {"message", "serial", "_codec"},
@@ -44,11 +45,13 @@ ONLY = {  # who alone may import it
     "prometheus_client": {"metrics"},
     "httptools": {"wire"},
     "uvloop": {"worker"},
-    "httpx2": {"client"},
+    "httpx2": {"client", "posting"},
+    "httpcore2": {"client", "posting"},
 }
 NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
 WITH_A_WORD = {"serial.pickle": {"pickle"}}
-READS_A_CLOCK = {"batch.batcher", "wire.replies", "worker"}  # the rest is given the time; replies writes the date
+# The rest is given the time; replies writes the date, retries waits.
+READS_A_CLOCK = {"batch.batcher", "posting.retries", "wire.replies", "worker"}
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
     "batch.company",
@@ -66,6 +69,9 @@ NO_LOOP = {
     "metrics.schema",
     "metrics.totals",
     "observer",
+    "posting.arrays",
+    "posting.outcomes",
+    "posting.targets",
     "service.bodies",
     "service.formats",
     "service.options",
@@ -84,13 +90,17 @@ TESTED_BY = {  # where a file's tests have another name
     "access_log": "worker",
     "addresses": "listener",
     "answers": "connection",
+    "arrays": "predict",
     "chunked": "reader",
     "connections": "connection",
     "into_place": "connection",
+    "lanes": "client",
+    "outcomes": "client",
     "requests": "connection",
     "schema": "totals",
     "seam": "exchange",
     "stream": "asgi_host",
+    "targets": "client",
 }
 
 
