@@ -176,6 +176,7 @@ def test_a_bad_item_is_a_422_that_names_it(service, item):
     assert status == 422
     assert message["data"] == []
     assert message["error"].startswith("item 1: ")
+    assert message["index"] == 1
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,7 @@ def test_what_is_no_message_is_a_400(service, body, says):
     status, message = service.post(body)
     assert status == 400
     assert says in message["error"]
+    assert "index" not in message
 
 
 @pytest.mark.parametrize(
@@ -222,6 +224,7 @@ def test_a_handler_that_fails_is_a_500_that_names_the_step(service, deed, says):
     status, message = service.post(orjson.dumps({"data": [{"do": deed}]}))
     assert status == 500
     assert says.removeprefix("item 0: ") in message["error"]
+    assert message.get("index") == (0 if message["error"].startswith("item 0: ") else None)
     assert "request id" in message["error"] and "secret" not in message["error"]
 
 

@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -28,6 +29,7 @@ from virtex import Limits, http_server, serve
 from virtex.client import LIMITS, HttpClient
 from virtex.errors import ClientError
 from virtex.message import HttpMessage
+from virtex.posting.retries import Retries
 
 
 @pytest.fixture(params=FACES.values(), ids=FACES.keys())
@@ -648,3 +650,134 @@ def test_a_default_service_answers_every_message_of_a_bundle(size: int) -> None:
     answers = uvloop.run(main())
     assert [answer.error for answer in answers] == [None] * 301
     assert [answer.data for answer in answers] == [*([n, n + 1, n + 2] for n in range(300)), [*range(50)]]
+
+
+# Retries, deadlines, unix sockets
+
+
+def test_a_client_without_a_url_says_what_to_give_it(face: Face) -> None:
+    with HttpClient() as client, pytest.raises(ValueError) as caught:
+        face(client, "post", message(1))
+    assert str(caught.value) == "no URL to post to: expected HttpClient(url) or post(url, message), got None"
+
+
+def test_validate_message_raises_for_what_can_not_be_posted() -> None:
+    HttpClient.validate_message(message(1))
+    with pytest.raises(TypeError, match="expected an HttpMessage, got dict"):
+        HttpClient.validate_message({"data": [1]})  # type: ignore[arg-type]
+    wrong = message()
+    wrong["data"] = "abc"
+    with pytest.raises(TypeError, match="expected a list of items, got str"):
+        HttpClient.validate_message(wrong)
+
+
+def test_a_503_is_tried_again_when_its_time_is_over_and_the_waits_are_those_of_the_service(face: Face) -> None:
+    full = reply({"data": [], "error": "full"}, "503 Service Unavailable", "retry-after: 7\r\n")
+    answers, waits = iter([full, full, reply({"data": [1]})]), []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    def each(link: Link) -> None:
+        while link.read() is not None:
+            link.send(next(answers))
+
+    with answering(each) as peer, HttpClient(peer.url()) as client:
+        client._retries = Retries("safe", dice=lambda: 0.0, sleep=waits.append, sleep_async=sleep)
+        assert face(client, "post", message(1)).data == [1]
+        assert len(peer.links) == 1
+    assert waits == [7.0, 7.0]
+
+
+@pytest.mark.parametrize(("retry", "sent"), [("safe", 1), ("never", 1), ("always", 4)])
+@pytest.mark.parametrize(
+    "half", [b"", b"HTTP/1.1 200 OK\r\n", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"]
+)
+def test_what_breaks_after_a_byte_was_written_is_sent_again_only_with_always(
+    face: Face, half: bytes, retry: str, sent: int
+) -> None:
+    async def sleep(seconds: float) -> None:
+        pass
+
+    with answering(once(half)) as peer, HttpClient(peer.url()) as client:
+        client._retries = Retries(retry, sleep=lambda seconds: None, sleep_async=sleep)
+        assert face(client, "post", message(1)).error
+        assert len(peer.links) == sent
+
+
+def test_an_answer_that_drips_does_not_stretch_the_deadline(face: Face) -> None:
+    gone = threading.Event()
+
+    def drip(link: Link) -> None:
+        link.read()
+        try:
+            for byte in reply({"data": [1]}) * 1000:
+                link.send(bytes([byte]))
+                gone.wait(0.01)
+        finally:
+            gone.set()
+
+    with answering(drip) as peer, HttpClient(peer.url(), timeout=0.3) as client:
+        assert "no answer within 0.3 s" in face(client, "post", message("x" * 10)).error
+        assert gone.wait(DEADLINE)
+
+
+def test_the_service_is_told_what_is_left_and_a_header_of_that_name_is_refused() -> None:
+    heads = []
+
+    def keep(link: Link) -> None:
+        while (request := link.read()) is not None:
+            heads.append(request[0].lower())
+            link.send(reply({"data": [1]}))
+
+    with answering(keep) as peer:
+        for timeout in (5.0, None):
+            with HttpClient(peer.url(), timeout=timeout) as client:
+                client.post(message(1))
+    left = int(heads[0].split(b"x-request-timeout-ms: ")[1].split(b"\r\n")[0])
+    assert 0 < left <= 5000
+    assert b"x-request-timeout-ms" not in heads[1]
+    with pytest.raises(ValueError, match="says what is left of timeout="):
+        HttpClient(headers={"X-Request-Timeout-Ms": "1"})
+
+
+def test_the_index_and_the_id_of_a_refusal_are_the_errors(face: Face) -> None:
+    refused = reply(
+        {"data": [], "error": "item 3: no", "index": 3}, "422 Unprocessable Content", "X-Request-Id: abc\r\n"
+    )
+    with (
+        answering(always(refused)) as peer,
+        HttpClient(peer.url(), raise_errors=True) as client,
+        pytest.raises(ClientError) as caught,
+    ):
+        face(client, "post", message(1))
+    assert (caught.value.status, caught.value.index, caught.value.request_id) == (422, 3, "abc")
+
+
+def test_a_unix_socket_is_posted_to_and_one_that_is_missing_is_an_error(face: Face, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    def serve_one() -> None:
+        with listener.accept()[0] as sock:
+            echo(Link(sock, 0))
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as threads:
+        listener.bind(str(path))
+        listener.listen()
+        served = threads.submit(serve_one)
+        with HttpClient(uds=path) as client:
+            assert face(client, "post", message(1)).data == [1]
+        served.result(DEADLINE)
+    with HttpClient(uds=tmp_path / "none", retry="never") as client:
+        assert "http://localhost/: " in (error := face(client, "post", message(1)).error)
+        assert "No such file" in error or "attempts failed" in error
+
+
+def test_a_thousand_posts_of_thirty_threads_are_each_answered() -> None:
+    with (
+        answering(echo) as peer,
+        HttpClient(peer.url(), max_connections=30) as client,
+        ThreadPoolExecutor(30) as threads,
+    ):
+        answers = list(threads.map(lambda n: client.post(message(n)).data, range(1000)))
+    assert answers == [[n] for n in range(1000)]

@@ -20,6 +20,14 @@ def test_each_error_carries_its_status():
     assert {400, 422, 500, 503, 504} <= set(STATUSES)
 
 
+def test_a_clients_error_has_status_index_and_id_and_crosses_processes():
+    error = ClientError(422, {"data": [], "error": "item 3: no", "index": 3}, "abc")
+    copy = pickle.loads(pickle.dumps(error))
+    for one in (error, copy):
+        assert (one.status, one.index, one.request_id, str(one)) == (422, 3, "abc", "422: item 3: no")
+    assert ClientError(0, {"error": "gone"}).index is None
+
+
 @pytest.mark.parametrize("error", [ItemError("a", 1, 2), HandlerError("a", 1), RequestError(413, "b", ((b"a", b"b"),))])
 def test_errors_cross_processes(error):
     copy = pickle.loads(pickle.dumps(error))

@@ -28,7 +28,8 @@ MAY_KNOW = {
     "service.seam": {"batch.ring"},
     "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
     "handler": {"batch", "tensor", "message", "_codec"},
-    "client": {"message"},
+    "client": {"message", "posting"},
+    "posting": {"message", "serial", "_codec"},
     "load": {"message", "serial", "load.virtual", "load.tried"},
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
@@ -50,7 +51,8 @@ ONLY = {  # who alone may import it
     "prometheus_client": {"metrics"},
     "httptools": {"wire", "load"},
     "uvloop": {"worker"},
-    "httpx2": {"client"},
+    "httpx2": {"client", "posting"},
+    "httpcore2": {"client", "posting"},
 }
 NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
 WITH_A_WORD = {"serial.pickle": {"pickle"}}
@@ -60,9 +62,10 @@ READS_A_CLOCK = {
     "load.run",
     "load.trial",
     "load.tuning",
+    "posting.retries",
     "wire.replies",
     "worker",
-}  # the rest is given the time; replies writes the date
+}  # the rest is given the time; replies writes the date, retries waits
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
     "batch.company",
@@ -88,6 +91,9 @@ NO_LOOP = {
     "metrics.schema",
     "metrics.totals",
     "observer",
+    "posting.arrays",
+    "posting.outcomes",
+    "posting.targets",
     "service.bodies",
     "service.formats",
     "service.options",
@@ -107,13 +113,16 @@ TESTED_BY = {  # where a file's tests have another name
     "access_log": "worker",
     "addresses": "listener",
     "answers": "connection",
+    "arrays": "predict",
     "chunked": "reader",
     "connections": "connection",
     "drive": "load",
     "guests": "mounted",
     "into_place": "connection",
     "lane": "load_faults",
+    "lanes": "client",
     "peer": "command",
+    "outcomes": "client",
     "plan": "load",
     "plots": "document",
     "process": "load",
@@ -126,6 +135,7 @@ TESTED_BY = {  # where a file's tests have another name
     "schema": "totals",
     "seam": "exchange",
     "stream": "asgi_host",
+    "targets": "client",
     "tried": "trial",
     "tuned": "tuning",
     "virtual": "fit",

@@ -9,7 +9,7 @@ from kit.services import BODY, EXECUTORS, Echo, Gate, Watching
 
 import virtex.service.formats
 from virtex import http_server
-from virtex.errors import HandlerError, moved
+from virtex.errors import HandlerError, ItemError, moved
 from virtex.service.seam import Head, Waiter
 
 
@@ -294,6 +294,30 @@ def test_an_observer_sees_every_request_and_batch(ask):
     run(app, ask(app, BODY), ask(app, b"[]"), ask(app, method="GET"), ask(app, b'{"data":[1,2]}'))
     assert sorted(watching.requests) == [(200, 0), (200, 1), (200, 2), (400, 0)]
     assert sum(watching.batches) == 3
+
+
+@pytest.mark.parametrize(
+    ("deed", "index"),
+    [("422", 1), ("500", 1), ("odd", None), ("none", None)],
+)
+def test_an_error_that_names_an_item_has_its_index_as_a_member(deed, index, ask):
+    class Deeds(Echo):
+        def process_response(self, item):
+            if item == 2 and deed != "odd" and deed != "none":
+                raise ItemError("no") if deed == "422" else KeyError("no")
+            return item
+
+        def run_inference(self, model_input):
+            if deed in ("odd", "none"):
+                raise HandlerError("odd", "second" if deed == "odd" else None)
+            return model_input
+
+    app = http_server("deeds", Deeds())
+    for accept in (b"application/json", b"application/x-npy, */*"):
+        (answer,) = run(app, ask(app, b'{"data": [1, 2, 2]}', headers=[(b"accept", accept)]))
+        assert answer.error and answer.status == (422 if deed == "422" else 500)
+        assert answer.json.get("index") == index
+        assert "index" in answer.json or index is None
 
 
 class Nameless(HandlerError):

@@ -2,55 +2,61 @@
 
     HttpMessage -> bytes -> httpx2 ... httpx2 -> bytes -> HttpMessage
 
-Rules: knows messages, and nothing of the server. It drives httpx2's transports, not its Client: that would keep
-cookies, and read proxies and .netrc from the environment.
-
-Each transport is a lane, one exchange at a time over a connection of its own: an idle one can be closed by
-anyone, one in use by nobody, and no exchange pays for a pool's look at all the others.
+Rules: knows messages, and nothing of the server. It drives the connections of httpx2, not its Client: that would keep
+cookies, and read proxies and .netrc from the environment. posting/ has the parts: lanes, retries, bundles, arrays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import os
 import weakref
-import zlib
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing, suppress
-from functools import cache, partial
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
+import httpcore2
 import httpx2
-import orjson
 
 from .errors import ClientError
 from .message import HttpMessage
+from .posting import arrays as of_arrays
+from .posting.bundles import Bar, in_tasks, in_threads
+from .posting.lanes import AsyncLane, Lane
+from .posting.outcomes import Outcome, message_of
+from .posting.retries import Post, Retries, Turn
+from .posting.targets import Target, headers_of, target_of
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
 # Seconds idle; below the 75 of our server and the 60 of most proxies, so that the client is the first to close.
 LIMITS = httpx2.Limits(keepalive_expiry=30.0)
-
-Answer = tuple[int, HttpMessage]  # its status, 0 where no reply came
-AsyncLane = AsyncGenerator[httpx2.AsyncHTTPTransport, None]
+JSON = "application/json"
+Steps = Generator[Post, Outcome, Any]
 
 
 class HttpClient:
     """Posts HttpMessages and gives back the service's, keeping its connections open in between.
 
-    url: where `post(message)` goes, http:// or https://; `post(url, message)` goes elsewhere. timeout: seconds that
-    each step may take: connecting, a write, the wait for more of the answer; None is for ever. raise_errors: raise
-    ClientError instead of answering HttpMessage(data=[], error=...). headers: sent with every request.
+    url: where `post(message)` goes, http:// or https://; `post(url, message)` goes elsewhere. timeout: seconds from the
+    call of post() until it gives up, all its tries together; None is for ever. The service is told what is left, as
+    X-Request-Timeout-Ms, which Virtex's does not look at yet. raise_errors: raise ClientError instead of answering
+    HttpMessage(data=[], error=...). headers: sent with every request.
     max_connections: how many messages of a bundle are under way at once, and how many idle connections are kept, of
     plain code and of each event loop. ssl_context: for https, in place of one that trusts whom the system trusts.
+    uds: the path of a unix socket to connect to, whatever the URL's host is; the URL may then be left out. retry: what
+    is tried again. "safe": a connection that can't be made, one that was closed before a byte of the request was
+    written, and a 503 with Retry-After, when that is over. "always": also a connection that breaks later, and a 502,
+    though the model may have run. "never": nothing.
 
-    May be shared by threads and by event loops, and used after a fork: a child opens its own connections. A post is
-    never sent twice: a connection that breaks before its answer is an error, for the model may have run. One that the
-    server closed, or that was idle for 30 s, is not used again. Proxies, .netrc and certificates of the environment
-    are not used, cookies are not kept, redirects are not followed: one is an error that names its target.
+    May be shared by threads and by event loops, and used after a fork: a child opens its own connections. A connection
+    that the server closed, or that was idle for 30 s, is not used again. What fails is tried up to 4 times, a 503 until
+    the timeout; waits grow, with jitter. All posts of a client together are tried again 100 times at first, then 10
+    times a second and once for each 5 posts: beyond that a failure stands, but in a bundle, which waits. Proxies,
+    .netrc and certificates of the environment are not used, cookies are not kept, redirects are not followed: one is
+    an error that names its target.
     Raises ValueError for a URL, a header or a number that can't be meant.
     """
 
@@ -63,22 +69,29 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         max_connections: int = 64,
         ssl_context: SSLContext | None = None,
+        uds: str | os.PathLike[str] | None = None,
+        retry: str = "safe",
     ) -> None:
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout: expected seconds above 0 or None, got {timeout!r}")
         if max_connections < 1:
             raise ValueError(f"max_connections: expected 1 or more, got {max_connections!r}")
+        if url is None and uds is not None:
+            url = "http://localhost/"
         if url is not None:
-            _parse(url)
+            target_of(url)
         self.url = url
         self.timeout = timeout
         self.raise_errors = raise_errors
         self.max_connections = max_connections
-        self._headers = _headers(headers or {})
+        self._headers = headers_of(headers or {})
         self._context = ssl_context or _system_trust()
+        self._uds = None if uds is None else os.fspath(uds)
+        self._retries = Retries(retry)
+        self._services: dict[str, dict[str, Any]] = {}  # by URL, what their GET / said
         self._closed = False
-        self._lanes: list[httpx2.HTTPTransport] = []  # the idle ones, newest last
-        self._lanes_of_loops: dict[asyncio.AbstractEventLoop, list[AsyncLane]] = {}
+        self._lanes: list[Lane] = []  # the idle ones, newest last
+        self._lanes_of_loops: dict[asyncio.AbstractEventLoop, list[AsyncGenerator[AsyncLane, None]]] = {}
         weakref.finalize(self, _close_beyond, 0, self._lanes)  # unlike __del__, it also runs at exit
         _clients.add(self)
 
@@ -94,7 +107,9 @@ class HttpClient:
         a URL, RuntimeError once closed.
         """
         url, message = _given(url, message)
-        return self._deliver(self._exchange(url, *_checked([message])))
+        (message,) = _checked([message])
+        post = self._post(url, message)
+        return self._deliver(post, self._exchange(post))
 
     async def post_async(self, url: str | HttpMessage | None = None, message: HttpMessage | None = None) -> HttpMessage:
         """Post one message as `post` does, without blocking the running loop. Cancelling it closes its connection.
@@ -102,40 +117,105 @@ class HttpClient:
         url: where to, if not to the client's. message: what to post.
         """
         url, message = _given(url, message)
-        return self._deliver(await self._exchange_async(url, *_checked([message])))
+        (message,) = _checked([message])
+        post = self._post(url, message)
+        return self._deliver(post, await self._exchange_async(post))
 
     def post_bundle(
-        self, url: str | Iterable[HttpMessage] | None = None, messages: Iterable[HttpMessage] | None = None
+        self,
+        url: str | Iterable[HttpMessage] | None = None,
+        messages: Iterable[HttpMessage] | None = None,
+        *,
+        progress: bool = False,
     ) -> list[HttpMessage]:
         """Post many messages, `max_connections` of them at a time, and wait for every answer.
 
-        url: where to, if not to the client's. messages: what to post.
+        url: where to, if not to the client's. messages: what to post. progress: show a bar on stderr; needs tqdm, of
+        the extra [loadtest].
 
+        Where the service has no room, fewer are under way. Each has the client's timeout, from when it is first sent.
         Gives the answers in the order of the messages. Raises as `post` does, before anything is sent where a message
         is none; with raise_errors=True the first failure of the list is raised when all have ended.
         """
         url, messages = _given(url, messages)
         bundle = _checked(messages)
-        with ThreadPoolExecutor(min(self.max_connections, len(bundle)) or 1) as threads:
-            answers = list(threads.map(partial(self._exchange, url), bundle))
-        return [self._deliver(answer) for answer in answers]
+
+        def post_one(message: HttpMessage, turn: Turn) -> tuple[Post, Outcome]:
+            post = self._post(url, message, turn)
+            return post, self._exchange(post)
+
+        with Bar(len(bundle), progress) as done:
+            outcomes = in_threads(bundle, self.max_connections, post_one, done)
+        return [self._deliver(*outcome) for outcome in outcomes]
 
     async def post_bundle_async(
-        self, url: str | Iterable[HttpMessage] | None = None, messages: Iterable[HttpMessage] | None = None
+        self,
+        url: str | Iterable[HttpMessage] | None = None,
+        messages: Iterable[HttpMessage] | None = None,
+        *,
+        progress: bool = False,
     ) -> list[HttpMessage]:
         """Post many messages as `post_bundle` does, without blocking the running loop.
 
-        url: where to, if not to the client's. messages: what to post.
+        url: where to, if not to the client's. messages: what to post. progress: show a bar on stderr; needs tqdm, of
+        the extra [loadtest].
         """
         url, messages = _given(url, messages)
-        turns = asyncio.Semaphore(self.max_connections)
+        bundle = _checked(messages)
 
-        async def in_turn(message: HttpMessage) -> Answer:
-            async with turns:
-                return await self._exchange_async(url, message)
+        async def post_one(message: HttpMessage, turn: Turn) -> tuple[Post, Outcome]:
+            post = self._post(url, message, turn)
+            return post, await self._exchange_async(post)
 
-        answers = await asyncio.gather(*map(in_turn, _checked(messages)))
-        return [self._deliver(answer) for answer in answers]
+        with Bar(len(bundle), progress) as done:
+            outcomes = await in_tasks(bundle, self.max_connections, post_one, done)
+        return [self._deliver(*outcome) for outcome in outcomes]
+
+    # Arrays
+
+    def predict(self, url: Any = None, arrays: Any = None) -> Any:
+        """The model's outputs for arrays, `predict(arrays)` or `predict(url, arrays)`.
+
+        url: where to, if not to the client's. arrays: an array whose rows are the items, shape (n, *shape of an item),
+        or a list of n arrays, one for each; for named inputs a dict of these.
+
+        They go as .npy where the service's GET / says that it takes it, which is asked once for each URL; else, and
+        with names, as base64. Gives an array of n rows, or a list of n arrays for a list; for named outputs a dict of
+        these; dtypes as the service sent them, those of JSON numbers as np.asarray reads them.
+        Raises ClientError for whatever is no such answer; TypeError or ValueError for what are no such arrays, or have
+        a dtype that does not travel; RuntimeError once closed.
+        """
+        steps = self._predict(*_given(url, arrays))
+        try:
+            post = next(steps)
+            while True:
+                post = steps.send(self._exchange(post))
+        except StopIteration as end:
+            return end.value
+
+    async def predict_async(self, url: Any = None, arrays: Any = None) -> Any:
+        """The model's outputs for arrays as `predict` gives them, without blocking the running loop.
+
+        url: where to, if not to the client's. arrays: as for predict.
+        """
+        steps = self._predict(*_given(url, arrays))
+        try:
+            post = next(steps)
+            while True:
+                post = steps.send(await self._exchange_async(post))
+        except StopIteration as end:
+            return end.value
+
+    @staticmethod
+    def validate_message(message: HttpMessage) -> None:
+        """Raise TypeError for what can't be posted: no HttpMessage, or one whose data is no list.
+
+        message: what is to be posted.
+        """
+        if not isinstance(message, HttpMessage):
+            raise TypeError(f"message: expected an HttpMessage, got {type(message).__name__}")
+        if not isinstance(message.data, list):
+            raise TypeError(f"message.data: expected a list of items, got {type(message.data).__name__}")
 
     # The end
 
@@ -166,72 +246,121 @@ class HttpClient:
 
     # Inside
 
-    def _request(self, url: str | None, message: HttpMessage) -> httpx2.Request:
+    def _post(self, url: str | None, message: HttpMessage, turn: Turn | None = None) -> Post:
+        return self._begin("POST", self._target(url), (JSON, JSON), message.json, turn)
+
+    def _target(self, url: str | None) -> Target:
+        return target_of(self.url if url is None else url)
+
+    def _begin(
+        self, method: str, target: Target, kinds: tuple[str, str], body: bytes = b"", turn: Turn | None = None
+    ) -> Post:
+        """kinds: of the body, and of the answer."""
         if self._closed:
             raise RuntimeError("this HttpClient is closed")
-        target = _parse(self.url if url is None else url)
-        extensions = {"timeout": httpx2.Timeout(self.timeout).as_dict()}
-        return httpx2.Request("POST", target, headers=self._headers, content=message.json, extensions=extensions)
+        fields = {b"content-type": kinds[0].encode(), b"accept": kinds[1].encode()} | self._headers
+        self._retries.budget.deposit()
+        return Post(method, target, list(fields.items()), body, self.timeout, self._retries.clock, turn)
 
-    def _exchange(self, url: str | None, message: HttpMessage) -> Answer:
-        request = self._request(url, message)
+    def _exchange(self, post: Post) -> Outcome:
+        outcome = self._try(post)
+        while (wait := self._retries.wait(post, outcome)) is not None:
+            self._retries.sleep(wait)
+            outcome = self._try(post)
+        return outcome
+
+    async def _exchange_async(self, post: Post) -> Outcome:
+        outcome = await self._try_async(post)
+        while (wait := self._retries.wait(post, outcome)) is not None:
+            await self._retries.sleep_async(wait)
+            outcome = await self._try_async(post)
+        return outcome
+
+    def _try(self, post: Post) -> Outcome:
         try:
             lane = self._lanes.pop()
         except IndexError:
-            lane = httpx2.HTTPTransport(self._context, limits=LIMITS)
+            lane = Lane(self._context, LIMITS.keepalive_expiry, self._uds)
         try:
-            with closing(lane.handle_request(request)) as response:
-                content = _decoded(response, b"".join(response.iter_raw()))
-        except httpx2.RequestError as error:
-            return 0, _refusal(request, error)
+            return lane.exchange(post)
         finally:
             self._lanes.append(lane)
             _close_beyond(0 if self._closed else self.max_connections, self._lanes)
-        return response.status_code, _message(request, response, content)
 
-    async def _exchange_async(self, url: str | None, message: HttpMessage) -> Answer:
-        request = self._request(url, message)
+    async def _try_async(self, post: Post) -> Outcome:
         lanes = self._lanes_of_this_loop()
-        lane = lanes.pop() if lanes else _async_lane(self._context)
-        transport = await anext(lane)
+        held = lanes.pop() if lanes else _held(AsyncLane(self._context, LIMITS.keepalive_expiry, self._uds))
+        lane = await anext(held)
         try:
-            async with aclosing(await transport.handle_async_request(request)) as response:
-                content = _decoded(response, b"".join([piece async for piece in response.aiter_raw()]))
-        except httpx2.RequestError as error:
-            return 0, _refusal(request, error)
+            return await lane.exchange(post)
         finally:
             if len(lanes) < self.max_connections:
-                lanes.append(lane)
-        return response.status_code, _message(request, response, content)
+                lanes.append(held)
 
-    def _lanes_of_this_loop(self) -> list[AsyncLane]:
+    def _lanes_of_this_loop(self) -> list[AsyncGenerator[AsyncLane, None]]:
         loop = asyncio.get_running_loop()
         if loop not in self._lanes_of_loops:
             for ended in [other for other in list(self._lanes_of_loops) if other.is_closed()]:
                 self._lanes_of_loops.pop(ended, None)
         return self._lanes_of_loops.setdefault(loop, [])
 
-    def _deliver(self, answer: Answer) -> HttpMessage:
-        status, message = answer
+    def _deliver(self, post: Post, outcome: Outcome) -> HttpMessage:
+        status, message = message_of(post.name, post.timeout, outcome)
         if self.raise_errors and message.error is not None:
-            raise ClientError(status, message)
+            raise ClientError(status, message, outcome.request_id)
         return message
+
+    def _predict(self, url: str | None, arrays: Any) -> Steps:
+        """The posts of a prediction; each is sent its outcome."""
+        asked = of_arrays.Asked(arrays)
+        target = self._target(url)
+        service = yield from self._service(target)
+        accept = of_arrays.accept(service)
+        body = asked.npy(service)
+        if body is not None:
+            post = self._begin("POST", target, (of_arrays.NPY, accept), body)
+            outcome = yield post
+            if outcome.status == 415:  # it takes it no more
+                self._services.pop(target[2], None)
+        if body is None or outcome.status == 415:
+            post = self._begin("POST", target, (JSON, accept), asked.json())
+            outcome = yield post
+        return of_arrays.answer_of(asked, post, outcome)
+
+    def _service(self, target: Target) -> Steps:
+        """What a service says of itself: at the URL itself, where it shares a server with others, or at the root."""
+        known = self._services.get(target[2])
+        if known is not None:
+            return known
+        url, host, name = target
+        paths = dict.fromkeys((url.target.partition(b"?")[0], b"/"))
+        for path in paths:
+            at = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=path)
+            post = self._begin("GET", (at, host, name), (JSON, JSON))
+            outcome = yield post
+            if not outcome.status:
+                raise ClientError(*message_of(name, post.timeout, outcome))
+            told = of_arrays.described(outcome)
+            if told is not None:
+                self._services[name] = told
+                return told
+        return {}
 
 
 # Lanes
 
 
-def _close_beyond(count: int, lanes: list[httpx2.HTTPTransport]) -> None:
+def _close_beyond(count: int, lanes: list[Lane]) -> None:
     with suppress(IndexError):  # other threads take from the list, too
         while len(lanes) > count:
             lanes.pop().close()
 
 
-async def _async_lane(context: SSLContext) -> AsyncLane:
+async def _held(lane: AsyncLane) -> AsyncGenerator[AsyncLane, None]:
     """A lane of a loop, closed in time: asyncio ends a generator once it is dropped, and all when the loop ends."""
-    async with httpx2.AsyncHTTPTransport(context, limits=LIMITS) as transport:
+    async with lane:
         while True:
-            yield transport
+            yield lane
 
 
 @cache  # reading the certificates takes longer than a hundred posts
@@ -267,89 +396,5 @@ def _checked(messages: Any) -> list[HttpMessage]:
         raise TypeError(f"messages: expected an iterable of HttpMessages, got {type(messages).__name__}")
     bundle = list(messages)
     for message in bundle:
-        if not isinstance(message, HttpMessage):
-            raise TypeError(f"message: expected an HttpMessage, got {type(message).__name__}")
-        if not isinstance(message.data, list):
-            raise TypeError(f"message.data: expected a list of items, got {type(message.data).__name__}")
+        HttpClient.validate_message(message)
     return bundle
-
-
-def _headers(given: Mapping[str, str]) -> httpx2.Headers:
-    fields = {"accept": "application/json", "content-type": "application/json"}
-    for name, value in given.items():
-        if name.lower() in ("connection", "content-length", "host", "transfer-encoding"):
-            raise ValueError(f"headers: {name!r} belongs to the connection and is set by the client itself")
-        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"headers: expected a name of letters, digits, '-' and '_', got {name!r}")
-        if not value.isprintable():
-            raise ValueError(f"headers: {name}: expected printable characters, got {value!r}")
-        fields[name.lower()] = value
-    return httpx2.Headers(fields, encoding="latin-1")
-
-
-def _parse(url: object) -> httpx2.URL:
-    if not isinstance(url, str):
-        raise ValueError(f"no URL to post to: expected HttpClient(url) or post(url, message), got {url!r}")
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        parsed = httpx2.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"expected a URL like http://host:8081/path, got {url!r}")
-    if parsed.userinfo:
-        raise ValueError("credentials in a URL end up in logs: put them in HttpClient(headers={'authorization': ...})")
-    return parsed
-
-
-# Answers
-
-
-def _decoded(response: httpx2.Response, content: bytes) -> bytes:
-    """What a reply's bytes mean. Raises DecodingError where they are broken or cut, which httpx2 lets pass."""
-    for coding in reversed(response.headers.get_list("content-encoding", split_commas=True)):
-        try:
-            content = _CODINGS[coding.strip().lower()](content)
-        except KeyError:
-            raise httpx2.DecodingError(f"content-encoding {coding!r}: expected gzip, deflate or identity") from None
-        except (EOFError, OSError, zlib.error) as error:
-            raise httpx2.DecodingError(f"a {coding} answer that is broken or cut: {error}") from None
-    return content
-
-
-def _inflate(content: bytes) -> bytes:
-    try:
-        return zlib.decompress(content)
-    except zlib.error:  # RFC 9110 section 8.4.1.2: some send it without the zlib format around it
-        return zlib.decompress(content, -zlib.MAX_WBITS)
-
-
-_CODINGS = {"gzip": gzip.decompress, "x-gzip": gzip.decompress, "deflate": _inflate, "identity": bytes, "": bytes}
-
-
-def _message(request: httpx2.Request, response: httpx2.Response, body: bytes) -> HttpMessage:
-    """The message that a reply carries, or one whose error says what came instead."""
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        content = None
-    match content:
-        case {"error": error} if error is not None:
-            words = error if isinstance(error, str) else orjson.dumps(error).decode()
-            return HttpMessage(
-                data=[], error=words or f"{request.url}: an error without words, status {response.status_code}"
-            )
-        case {"data": list(data)} if response.is_success:
-            return HttpMessage(data=data)
-    came = f" with {len(body)} bytes: {body[:200].decode('utf-8', 'replace')!r}"
-    if response.has_redirect_location:
-        came = f", a redirect to {response.headers['location']}, which is not followed"
-    error = f"{request.url}: expected a message, got status {response.status_code}{came}"
-    return HttpMessage(data=[], error=error)
-
-
-def _refusal(request: httpx2.Request, error: httpx2.RequestError) -> HttpMessage:
-    """The message for an exchange that brought no reply."""
-    words = str(error) or "the connection broke before the answer came"
-    if isinstance(error, httpx2.TimeoutException):
-        words = f"no answer within {request.extensions['timeout']['read']:g} s"
-    return HttpMessage(data=[], error=f"{request.url}: {words}")

@@ -4,12 +4,14 @@
     ├── RequestError                    400  the request can't be taken; carries its own status and headers
     ├── ItemError (also a ValueError)   422  an item of a request is not what the service takes
     ├── HandlerError                    500  the handler raised, or gave back what can't be sent
-    └── ClientError                     raised by HttpClient(raise_errors=True) only
+    └── ClientError                     raised by HttpClient only
 
 A status says whose fault it is: 4xx the client's, 500 the handler's, 503 and 504 the moment's.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 STATUSES = {
     200: "OK",
@@ -50,12 +52,13 @@ def quoted(sent: object) -> str:
 class VirtexError(Exception):
     """Whatever Virtex itself raises: `except VirtexError` has all of the tree.
 
-    headers: what the reply needs beside the usual, names in lower case. dropped: why its request is none for the model,
-    where that is the moment's fault; "" elsewhere.
+    headers: what the reply needs beside the usual, names in lower case. index: which item of the request it is about,
+    where it is one. dropped: why its request is none for the model, where that is the moment's fault; "" elsewhere.
     """
 
     status = 500
     headers: Headers = ()
+    index: int | None = None
     dropped = ""
 
 
@@ -90,7 +93,7 @@ class ItemError(VirtexError, ValueError):
     """
 
     status = 422
-    reason, index, offset = "expected another item", None, None  # of a subclass that does not call __init__
+    reason, offset = "expected another item", None  # of a subclass that does not call __init__
 
     def __init__(self, reason: str, index: int | None = None, offset: int | None = None) -> None:
         super().__init__(reason, index, offset)
@@ -110,7 +113,7 @@ class HandlerError(VirtexError):
     to the log. index: which item of the request, where it was one item's doing.
     """
 
-    reason, index = "the handler failed", None  # of a subclass that does not call __init__
+    reason = "the handler failed"  # of a subclass that does not call __init__
 
     def __init__(self, reason: str, index: int | None = None) -> None:
         super().__init__(reason, index)
@@ -136,14 +139,21 @@ def moved(error: ItemError | HandlerError, by: int) -> ItemError | HandlerError:
 
 
 class ClientError(VirtexError):
-    """A post that brought no answer's data: HttpClient(raise_errors=True) raises it.
+    """A post that brought no answer's data: HttpClient(raise_errors=True) raises it, and predict() does.
 
     status: the HTTP status, or 0 where no reply came. message: the HttpMessage with the server's words in `.error`.
+    request_id: the reply's X-Request-ID, under which the server's log has it; None without one. index: which item of
+    the message was refused, where the reply says so.
     """
 
     status = 0
 
-    def __init__(self, status: int, message: dict[str, object]) -> None:
-        super().__init__(f"{status or 'no reply'}: {message.get('error')}")
+    def __init__(self, status: int, message: dict[str, Any], request_id: str | None = None) -> None:
+        super().__init__(status, message, request_id)
         self.status = status
         self.message = message
+        self.request_id = request_id
+        self.index = message.get("index")
+
+    def __str__(self) -> str:
+        return f"{self.status or 'no reply'}: {self.message.get('error')}"

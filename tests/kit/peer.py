@@ -35,7 +35,7 @@ class Link:
             if not byte:
                 return None
             head += byte
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
         body = bytearray()
         while len(body) < length:
             body += self.sock.recv(length - len(body))

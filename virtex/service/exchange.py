@@ -333,7 +333,9 @@ class Exchange(BaseExchange):
             log.error("request %s: %s", name, error, extra=told)
         else:
             self.keeper.batcher.tracebacks.log(cause, "request %s: %s", name, error, **told)
-        return RequestError(500, f"{error}; request id {name}")
+        told_client = RequestError(500, f"{error}; request id {name}")
+        told_client.index = error.index
+        return told_client
 
     def _finish(self, response: Response) -> Response:
         self.response = response

@@ -48,7 +48,7 @@ class Format:
 
     def refuse(self, error: VirtexError) -> Response:
         """The answer that says what went wrong; JSON for every format so far."""
-        return refusal(error.status, str(error), error.headers)
+        return refusal(error.status, str(error), error.headers, error.index)
 
 
 class Json(Format):

@@ -136,9 +136,13 @@ def size_of(buffers: list[bytes]) -> int:
     return size
 
 
-def refusal(status: int, reason: str, headers: Headers = ()) -> Response:
-    """An error as every client of Virtex reads it: {"data": [], "error": reason}."""
-    body = b'{"data":[],"error":' + json.dumps(reason).encode() + b"}"
+def refusal(status: int, reason: str, headers: Headers = (), index: object = None) -> Response:
+    """An error as every client of Virtex reads it: {"data": [], "error": reason}, and "index" where it names an item.
+
+    index: which item, as far as it is a whole number: a handler may have given anything.
+    """
+    at = b',"index":%d' % index if isinstance(index, int) else b""
+    body = b'{"data":[],"error":' + json.dumps(reason).encode() + at + b"}"
     return Response(status, JSON + headers, [body])
 
 
