@@ -573,6 +573,32 @@ def test_numbers_go_into_rows(value, dtype, shape):
 
 
 @pytest.mark.parametrize(
+    ("items", "names", "has"),
+    [
+        ([[1.5]], None, True),
+        ([7], None, True),
+        ([0.5], None, True),
+        ([[]], None, True),
+        (["text", [1]], None, True),
+        ([[1], "text"], None, True),
+        (["text", "text"], None, False),
+        ([np.zeros(3)], None, False),
+        ([], None, False),
+        ([{"a": "text", "b": [1]}], ("a", "b"), True),
+        ([{"a": "text", "b": "text"}, {"a": 1, "b": "text"}], ("a", "b"), True),
+        ([{"a": "text", "b": "text"}, None], ("a", "b"), False),
+    ],
+)
+def test_items_say_whether_any_array_came_as_numbers(items, names, has):
+    assert _codec.items_of(items, names).has_numbers is has
+
+
+def test_arrays_as_text_or_documents_are_no_numbers():
+    assert not _codec.scan(message(texts([np.zeros(3), np.zeros(3)]))).has_numbers
+    assert not _codec.scan_npy(npy(np.zeros(3))).has_numbers
+
+
+@pytest.mark.parametrize(
     ("value", "dtype", "shape", "reason"),
     [
         ([256], "u1", (1,), "from 0 to 255.*got 256"),

@@ -68,10 +68,12 @@ def decode_npy(body: _Buffer, admit: Callable[[int, int], object] | None = None)
 class Items:
     """The items of one request, not yet decoded. Holds the body: it must not change until the last into().
 
-    names: the members of each item, or None where an item is one array.
+    names: the members of each item, or None where an item is one array. has_numbers: whether any array came as numbers
+    of JSON, bare or in lists, and not as base64 or .npy.
     """
 
     names: tuple[str, ...] | None
+    has_numbers: bool
     def __len__(self) -> int: ...
     def into(self, rows: NDArray[Any] | Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
         """Decodes items [start, stop) into rows[0], rows[1], and so on.

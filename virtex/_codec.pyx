@@ -589,6 +589,7 @@ cdef cnp.ndarray _check_rows(object rows, Py_ssize_t count):
 cdef class Items:
     cdef Py_ssize_t count
     cdef readonly object names
+    cdef readonly bint has_numbers
 
     def __len__(self):
         return self.count
@@ -1059,7 +1060,18 @@ def items_of(values, names=None):
     items.values = list(values)
     items.names = None if names is None else tuple(names)
     items.count = len(items.values)
+    items.has_numbers = _have_numbers(items.values, items.names is not None)
     return items
+
+
+cdef bint _have_numbers(list values, bint named):
+    """Whether any of the items is numbers, or any of their members."""
+    for value in values:
+        if PyList_Check(value) or PyLong_Check(value) or PyFloat_Check(value):
+            return True
+        if named and PyDict_Check(value) and _have_numbers(list((<dict>value).values()), False):
+            return True
+    return False
 
 
 cdef _Signature _row_signature(_Signature whole):
