@@ -109,6 +109,14 @@ def test_every_kernel_does_what_the_oracle_in_c_does(tmp_path):
     assert result.stdout.count("no difference") == len(codec_info()["available"])
 
 
+def test_numbers_are_what_an_oracle_in_c_says(tmp_path):
+    """Some 2 million cases; tests/csrc/run also has them under sanitizers, and on arm64."""
+    source, program = ROOT / "tests/csrc/test_numbers.c", tmp_path / "driver"
+    subprocess.run(["cc", "-O2", "-I", ROOT / "virtex/csrc", source, "-lm", "-o", program], check=True)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0 and "no difference" in result.stdout, result.stdout
+
+
 def test_the_fastest_is_used_unless_one_is_forced():
     result = python("from virtex import codec_info; print(codec_info())", VIRTEX_SIMD="")
     info = eval(result.stdout)

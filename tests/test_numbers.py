@@ -19,6 +19,7 @@ from kit.oracle import BAD_ITEM, NOT_JSON, check_walk, fast, slow
 
 from virtex import ItemError, _codec, codec_info
 from virtex.errors import RequestError
+from virtex.serial import decode_json, encode_json
 
 FLOATS = ["f2", "f4", "f8", ">f4", "bfloat16", "float8_e5m2", "c8", "g"]
 INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", "int4"]
@@ -151,7 +152,7 @@ def test_every_integer_of_a_byte_and_its_neighbours(isa):
 @pytest.mark.parametrize("dtype", ["f4", "i8", "?"])
 def test_what_is_no_number_of_json_is_refused_as_the_parser_refuses_it(text, dtype):
     for items in ([text], ["1", text], [text, "1"], [f"[{text}]"], [f"[1,{text},1]"]):
-        shape = (3,) if "1," in items[0] else (1,) if items[0][0] == "[" else ()
+        shape = (3,) if "1," in items[0] else (1,) if items[0][:1] == "[" else ()
         check_walk(body_of(items), None, dtype, shape)
 
 
@@ -315,3 +316,73 @@ def test_more_numbers_than_are_converted_at_once():
     with pytest.raises(ItemError, match=re.escape("got 1e+39 at [0]")) as error:
         read(items, ml_dtypes.bfloat16, (2,))
     assert error.value.index == 69_000
+
+
+# -- alone
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.float32([[0.1, 1e-7, 3.4e38], [-0.0, 16777216, 1.5]]),
+        np.float64([0.1, 5e-324, 1.7976931348623157e308, 1e22]),
+        np.float16([0.1, 65504, 6e-8]),
+        np.array(2.5),
+        np.array([True, False]),
+        np.array([[-(2**63)], [2**63 - 1]]),
+        np.uint64([2**64 - 1]),
+        np.zeros((2, 0, 3), "f4"),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(6, dtype=">i4")[::2],
+        np.array([0.1, 3e38], ml_dtypes.bfloat16),
+        np.array([-8, 7], ml_dtypes.int4),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_an_array_comes_back_from_json(array):
+    text = encode_json(array)
+    for form in (text, text.encode(), bytearray(text.encode()), f" {text}\n"):
+        back = decode_json(form, array.dtype, array.shape)
+        assert back.dtype == array.dtype and back.tobytes() == array.tobytes()
+
+
+def test_a_dtype_may_be_a_name():
+    assert decode_json("[1,2]", "bfloat16", (2,)).dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1,2", "^expected JSON: "),
+        ("1,2", "^expected JSON: "),
+        ("[1],[2]", "^expected JSON: "),
+        ("", "^expected JSON: "),
+        ('[1]],"data":[[1]', "^expected JSON: "),
+        ('[1]],"error":null}', "^expected JSON: "),
+        ("[1]]}", "^expected JSON: "),
+        ("\ud800", "^expected JSON: "),
+        (f"[{2**64}]", r"^expected integers of at most 64 bits \(at offset 1\)$"),
+        (json.dumps(_codec.encode_numpy(np.float32([1]))), "nested lists of numbers; got str$"),
+        ("null", "nested lists of numbers; got NoneType$"),
+        ("[1,2]", r"^expected float32 \(1,\), got a list of 2 in place of a list of 1$"),
+        ('["1"]', r"got text at \[0\]$"),
+        ("[1e39]", r"got 1e\+39 at \[0\]$"),
+    ],
+)
+def test_what_is_no_array_of_that_shape_is_an_item_error(text, says):
+    with pytest.raises(ItemError, match=says) as error:
+        decode_json(text, "f4", (1,))
+    assert error.value.index is None
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.longdouble([1]), np.array([None])], ids=str)
+def test_what_is_no_number_is_a_type_error(array):
+    with pytest.raises(TypeError, match="expected an array of bool, integers or floats"):
+        encode_json(array)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["f2", "f8", ml_dtypes.bfloat16])
+def test_a_float_that_is_not_finite_is_a_type_error(value, dtype):
+    with pytest.raises(TypeError, match=f"{value} is no JSON number"):
+        encode_json(np.array([1, value], dtype))

@@ -26,7 +26,7 @@ def power(q):
 
 def text():
     lines = [
-        "/* The leading 128 bits of powers of five, high half first. tests/csrc/make_powers.py wrote it: don't edit. */",
+        "/* The leading 128 bits of powers of five, high half first. Written by tests/csrc/make_powers.py. */",
         "#ifndef VX_POWERS_H",
         "#define VX_POWERS_H",
         "",

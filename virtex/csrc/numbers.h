@@ -34,38 +34,34 @@ VX_ALWAYS uint64_t vx_eight(const uint8_t *at, const uint8_t *end)
     return eight;
 }
 
-/* How many of the eight are digits, from the first on. What a byte that is none carries into those behind it is of no
- * matter. */
-VX_ALWAYS int vx_leading_digits(uint64_t eight)
+/* A bit in the first byte that is no digit. What that carries into those behind it is of no matter. */
+VX_ALWAYS uint64_t vx_no_digits(uint64_t eight)
 {
-    uint64_t others = ((eight + VX_EACH(0x46)) | (eight - VX_EACH('0'))) & VX_EACH(0x80);
-    return others ? __builtin_ctzll(others) >> 3 : 8;
+    return ((eight + VX_EACH(0x46)) | (eight - VX_EACH('0'))) & VX_EACH(0x80);
 }
 
-/* The value of the first 1 to 8 of them: those in front become leading zeros, then neighbours are added up in pairs. */
-VX_ALWAYS uint64_t vx_value_of(uint64_t eight, int digits)
+/* The value of eight digits less '0': neighbours are added up in pairs. */
+VX_ALWAYS uint64_t vx_value_of(uint64_t eight)
 {
-    eight = (eight - VX_EACH('0')) << (64 - 8 * digits);
     eight = eight * 10 + (eight >> 8);
     uint64_t even = eight & 0x000000ff000000ff, odd = eight >> 16 & 0x000000ff000000ff;
     return (even * (100 + (1000000ull << 32)) + odd * (1 + (10000ull << 32))) >> 32;
 }
 
-static const uint32_t vx_ten_to[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
+static const uint32_t vx_ten_to[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
 
 /* Appends the digits that are there to *w, modulo 2^64. */
 VX_ALWAYS const uint8_t *vx_take_digits(const uint8_t *at, const uint8_t *end, uint64_t *w)
 {
-    for (;;) {
-        uint64_t eight = vx_eight(at, end);
-        int digits = vx_leading_digits(eight);
-        if (!digits)
-            return at;
-        *w = *w * vx_ten_to[digits] + vx_value_of(eight, digits);
-        at += digits;
-        if (digits < 8)
-            return at;
+    uint64_t eight, others;
+    for (; !(others = vx_no_digits(eight = vx_eight(at, end))); at += 8)
+        *w = *w * 100000000 + vx_value_of(eight - VX_EACH('0'));
+    int bits = __builtin_ctzll(others) & 0x38;
+    if (bits) { /* those in front become leading zeros */
+        *w = *w * vx_ten_to[bits >> 3] + vx_value_of((eight - VX_EACH('0')) << (64 - bits));
+        at += bits >> 3;
     }
+    return at;
 }
 
 /* After 'e': [+-] digits. Beyond 10^17 it is far enough. */
@@ -123,8 +119,22 @@ VX_ALWAYS const uint8_t *vx_take_unsigned(const uint8_t *at, const uint8_t *end,
     return at;
 }
 
+/* w * 10^q rounded once, or, for a float32, so that rounding it again gives the same: two roundings miss the nearest double
+ * by less than two of its last bits, which matters only close to half way between two floats. */
+VX_ALWAYS double vx_nearest_for(int kind, uint64_t w, int64_t q)
+{
+    if (kind != VX_F32 || w >> 63 || q < -22 || q > 0)
+        return vx_nearest(w, q);
+    double near = (double)(int64_t)w / vx_tens[-q];
+    uint64_t bits;
+    memcpy(&bits, &near, sizeof bits);
+    int64_t from_half = (int64_t)(bits & 0x1fffffff) - 0x10000000;
+    return (from_half > 4 || from_half < -4) && near > 1e-37 ? near : vx_nearest(w, q);
+}
+
 /* What is left of a number, once its digits before the point are in w. */
-static const uint8_t *vx_take_scaled(const uint8_t *first, const uint8_t *at, const uint8_t *end, uint64_t w, double *to)
+VX_ALWAYS const uint8_t *vx_take_scaled(int kind, const uint8_t *first, const uint8_t *at, const uint8_t *end, uint64_t w,
+                                        double *to)
 {
     size_t digits = (size_t)(at - first) - (*first == '0');
     int64_t power = 0, behind = 0;
@@ -139,22 +149,28 @@ static const uint8_t *vx_take_scaled(const uint8_t *first, const uint8_t *at, co
     const uint8_t *last = at;
     if (at < end && (*at | 0x20) == 'e' && !(at = vx_take_exponent(at + 1, end, &power)))
         return NULL;
-    *to = digits > 19 ? vx_nearest_long(first, last, power) : vx_nearest(w, power - behind);
+    *to = digits > 19 ? vx_nearest_long(first, last, power) : vx_nearest_for(kind, w, power - behind);
     return at;
 }
 
-VX_ALWAYS const uint8_t *vx_take_double(const uint8_t *at, const uint8_t *end, double *to)
+VX_ALWAYS const uint8_t *vx_take_double(int kind, const uint8_t *at, const uint8_t *end, double *to)
 {
     uint64_t w = 0;
     int negative = at < end && *at == '-';
     const uint8_t *first = at += negative;
-    at = vx_take_digits(at, end, &w);
-    if (at == first || (*first == '0' && at - first > 1))
+    if (at < end && *at == '0') /* often one that a point follows */
+        at++;
+    else
+        at = vx_take_digits(at, end, &w);
+    if (at == first)
         return NULL;
     if (vx_goes_on(at, end)) {
-        if (!(at = vx_take_scaled(first, at, end, w, to)) || !(*to <= 1.7976931348623157e308))
+        if (!(at = vx_take_scaled(kind, first, at, end, w, to)) || !(*to <= 1.7976931348623157e308))
             return NULL;
-        *to = negative ? -*to : *to;
+        uint64_t bits, sign = (uint64_t)negative << 63; /* without a branch that half of the signs would miss */
+        memcpy(&bits, to, sizeof bits);
+        bits |= sign;
+        memcpy(to, &bits, sizeof bits);
         return at;
     }
     if (at - first > 19 && !(at = vx_take_whole(first, end, &w)))
@@ -226,12 +242,12 @@ VX_ALWAYS const uint8_t *vx_take_number(int kind, const uint8_t *at, const uint8
         VX_UNSIGNED(VX_U32, 32, uint32_t)
         VX_UNSIGNED(VX_U64, 64, uint64_t)
     case VX_F16:
-        if (!(at = vx_take_double(at, end, &d)) || ((h = vx_half(d)) & 0x7fff) >= 0x7c00)
+        if (!(at = vx_take_double(kind, at, end, &d)) || ((h = vx_half(d)) & 0x7fff) >= 0x7c00)
             return NULL;
         memcpy(to, &h, sizeof h);
         return at;
     case VX_F32:
-        if (!(at = vx_take_double(at, end, &d)))
+        if (!(at = vx_take_double(kind, at, end, &d)))
             return NULL;
         f = (float)d;
         if (!(f >= -3.4028235e38f && f <= 3.4028235e38f))
@@ -239,7 +255,7 @@ VX_ALWAYS const uint8_t *vx_take_number(int kind, const uint8_t *at, const uint8
         memcpy(to, &f, sizeof f);
         return at;
     default:
-        if (!(at = vx_take_double(at, end, &d)))
+        if (!(at = vx_take_double(kind, at, end, &d)))
             return NULL;
         memcpy(to, &d, sizeof d);
         return at;
@@ -325,7 +341,7 @@ static const uint8_t *vx_take_form(const vx_form *form, const uint8_t *at, const
 }
 
 /* Where the item stands that is `count` items further on; NULL if there is none. */
-static const uint8_t *vx_skip_items(const uint8_t *begin, const uint8_t *at, const uint8_t *end, size_t count)
+static inline const uint8_t *vx_skip_items(const uint8_t *begin, const uint8_t *at, const uint8_t *end, size_t count)
 {
     for (; count && at < end; count--) {
         at = vx_skip_numbers(begin, at, end);
@@ -337,7 +353,7 @@ static const uint8_t *vx_skip_items(const uint8_t *begin, const uint8_t *at, con
 }
 
 /* Items with commas between them into rows. At *at, which moves past each good one; how many are. */
-static size_t vx_take_forms(const vx_form *form, const uint8_t **at, const uint8_t *end, uint8_t *rows, size_t count)
+static inline size_t vx_take_forms(const vx_form *form, const uint8_t **at, const uint8_t *end, uint8_t *rows, size_t count)
 {
     if (!form->ndim)
         return vx_takers[form->kind](at, end, rows, count);

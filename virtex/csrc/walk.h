@@ -48,6 +48,8 @@ typedef struct {
 
 static inline const uint8_t *vx_space(const uint8_t *at, const uint8_t *end)
 {
+    if (at < end && *at > ' ') /* mostly */
+        return at;
     while (at < end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t'))
         at++;
     return at;

@@ -142,7 +142,7 @@ def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
 
 def place_of(indices: list[int]) -> str:
     """Where in nested lists an error was found: " at [3][2]"; nothing for what stands in none."""
-    return indices and " at " + "".join(f"[{i}]" for i in indices) or ""
+    return f" at {''.join(f'[{i}]' for i in indices)}" if indices else ""
 
 
 def store(staged: NDArray[Any], rows: NDArray[Any], which: list[int]) -> None:
