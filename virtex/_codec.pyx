@@ -795,7 +795,7 @@ cdef class _Spans(Items):
         return good
 
     cdef int parse(self, Py_ssize_t i) except -1:
-        """All items, by a parser: numbers that the walk did not take may be wrong, or of a dtype that is not its own."""
+        """All items, by a parser: numbers that were not taken may be wrong, or of a dtype that numbers.h has not."""
         if self.parsed is not None:
             return 0
         if self.account is not None:
@@ -992,7 +992,7 @@ cdef class _Numbers:
     cdef cnp.npy_intp *dims
     cdef int ndim, size       # of one number: bytes
     cdef int depth            # of the value at hand
-    cdef Py_ssize_t place[64] # and where it stands in the lists around it: NumPy has no more dimensions
+    cdef Py_ssize_t place[64]  # and where it stands in the lists around it: NumPy has no more dimensions
     cdef char kind            # of the dtype: one of b i u f c
     cdef char *at             # where the next number goes
 

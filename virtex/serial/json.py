@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._codec import big_int_offset, items_of, scan
 from ..errors import ItemError
-from ._json import json_value
 from ._npy import named_dtype
 
 __all__ = ["decode_json", "encode_json"]
@@ -65,7 +64,7 @@ def encode_json(obj: ArrayLike) -> str:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise TypeError(f"{array[~np.isfinite(array)][0]} is no JSON number")
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
-    return orjson.dumps(array if array.ndim else array[()], json_value, orjson.OPT_SERIALIZE_NUMPY).decode()
+    return orjson.dumps(array if array.ndim else array[()], option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
