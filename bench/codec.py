@@ -183,6 +183,48 @@ def way(name, array):
     return lambda: encode(array), lambda: decode(made)
 
 
+# -- numbers of JSON into rows
+
+
+def short_numbers(rng, shape):
+    """Of 4 to 8 digits, with a sign now and then."""
+    decimals = rng.integers(2, 6, shape)
+    return np.vectorize(round)(rng.uniform(-100, 100, shape), decimals)
+
+
+NUMBERS = {  # the values as they are written, the dtype of the rows, and how many times faster the aim is
+    "32 floats of 6 digits": (lambda rng: np.round(rng.random((1, 32)), 6), "f4", None),
+    "1000 x 64, 17 digits": (lambda rng: rng.random((1000, 64)), "f4", 4),
+    "1000 x 64, 4 to 8 digits": (lambda rng: short_numbers(rng, (1000, 64)), "f4", 4),
+    "1000 x 64 int64": (lambda rng: rng.integers(-(2**63), 2**63 - 1, (1000, 64)), "i8", 5),
+    "1000 x 64 uint8": (lambda rng: rng.integers(0, 256, (1000, 64)), "u1", None),
+    "1 image, 17 digits": (lambda rng: rng.random((1, 3, 224, 224)), "f4", 4),
+}
+PARSED = "orjson + np.asarray"
+
+
+def number_ways(name):
+    """The body, and functions without arguments that bring its numbers into the same rows."""
+    make, dtype, _ = NUMBERS[name]
+    values = make(np.random.default_rng(2))
+    body = orjson.dumps({"data": values.tolist()})
+    rows = np.empty(values.shape, dtype)
+
+    def straight():
+        _codec.scan(body).into(rows)
+        return rows
+
+    def parsed():
+        rows[...] = np.asarray(orjson.loads(body)["data"], dtype)
+        return rows
+
+    expected = values.astype(dtype)
+    for fill in (straight, parsed):
+        rows.fill(0)
+        assert (fill() == expected).all(), name
+    return body, {"virtex": straight, PARSED: parsed}
+
+
 # -- measuring
 
 
@@ -221,11 +263,15 @@ def header():
 
 
 def measure(rounds):
-    results = {"header": header(), "isa": codec_info()["isa"], "cases": {}, "ways": {}}
+    results = {"header": header(), "isa": codec_info()["isa"], "cases": {}, "numbers": {}, "ways": {}}
     for case in cases():
         case.check()
         calls = {"decode": case.decode, "encode": case.encode, "memcpy": case.copy, "empty call": lambda: len("")}
         results["cases"][case.name] = interleaved(calls, rounds) | {"bytes": case.nbytes, "items": case.count}
+    for name in NUMBERS:
+        body, calls = number_ways(name)
+        count = NUMBERS[name][0](np.random.default_rng(2)).size
+        results["numbers"][name] = interleaved(calls, rounds) | {"bytes": len(body), "numbers": count}
     for size in SIZES:
         array = np.random.default_rng(1).random(size // 4, "f4")
         calls = {}
@@ -255,12 +301,28 @@ def case_row(name, case):
     return [*cells, f"{case['memcpy'] / 1000:.1f} µs"]
 
 
+def number_row(name, case):
+    ns, aim = case["virtex"], NUMBERS[name][2]
+    return [
+        name,
+        f"{ns / 1000:.2f} µs",
+        f"{ns / case['numbers']:.1f} ns",
+        f"{case['bytes'] / ns:.2f}",
+        f"{case[PARSED] / 1000:.2f} µs",
+        f"{case[PARSED] / ns:.1f}",
+        f"{aim}" if aim else "",
+    ]
+
+
 def tables(results):
     """Lines of Markdown: the codec against memcpy, then against other ways."""
     head = ["", "decode", "of memcpy", "aim", "encode", "of memcpy", "aim", "memcpy"]
     yield from table(head, [case_row(name, case) for name, case in results["cases"].items()])
     yield f"An empty Python call: {results['cases']['1 image']['empty call']:.0f} ns."
     yield ""
+    if "numbers" in results:
+        head = ["numbers of JSON into rows", "virtex", "each", "GB/s of text", PARSED, "times", "aim"]
+        yield from table(head, [number_row(name, case) for name, case in results["numbers"].items()])
     for kind in ("decode", "encode"):
         rows = [
             [name, *(f"{int(size) / ns[kind][size]:.3g}" for size in map(str, SIZES))]

@@ -9,7 +9,7 @@ import pytest
 
 from virtex import codec_info
 
-from .codec import SIZES, WAYS, way
+from .codec import NUMBERS, PARSED, SIZES, WAYS, number_ways, way
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -19,3 +19,11 @@ def test_codec(benchmark, step, name, size):
     benchmark.group = f"{step} {size} B, isa={codec_info()['isa']}"
     encode, decode = way(name, np.random.default_rng(1).random(size // 4, "f4"))
     benchmark(encode if step == "encode" else decode)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("how", ["virtex", PARSED])
+def test_numbers(benchmark, name, how):
+    body, ways = number_ways(name)
+    benchmark.group = f"numbers, {name}: {len(body)} B"
+    benchmark(ways[how])

@@ -90,7 +90,7 @@ def test_vector_code_leaves_no_dirty_upper_halves():
     dump = ["objdump", "-d", "--no-show-raw-insn", _codec.__file__]
     code = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
     functions = re.findall(r"^[0-9a-f]+ <(vx_\w+_avx\w+)>:\n((?:.+\n)+)", code, re.MULTILINE)
-    assert len(functions) == 6
+    assert len(functions) == 7
     for name, body in functions:
         dirty = False
         for line in body.splitlines():
@@ -107,6 +107,14 @@ def test_every_kernel_does_what_the_oracle_in_c_does(tmp_path):
     result = subprocess.run([program, *codec_info()["available"]], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("no difference") == len(codec_info()["available"])
+
+
+def test_numbers_are_what_an_oracle_in_c_says(tmp_path):
+    """Some 2 million cases; tests/csrc/run also has them under sanitizers, and on arm64."""
+    source, program = ROOT / "tests/csrc/test_numbers.c", tmp_path / "driver"
+    subprocess.run(["cc", "-O2", "-I", ROOT / "virtex/csrc", source, "-lm", "-o", program], check=True)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0 and "no difference" in result.stdout, result.stdout
 
 
 def test_the_fastest_is_used_unless_one_is_forced():

@@ -231,7 +231,15 @@ SURPRISES = {
     "another member after": f'{{"data":["{A}"],"id":1}}',
     "a duplicate key": f'{{"data":["{A}"],"data":["{B}"]}}',
     "a nested list": f'{{"data":[["{A}"]]}}',
-    "numbers": '{"data":[[1,2,3]]}',
+    "text among numbers": '{"data":[[1,"2",3]]}',
+    "a text before numbers": f'{{"data":["{A}",[1,2,3]]}}',
+    "numbers before a text": f'{{"data":[[1,2,3],"{A}"]}}',
+    "a number before a list": '{"data":[1,[1,2,3]]}',
+    "a list before a number": '{"data":[[1,2,3],1]}',
+    "lists without an end": '{"data":[[1,2,3]}',
+    "a list too many": '{"data":[[1,2,3]]]}',
+    "lists without a comma": '{"data":[[1,2,3][1,2,3]]}',
+    "a comma behind lists": '{"data":[[1,2,3],]}',
     "null": '{"data":[null]}',
     "one string": f'{{"data":"{A}"}}',
     "mixed signatures": f'{{"data":["{A}","{OTHER}"]}}',
@@ -570,6 +578,32 @@ def test_numbers_go_into_rows(value, dtype, shape):
     items.into(rows)
     expected = np.array([value, value], np.dtype(dtype))
     assert (rows == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("items", "names", "has"),
+    [
+        ([[1.5]], None, True),
+        ([7], None, True),
+        ([0.5], None, True),
+        ([[]], None, True),
+        (["text", [1]], None, True),
+        ([[1], "text"], None, True),
+        (["text", "text"], None, False),
+        ([np.zeros(3)], None, False),
+        ([], None, False),
+        ([{"a": "text", "b": [1]}], ("a", "b"), True),
+        ([{"a": "text", "b": "text"}, {"a": 1, "b": "text"}], ("a", "b"), True),
+        ([{"a": "text", "b": "text"}, None], ("a", "b"), False),
+    ],
+)
+def test_items_say_whether_any_array_came_as_numbers(items, names, has):
+    assert _codec.items_of(items, names).has_numbers is has
+
+
+def test_arrays_as_text_or_documents_are_no_numbers():
+    assert not _codec.scan(message(texts([np.zeros(3), np.zeros(3)]))).has_numbers
+    assert not _codec.scan_npy(npy(np.zeros(3))).has_numbers
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 with atheris.instrument_imports(include=["virtex", "kit.oracle"]):
     import seeds
-    from kit import oracle
+    from kit import decimals, oracle
 
     from virtex import ItemError, _codec
 
@@ -23,6 +23,7 @@ warnings.simplefilter("ignore")
 ROWS = [("f4", (3,)), (">i2", (2, 3)), ("?", ()), ("<U2", (1,)), ("M8[s]", (1,)), ("f8", (2, 2))]
 DOCUMENTS = list(seeds.documents())
 TEXTS = [oracle.b64(doc).encode() for doc in DOCUMENTS]
+NUMBERS = [text.encode() for text in [*decimals.KNOWN, *decimals.NO_NUMBERS, "true", "false", "null", "[1]"]]
 WORDS = [word.replace("\\\\", "\\").replace('\\"', '"').encode() for word in seeds.WALK_WORDS + seeds.NPY_WORDS]
 WORDS += [b"\x93NUMPY", b"\\u0041", b"\\/", b'"data"', b"\xef\xbb\xbf", b'","', TEXTS[0], b'"' + TEXTS[0] + b'",']
 
@@ -48,6 +49,23 @@ def body_of(fdp, names):
     return b'{"data":' + space + b"[" + (b"," + space).join(items) + b"]" + space + error + space + b"}"
 
 
+def numbers_of(fdp, shape):
+    """Nested lists of that shape, now and then of another."""
+    if not shape:
+        return fdp.PickValueInList(NUMBERS)
+    count = shape[0] + fdp.PickValueInList([0] * 30 + [1])
+    return b"[" + b",".join([numbers_of(fdp, shape[1:]) for _ in range(count)]) + b"]"
+
+
+def check_numbers(fdp):
+    dtype, shape = fdp.PickValueInList([*ROWS, ("u1", (2,)), ("f2", (3,)), ("i8", ()), ("f8", (2, 0))])
+    items = [numbers_of(fdp, shape) for _ in range(fdp.ConsumeIntInRange(1, 3))]
+    body = edited(fdp, b'{"data":[' + b",".join(items) + b"]}")
+    oracle.check_walk(body, None, dtype, shape)
+    named = [b'{"a":' + item + b',"bc":' + item + b"}" for item in items]
+    oracle.check_walk(edited(fdp, b'{"data":[' + b",".join(named) + b"]}"), ("a", "bc"), dtype, shape)
+
+
 def check_document(doc):
     """As an item between two good ones, of rows of each kind, and alone: raw, and in base64."""
     text = oracle.b64(doc)
@@ -65,7 +83,10 @@ def check_document(doc):
 
 def test_one(data):
     fdp = atheris.FuzzedDataProvider(data)
-    kind = fdp.ConsumeIntInRange(0, 4)
+    kind = fdp.ConsumeIntInRange(0, 6)
+    if kind > 4:
+        check_numbers(fdp)
+        return
     if kind == 0:
         check_document(edited(fdp, fdp.PickValueInList(DOCUMENTS)))
         return

@@ -1,10 +1,12 @@
 """Writes seed corpora and dictionaries for the libFuzzer targets: `python tests/fuzz/seeds.py DIRECTORY`."""
 
 import io
+import random
 import sys
 from pathlib import Path
 
 import numpy as np
+from kit import decimals
 
 from virtex import _codec
 
@@ -50,6 +52,9 @@ NPY_WORDS = [
     "}",
 ]
 WALK_WORDS = [
+    "[[",
+    "]]",
+    "-1.5",
     '{\\"data\\":[',
     "]}",
     '\\"a\\":',
@@ -84,10 +89,32 @@ def bodies():
             b'"ABCD"',
             b' "ABCDABCDABCD" , "AB" ',
             b'{"a":"ABCD","bc":"ABCD"},{"bc":"ABCD", "a" : "ABCD"}',
+            b"1, 2.5",
+            b" [[1,2],[3]] , []",
+            b'{"a":[1],"bc":"ABCD"},{"bc":"ABCD", "a" : 5 }',
         ):
             yield flags + b'{"data":[' + items + b"]}"
             yield flags + b' {\n"data" : [ ' + items + b" ]\r\t}"
             yield flags + b'{"data":[' + items + b'] , "error" : null }'
+
+
+NUMBER_WORDS = [
+    "e-308",
+    "E+",
+    "0.",
+    "e22",
+    "9007199254740993",
+    "00000000",
+    "99999999",
+    "true",
+    "-0",
+    "2250738585072014",
+]
+
+
+def numbers():
+    for text in [*decimals.KNOWN, *decimals.NO_NUMBERS, *decimals.halfways(random.Random(1), 20)]:
+        yield text.encode()
 
 
 def write(directory, name, seeds, words=()):
@@ -101,6 +128,7 @@ def main(directory):
     write(directory, "npy", documents(), NPY_WORDS)
     texts = [_codec.encode_numpy(a).encode() for a in ARRAYS]
     write(directory, "base64", [*documents(), *texts, b"1234567890" * 5, b"T" * 700], ["=", "==", "0123456789"])
+    write(directory, "numbers", numbers(), NUMBER_WORDS)
     write(directory, "walk", bodies(), WALK_WORDS)
 
 

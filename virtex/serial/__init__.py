@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 _HOME = {
     "decode_bytes": "bytes",
+    "decode_json": "json",
     "decode_mx": "mx",
     "decode_numpy": "numpy",
     "decode_pandas": "pandas",
@@ -19,6 +20,7 @@ _HOME = {
     "decode_tf": "tf",
     "decode_torch": "torch",
     "encode_bytes": "bytes",
+    "encode_json": "json",
     "encode_mx": "mx",
     "encode_numpy": "numpy",
     "encode_pandas": "pandas",
@@ -30,6 +32,7 @@ _HOME = {
 
 __all__ = [
     "decode_bytes",
+    "decode_json",
     "decode_mx",
     "decode_numpy",
     "decode_pandas",
@@ -39,6 +42,7 @@ __all__ = [
     "decode_tf",
     "decode_torch",
     "encode_bytes",
+    "encode_json",
     "encode_mx",
     "encode_numpy",
     "encode_pandas",
@@ -50,6 +54,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .bytes import decode_bytes, encode_bytes
+    from .json import decode_json, encode_json
     from .mx import decode_mx, encode_mx
     from .numpy import decode_numpy, encode_numpy
     from .pandas import decode_pandas, encode_pandas

@@ -1,0 +1,286 @@
+/* Numbers of JSON against the C library's strtod and a grammar written from RFC 8259, not from the kernels:
+ *   texts of all lengths and exponents, close to half way between doubles, cut, damaged; each as float64, float32, float16,
+ *   int64, uint8 and bool, where it ends at a page that faults: a byte read outside kills us;
+ *   lists in lists, measured by every kernel this CPU allows, cut at every byte.
+ * test_numbers [ROUNDS [SEED]]. Prints what it ran; exits 1 at the first difference.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cpu.h"
+#include "numbers.h"
+
+enum { ROOM = 8192 };
+
+static uint64_t state = 88172645463325252u;
+static unsigned long long cases;
+static uint8_t *fence;
+
+static uint64_t draw(uint64_t below)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state % below;
+}
+
+static void fail(const char *what, const char *text)
+{
+    printf("%s: %s\n", what, text);
+    exit(1);
+}
+
+/* ---- the grammar of RFC 8259 section 6: 0 for no number, 1 for an integer, 2 for a float */
+static int grammar(const char *s)
+{
+    int kind = 1;
+    s += *s == '-';
+    if (*s == '0')
+        s++;
+    else if (*s >= '1' && *s <= '9')
+        s += strspn(s, "0123456789");
+    else
+        return 0;
+    if (*s == '.') {
+        size_t digits = strspn(s + 1, "0123456789");
+        if (!digits)
+            return 0;
+        s += 1 + digits;
+        kind = 2;
+    }
+    if (*s == 'e' || *s == 'E') {
+        s++;
+        s += *s == '+' || *s == '-';
+        size_t digits = strspn(s, "0123456789");
+        if (!digits)
+            return 0;
+        s += digits;
+        kind = 2;
+    }
+    return *s ? 0 : kind;
+}
+
+static int is_64(const char *text)
+{
+    int negative = *text == '-';
+    const char *digits = text + negative, *most = negative ? "9223372036854775808" : "18446744073709551615";
+    size_t n = strlen(digits), width = strlen(most);
+    return n < width || (n == width && strcmp(digits, most) <= 0);
+}
+
+/* Whether the text, alone at the end of readable memory, was taken whole. */
+static int take(int kind, const char *text, void *to)
+{
+    size_t n = strlen(text);
+    uint8_t *place = fence - n;
+    const uint8_t *at = place;
+    memcpy(place, text, n);
+    cases++;
+    return vx_takers[kind](&at, fence, to, 1) == 1 && vx_space(at, fence) == fence;
+}
+
+/* Half precision by its definition: the nearest of the numbers k * 2^e, of two the even one. */
+static uint16_t half_of(double d)
+{
+    double size = fabs(d);
+    int e = size < ldexp(1, -14) ? -24 : ilogb(size) - 10;
+    double k = nearbyint(ldexp(size, -e));
+    if (ldexp(k, e) > 65504)
+        return 0xffff;
+    uint16_t bits = (uint16_t)(e == -24 ? k : k + 1024.0 * (e + 24));
+    return (uint16_t)(bits | (signbit(d) ? 0x8000 : 0));
+}
+
+static void check_float(const char *text, int kind)
+{
+    double d, expected = strtod(text, NULL);
+    float f, single = (float)expected;
+    uint16_t h, half;
+    if (kind == 1 && expected == 0)
+        expected = single = 0; /* -0, the integer */
+    int good = kind == 2 || (kind == 1 && is_64(text));
+    if (take(VX_F64, text, &d) != (good && isfinite(expected)) || (good && isfinite(expected) && memcmp(&d, &expected, 8)))
+        fail("float64", text);
+    if (take(VX_F32, text, &f) != (good && isfinite(single)) || (good && isfinite(single) && memcmp(&f, &single, 4)))
+        fail("float32", text);
+    half = good && isfinite(expected) ? half_of(expected) : 0xffff;
+    if (take(VX_F16, text, &h) != (half != 0xffff) || (half != 0xffff && h != half))
+        fail("float16", text);
+}
+
+static void check(const char *text)
+{
+    int kind = grammar(text);
+    int64_t i;
+    uint64_t u;
+    uint8_t byte;
+    check_float(text, kind);
+    int whole = kind == 1 && is_64(text), negative = *text == '-';
+    unsigned long long size = whole ? strtoull(text + negative, NULL, 10) : 0;
+    if (take(VX_I64, text, &i) != (whole && (negative || size <= INT64_MAX)))
+        fail("int64", text);
+    if (whole && (negative || size <= INT64_MAX) && i != (int64_t)(negative ? 0 - size : size))
+        fail("int64's value", text);
+    int positive = whole && !(negative && size);
+    if (take(VX_U64, text, &u) != positive || (positive && u != size))
+        fail("uint64", text);
+    if (take(VX_U8, text, &byte) != (positive && size < 256) || (positive && size < 256 && byte != size))
+        fail("uint8", text);
+    int word = strcmp(text, "true") == 0 || strcmp(text, "false") == 0;
+    if (take(VX_BOOL, text, &byte) != word || (word && byte != (*text == 't')))
+        fail("bool", text);
+}
+
+/* ---- texts */
+
+static char *digits(char *to, size_t n)
+{
+    for (; n; n--)
+        *to++ = (char)('0' + draw(10));
+    return to;
+}
+
+static void near_half(char *text)
+{
+    uint64_t bits = draw(5) ? draw(0x7fe) << 52 | draw((uint64_t)1 << 52) : draw((uint64_t)1 << 52);
+    double low = vx_double_of(bits), high = vx_double_of(bits + 1);
+    if (draw(3) == 0) { /* of floats */
+        float f = (float)low;
+        low = isfinite(f) ? f : 1;
+        high = nextafterf((float)low, INFINITY);
+    }
+    long double half = (long double)low + ((long double)high - low) / 2;
+    sprintf(text, "%.*Le", (int)(draw(4) ? draw(60) : draw(1100)), isfinite(half) ? half : 1.0L);
+    if (draw(2))
+        strchr(text, 'e')[-1] = (char)('0' + draw(10));
+}
+
+static void any(char *text)
+{
+    char *to = text;
+    if (draw(3) == 0)
+        *to++ = '-';
+    to = draw(4) ? digits(to, 1 + draw(draw(4) ? 4 : 25)) : (*to = '0', to + 1);
+    if (draw(4)) {
+        *to++ = '.';
+        to = digits(to, 1 + draw(draw(4) ? 19 : 45));
+    }
+    if (draw(4) == 0)
+        to += sprintf(to, "%c%s%d", "eE"[draw(2)], (const char *[]){"", "+", "-"}[draw(3)], (int)draw(draw(2) ? 30 : 340));
+    *to = 0;
+}
+
+static void damage(char *text)
+{
+    size_t n = strlen(text);
+    static const char bytes[] = "0123456789.-+eEx,]tf\x01\xff";
+    if (n)
+        text[draw(n)] = bytes[draw(sizeof bytes - 1)];
+    if (n && draw(3) == 0)
+        text[draw(n)] = 0;
+}
+
+/* ---- lists */
+
+static char *lists(char *to, const intptr_t *dims, int ndim, uint8_t *value)
+{
+    if (!ndim)
+        return to + sprintf(to, "%s%d%s", draw(4) ? "" : " \n", *value += 7, draw(4) ? "" : "\t");
+    *to++ = '[';
+    for (intptr_t i = 0; i < dims[0]; i++) {
+        if (i)
+            *to++ = ',';
+        to = lists(to, dims + 1, ndim - 1, value);
+    }
+    *to++ = ']';
+    return to;
+}
+
+/* The plain reading. */
+static long list_end(const uint8_t *text, size_t n)
+{
+    long depth = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] == '"')
+            return -1;
+        depth += text[i] == '[' ? 1 : text[i] == ']' ? -1 : 0;
+        if (!depth)
+            return (long)i + 1;
+    }
+    return -1;
+}
+
+static void check_lists(void)
+{
+    static char text[ROOM];
+    static uint8_t rows[ROOM], expected;
+    intptr_t dims[4];
+    int ndim = 1 + (int)draw(4);
+    size_t count = 1;
+    for (int i = 0; i < ndim; i++)
+        count *= (size_t)(dims[i] = (intptr_t)draw(i ? 5 : 9));
+    expected = 0;
+    char *stop = lists(text, dims, ndim, &expected);
+    size_t n = (size_t)(stop - text);
+    memset(stop, 'x', draw(40));
+    const vx_form form = {VX_U8, ndim, dims};
+    for (size_t cut = n + 3; cut-- > 0;) {
+        uint8_t *place = fence - cut;
+        memcpy(place, text, cut);
+        if (cut > 3 && draw(20) == 0)
+            place[1 + draw(cut - 1)] = "\"[],"[draw(4)];
+        long end = cut ? list_end(place, cut) : -1;
+        for (size_t k = 0; k < VX_KERNELS && cut; k++) {
+            cases++;
+            if (!vx_allowed(&vx_kernels[k]))
+                continue;
+            const uint8_t *found = vx_kernels[k].skip(place, place + 1, fence);
+            if ((found ? found - place : -1) != end)
+                fail(vx_kernels[k].name, text);
+        }
+        const uint8_t *taken = vx_take_form(&form, place, fence, rows);
+        if (taken && taken - place != end)
+            fail("an item's end", text);
+        if (memcmp(place, text, cut) == 0 && (taken != NULL) != (cut >= n))
+            fail("an item", text);
+        if (taken && memcmp(place, text, cut) == 0 && count && rows[count - 1] != expected)
+            fail("an item's value", text);
+    }
+}
+
+static void set_fence(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (ROOM + page - 1) / page * page;
+    uint8_t *all = mmap(NULL, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED || mprotect(all + room, page, PROT_NONE))
+        exit(2);
+    fence = all + room;
+    vx_choose(NULL);
+}
+
+int main(int argc, char **argv)
+{
+    unsigned long long rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 200000;
+    static char text[ROOM];
+    set_fence();
+    state ^= (argc > 2 ? strtoull(argv[2], NULL, 10) : 0) * 0x9e3779b97f4a7c15u;
+    for (unsigned long long i = 0; i < rounds; i++) {
+        if (draw(8) == 0)
+            near_half(text);
+        else
+            any(text);
+        if (draw(8) == 0)
+            damage(text);
+        check(text);
+        if (i % 64 == 0)
+            check_lists();
+    }
+    check("true");
+    check("false");
+    printf("numbers: %llu cases, no difference\n", cases);
+    return 0;
+}
