@@ -107,6 +107,7 @@ class Exchange(BaseExchange):
         self._head = head
         self._wants = wants
         self._arriving = True
+        self._in_numbers = False  # any array of it came as numbers: those of the answer go so, too
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
         self._waiter: Waiter | None = None
@@ -231,7 +232,11 @@ class Exchange(BaseExchange):
     def _admit(self) -> Response | None:
         try:
             reads, inputs = self._wants.reads, self.keeper.inputs
-            self.items = reads.items(self._body, self) if inputs is None else reads.source(self._body, inputs, self)
+            if inputs is None:
+                self.items = reads.items(self._body, self)
+            else:
+                self.items = reads.source(self._body, inputs, self)
+                self._in_numbers = self.items.has_numbers
             if not len(self.items):
                 return self._finish(self._wants.writes.reply([]))
             self.weight = self.charged
@@ -286,7 +291,7 @@ class Exchange(BaseExchange):
         keeper = self.keeper
         started = keeper._clock.now()
         try:
-            response = self._wants.writes.reply(rows) if error is None else self.refuse(error)
+            response = self._wants.writes.reply(rows, self._in_numbers) if error is None else self.refuse(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
         self.made = keeper._clock.now()

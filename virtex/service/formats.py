@@ -42,8 +42,11 @@ class Format:
         """The items of a body for declared inputs, not decoded yet. Raises as items() does."""
         raise NotImplementedError
 
-    def reply(self, rows: Any) -> Response:
-        """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent."""
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent.
+
+        in_numbers: arrays of Rows that stand in JSON are lists of numbers there, not base64.
+        """
         raise NotImplementedError
 
     def refuse(self, error: VirtexError) -> Response:
@@ -79,11 +82,11 @@ class Json(Format):
             items = items_of(decode_message(body), names)
         return items
 
-    def reply(self, rows: Any) -> Response:
-        """Values in a list, arrays as text in it."""
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """Values in a list, arrays as text or lists of numbers in it."""
         if type(rows) is list:
             return Response(200, JSON_HEADERS, [b'{"data":', encode_data(rows), b',"error":null}'])
-        return Response(200, JSON_HEADERS, [rows.json()])
+        return Response(200, JSON_HEADERS, [rows.json(in_numbers)])
 
 
 class Npy(Format):
@@ -101,10 +104,10 @@ class Npy(Format):
             raise RequestError(415, f"application/x-npy has one array an item; send JSON objects of {list(inputs)}")
         return scan_npy(body, len(inputs.shape), account.admit_documents)
 
-    def reply(self, rows: Any) -> Response:
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """One array whose leading dimension is the items."""
         document = _stacked(rows) if type(rows) is list else rows.npy()
-        return JSON.reply(rows) if document is None else Response(200, _NPY_HEADERS, [document])
+        return JSON.reply(rows, in_numbers) if document is None else Response(200, _NPY_HEADERS, [document])
 
 
 def _stacked(rows: list[Any]) -> bytes | None:
