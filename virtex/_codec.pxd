@@ -81,12 +81,29 @@ cdef extern from "walk.h" nogil:
         const uint8_t *text
         size_t *starts
         size_t room, count
+        uint32_t numeric
     int vx_walk_on(vx_walk *)
     int vx_has_key(const vx_key *, const uint8_t *, size_t)
     const uint8_t *vx_open(const uint8_t *, const uint8_t *)
     const uint8_t *vx_take(const uint8_t *, const uint8_t *, char)
     int vx_closes(const uint8_t *, const uint8_t *)
     const uint8_t *vx_take_string(const vx_kernel *, const uint8_t **, const uint8_t *, size_t *, int *)
+
+cdef extern from "numbers.h" nogil:
+    enum:
+        VX_BOOL
+        VX_I8
+        VX_U8
+        VX_F16
+        VX_F32
+        VX_F64
+    ctypedef struct vx_form:
+        int kind, ndim
+        const cnp.npy_intp *dims
+    const uint8_t *vx_space(const uint8_t *, const uint8_t *)
+    const uint8_t *vx_take_form(const vx_form *, const uint8_t *, const uint8_t *, uint8_t *)
+    const uint8_t *vx_skip_items(const uint8_t *, const uint8_t *, const uint8_t *, size_t)
+    size_t vx_take_forms(const vx_form *, const uint8_t **, const uint8_t *, uint8_t *, size_t)
 
 cdef extern from "values.h" nogil:
     void vx_weigh(const uint8_t *, size_t, size_t *, int *)

@@ -5,7 +5,7 @@ before the sizes were checked against the bytes that are there. Format: numpy.li
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,12 +85,19 @@ class Items:
         be JSON. ValueError, TypeError: rows that are no such arrays.
         """
 
-def scan(body: _Buffer, names: Sequence[str] | None = None) -> Items | None:
+class _Account(Protocol):
+    def parse(self, body: _Buffer) -> list[Any]: ...
+
+def scan(body: _Buffer, names: Sequence[str] | None = None, account: _Account | None = None) -> Items | None:
     """The items of {"data": [...]}, found without a JSON parser and without looking at most of the body.
 
-    Each item is the base64 of a .npy document, all with one header; or, with names, an object of exactly these members,
-    each of them such a text. JSON whitespace may stand between tokens, and "error": null, which HttpMessage writes,
-    after the data. Whether a text is base64, only into() tells.
+    Each item is the base64 of a .npy document, all with one header, or each is a number or nested lists of them; or, with
+    names, an object of exactly these members, each of them always such a text or always numbers. JSON whitespace may
+    stand between tokens, and "error": null, which HttpMessage writes, after the data. Whether a text is base64, and
+    numbers are such and of the rows' shape, only into() tells.
+
+    account: account.parse(body) is what into() asks for the items of numbers that it can't take, in place of orjson: they
+    are wrong, or the rows of a rare dtype (complex, longdouble). What it raises, into() raises.
     Returns: None for any other body: parse it, and give its "data" to items_of(), which means the same to the letter.
     """
 

@@ -12,7 +12,7 @@ import uuid
 import numpy as np
 
 from .errors import ItemError, quoted
-from .serial._npy import build_header, dtype_of, number_dtype, patterns_of, store
+from .serial._npy import build_header, dtype_of, number_dtype, patterns_of, place_of, store
 
 cimport cython
 cimport numpy as cnp
@@ -41,6 +41,7 @@ cdef enum:
     STAGED = 1 << 16          # numbers that NumPy converts at once
     MANY = 1 << 16            # strings that are made of a body before anybody has counted them
     DEEP = 254                # lists in lists: as many as orjson writes
+    LEAST = 3                 # characters that an item has beside its text: two quotes and a comma, or more
     OLD_LINE = 76             # characters in a line of base64, as Virtex 0.1 wrote it
 
 
@@ -631,7 +632,8 @@ cdef class Items:
 
 @cython.final
 cdef class _Spans(Items):
-    """Items that lie in one body, all of a column with the same signature: texts in JSON, or documents as they are."""
+    """Items that lie in one body: texts in JSON or documents as they are, all of a column with the same signature; or
+    numbers of JSON, of which nothing is known before they go into rows but where each item begins."""
 
     cdef _Input source
     cdef _Signature signature  # of column 0; None if there are no items
@@ -639,7 +641,12 @@ cdef class _Spans(Items):
     cdef int columns
     cdef bint raw
     cdef object whole          # a stacked document in column-major order, whose rows' bytes lie all over it
-    cdef size_t *starts        # offset of each text (or of raw data) in the body, items x columns
+    cdef size_t *starts        # offset of each value (or of raw data) in the body, items x columns
+    cdef uint32_t numeric      # a bit for each column of numbers; without names, only the first item's start is kept
+    cdef Py_ssize_t next       # of such without names, which item stands
+    cdef size_t next_at        # at this offset
+    cdef object body, account
+    cdef _Values parsed        # what a parser made of the body, once numbers were not what they seemed
     cdef size_t few[FEW]
 
     def __cinit__(self):
@@ -662,6 +669,9 @@ cdef class _Spans(Items):
 
     cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
         if start == stop:
+            return
+        if self.numeric >> column & 1:
+            self.decode_numbers(column, rows, start, stop)
             return
         cdef _Signature signature = self.signature_of(column)
         cdef Py_ssize_t i
@@ -715,6 +725,90 @@ cdef class _Spans(Items):
             good = vx_decode_rows(vx_active, to, body, starts, step, count, skip, size, patterns)
         return good
 
+    cdef decode_numbers(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        cdef Py_ssize_t good = start
+        if self.parsed is None:
+            good += self.take_numbers(column, rows, start, stop)
+        if good < stop:
+            self.parse(good)
+            self.parsed.decode(column, rows[good - start:], good, stop)
+
+    cdef Py_ssize_t take_numbers(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop) except -1:
+        """How many items are in their rows. A parser has the word on the next one."""
+        cdef Py_ssize_t i = start, end
+        if _kind_of(rows) >= 0:
+            return self.take_plain(column, rows, start, stop)
+        dtype = number_dtype(rows.dtype)
+        if dtype is None or dtype is rows.dtype:
+            return 0
+        staged = _stage(rows, dtype)
+        while i < stop:
+            end = min(i + len(staged), stop)
+            part = staged[:end - i]
+            if self.take_plain(column, part, i, end) < end - i:
+                break
+            try:
+                store(part, rows, list(range(i - start, end - start)))
+            except ItemError:
+                break
+            i = end
+        return i - start
+
+    cdef Py_ssize_t take_plain(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop) except -1:
+        cdef vx_form form
+        cdef uint8_t *to = <uint8_t *>cnp.PyArray_DATA(rows)
+        cdef const uint8_t *at
+        cdef const uint8_t *end = self.source.data + self.source.size
+        cdef size_t size, good, count = stop - start
+        form.kind, form.ndim, form.dims = _kind_of(rows), cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_DIMS(rows) + 1
+        if self.names is None:
+            return self.take_rows(&form, to, start, stop)
+        size = cnp.PyArray_NBYTES(rows) // cnp.PyArray_DIMS(rows)[0]
+        for good in range(count):
+            at = self.source.data + self.starts[(start + good) * self.columns + column]
+            at = vx_take_form(&form, at, end, to + good * size)
+            if at == NULL or vx_take(at, end, b",") == NULL and vx_take(at, end, b"}") == NULL:
+                return good
+        return count
+
+    cdef Py_ssize_t take_rows(self, const vx_form *form, uint8_t *to, Py_ssize_t start, Py_ssize_t stop) except -1:
+        cdef const uint8_t *begin = self.source.data
+        cdef const uint8_t *end = begin + self.source.size
+        cdef const uint8_t *at
+        cdef size_t good, count = stop - start
+        if start != self.next:
+            self.next, self.next_at = 0, self.starts[0]
+        at = vx_skip_items(begin, begin + self.next_at, end, start - self.next)
+        if at == NULL:
+            return 0
+        if end - at < RELEASE_GIL:
+            good = vx_take_forms(form, &at, end, to, count)
+        else:
+            with nogil:
+                good = vx_take_forms(form, &at, end, to, count)
+        if good < count:
+            return good
+        at = vx_take(at, end, b"]" if stop == self.count else b",")
+        if at == NULL:
+            return good - 1
+        self.next, self.next_at = stop, vx_space(at, end) - begin
+        return good
+
+    cdef int parse(self, Py_ssize_t i) except -1:
+        """All items, by a parser: numbers that the walk did not take may be wrong, or of a dtype that is not its own."""
+        if self.parsed is not None:
+            return 0
+        if self.account is not None:
+            data = self.account.parse(self.body)
+        else:
+            import orjson
+
+            data = orjson.loads((<const char *>self.source.data)[:self.source.size])["data"]
+        if not isinstance(data, list) or len(data) != self.count:
+            raise ItemError("expected the numbers that were there, got a body that has changed", i)
+        self.parsed = items_of(data, self.names)
+        return 0
+
     cdef array(self, int column, Py_ssize_t i):
         """One item as an array of its own."""
         cdef _Signature signature = self.signature_of(column)
@@ -733,6 +827,10 @@ cdef class _Spans(Items):
             if _fit(signature, rows) == _MISFIT:
                 raise _misfit(signature, rows, i)
             raise _unsound(signature, i)
+        if self.numeric:
+            self.parse(i)
+            self.parsed.decode(column, rows[i - start:i - start + 1], i, i + 1)
+            raise ItemError("expected the texts that were there, got a body that has changed", i)
         import orjson
 
         cdef size_t most = MANY + 6 * self.count * self.columns
@@ -771,7 +869,7 @@ cdef _Names _names_of(tuple names):
     return found
 
 
-def scan(body, names=None):
+def scan(body, names=None, account=None):
     cdef _Spans items = _Spans.__new__(_Spans)
     cdef vx_walk walk
     cdef _Names columns = None
@@ -785,7 +883,7 @@ def scan(body, names=None):
         items.signatures = [None] * walk.columns
     walk.begin = walk.at = items.source.data
     walk.end = walk.begin + items.source.size
-    walk.opened = walk.count = 0
+    walk.opened = walk.count = walk.numeric = 0
     walk.starts = items.starts
     walk.room = FEW // walk.columns
     for i in range(walk.columns):
@@ -800,6 +898,10 @@ def scan(body, names=None):
     if outcome != VX_DONE:
         return None
     items.count = walk.count
+    items.numeric, items.has_numbers = walk.numeric, walk.numeric != 0
+    if walk.numeric:
+        items.next_at = items.starts[0]
+        items.body, items.account = body, account
     return items
 
 
@@ -809,7 +911,7 @@ cdef bint _answer(vx_walk *walk, _Spans items) except -1:
     cdef _Signature signature
     if walk.column < 0:
         for i in range(walk.columns):
-            item += walk.keys[i].chars
+            item += walk.keys[i].chars + LEAST
         walk.room = walk.count + (walk.end - walk.at) // item + 1  # there can't be more of them in the rest
         items.make_room(walk.room * walk.columns)
         walk.starts = items.starts
@@ -856,19 +958,41 @@ cdef int _value_into(object value, cnp.ndarray rows, Py_ssize_t i) except -1:
     return 0
 
 
+cdef int _kind_of(cnp.ndarray rows):
+    """As what numbers.h writes a number of these rows; -1 for what it does not write."""
+    cdef int number = cnp.PyArray_TYPE(rows), size = cnp.PyArray_ITEMSIZE(rows)
+    if number > cnp.NPY_DOUBLE and number != cnp.NPY_FLOAT16 or not cnp.PyArray_ISNOTSWAPPED(rows):
+        return -1
+    if number == cnp.NPY_BOOL:
+        return VX_BOOL
+    if number >= cnp.NPY_FLOAT:
+        return VX_F16 if size == 2 else VX_F32 if size == 4 else VX_F64
+    # NumPy's integers take turns: signed, unsigned
+    return (VX_I8 if number % 2 else VX_U8) + (0 if size == 1 else 1 if size == 2 else 2 if size == 4 else 3)
+
+
+cdef _stage(cnp.ndarray rows, object dtype):
+    """Rows of another dtype, fewer where there are many, for numbers that store() converts."""
+    length, shape = len(rows), (<object>rows).shape[1:]
+    return np.empty((min(length, max(STAGED * length // max(rows.size, 1), 1)), *shape), dtype)
+
+
 @cython.final
 cdef class _Numbers:
     """Writes JSON numbers, as they come nested in lists, into rows: one pass, and no object of NumPy for any of them.
 
     Nothing is rounded away: an integer beyond the dtype and a float that would become infinite are refused, and so are
     floats for integers, and booleans for numbers. Of floats, precision may be lost, as from any decimal text. Rows of a
-    rare dtype are filled by way of `staged` ones, which NumPy converts: until flush() they are not there.
+    rare dtype are filled by way of `staged` ones, which NumPy converts: until flush() they are not there. An error says
+    where within the item it is.
     """
 
     cdef cnp.ndarray rows, staged
     cdef list waiting         # which rows the staged ones are
     cdef cnp.npy_intp *dims
     cdef int ndim, size       # of one number: bytes
+    cdef int depth            # of the value at hand
+    cdef Py_ssize_t place[64] # and where it stands in the lists around it: NumPy has no more dimensions
     cdef char kind            # of the dtype: one of b i u f c
     cdef char *at             # where the next number goes
 
@@ -883,8 +1007,7 @@ cdef class _Numbers:
         self.kind = ord(dtype.kind)
         self.waiting = []
         if dtype is not rows.dtype:
-            length, shape = len(rows), (<object>rows).shape[1:]
-            self.staged = np.empty((min(length, max(STAGED * length // max(rows.size, 1), 1)), *shape), dtype)
+            self.staged = _stage(rows, dtype)
 
     cdef int take(self, object value, Py_ssize_t i) except -1:
         """One item, into row i."""
@@ -908,12 +1031,15 @@ cdef class _Numbers:
         return 0
 
     cdef int fill(self, object value, int depth) except -1:
+        self.depth = depth
         if depth == self.ndim:
             return self.put(value)
         if type(value) is not list or PyList_GET_SIZE(value) != self.dims[depth]:
             raise self.misshapen(value, self.dims[depth])
+        self.place[depth] = 0
         for one in <list>value:
             self.fill(one, depth + 1)
+            self.place[depth] += 1
         return 0
 
     cdef int put(self, object value) except -1:
@@ -944,8 +1070,8 @@ cdef class _Numbers:
             if self.kind == b"i":
                 raise self.unfit(value)
             if overflow:
-                return self.put_float(<double>more, <float>more, <long double>more, value)
-            return self.put_float(<double>number, <float>number, <long double>number, value)
+                return self.put_float(<double>more, <float><double>more, <long double>more, value)
+            return self.put_float(<double>number, <float><double>number, <long double>number, value)
         raise self.unfit(value)
 
     cdef int put_int(self, long long number, object value) except -1:
@@ -971,7 +1097,7 @@ cdef class _Numbers:
         return 0
 
     cdef int put_float(self, double number, float single, long double most, object value) except -1:
-        """The number in three precisions, each rounded once."""
+        """The number in three precisions; as for NumPy, a float32 is the nearest to the nearest double."""
         cdef int size = self.size // 2 if self.kind == b"c" else self.size
         cdef bint is_finite = isfinite(single) if size == 4 else isfinite(number)
         if size == 2 and is_finite:
@@ -990,14 +1116,18 @@ cdef class _Numbers:
     cdef misshapen(self, object value, Py_ssize_t length):
         got = f"a list of {len(value)}" if type(value) is list else self.word(value)
         shape = (<object>self.rows).shape[1:]
-        return ItemError(f"expected {self.rows.dtype} {shape}, got {got} in place of a list of {length}")
+        return ItemError(f"expected {self.rows.dtype} {shape}, got {got} in place of a list of {length}{self.where()}")
 
     cdef unfit(self, object value):
         dtype = self.rows.dtype
         if dtype.kind in "iu" and type(value) is int:
             limits = np.iinfo(dtype)
-            return ItemError(f"expected integers from {limits.min} to {limits.max} ({dtype}), got {value}")
-        return ItemError(f"expected numbers that {dtype} holds, got {self.word(value)}")
+            return ItemError(
+                f"expected integers from {limits.min} to {limits.max} ({dtype}), got {value}{self.where()}")
+        return ItemError(f"expected numbers that {dtype} holds, got {self.word(value)}{self.where()}")
+
+    cdef where(self):
+        return place_of([self.place[i] for i in range(self.depth)])
 
     cdef word(self, object value):
         if isinstance(value, bool):

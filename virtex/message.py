@@ -132,8 +132,11 @@ def not_json(error: orjson.JSONDecodeError) -> RequestError:
 class Account(Protocol):
     """Whom the contents of a body are charged to, before they take memory."""
 
-    def admit_values(self, body: bytes | bytearray | memoryview) -> None:
-        """JSON is about to be parsed. Raises RequestError: 413 for too many values, 503 where they find no room."""
+    def parse(self, body: bytes | bytearray | memoryview) -> list[Any]:
+        """The items of a JSON body, as decode_message() finds them, charged before it is parsed.
+
+        Raises RequestError as that does, and 413 for too many values, 503 where they find no room.
+        """
 
     def admit_strings(self, count: int) -> None:
         """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""

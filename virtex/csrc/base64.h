@@ -2,7 +2,7 @@
  *
  * Rules of this folder: no Python.h, no allocation, no state but vx_active (cpu.h); everything is static, so that
  * the extension, the fuzz targets and the test driver each include what they use. One file per instruction set, each
- * with the same three functions:
+ * with the same functions (skip: lists.h):
  *
  *   decode  writes dst[0, n) from the VX_CHARS(n) characters at src and returns VX_CHARS(n); or returns the offset of
  *           the first bad character, and dst[0, n) is rubbish. Never touches a byte outside these two ranges.
@@ -26,6 +26,7 @@ typedef struct {
     size_t (*decode)(uint8_t *dst, const uint8_t *src, size_t n);
     void (*encode)(uint8_t *dst, const uint8_t *src, size_t n);
     size_t (*plain)(const uint8_t *src, size_t n);
+    const uint8_t *(*skip)(const uint8_t *begin, const uint8_t *at, const uint8_t *end);
 } vx_kernel;
 
 static const uint8_t vx_alphabet[64] =

@@ -6,15 +6,16 @@
 #include "base64_avx2.h"
 #include "base64_avx512.h"
 #include "base64_neon.h"
+#include "lists.h"
 
 /* Slowest first. */
 static const vx_kernel vx_kernels[] = {
-    {"scalar", vx_decode_scalar, vx_encode_scalar, vx_plain_scalar},
+    {"scalar", vx_decode_scalar, vx_encode_scalar, vx_plain_scalar, vx_skip_scalar},
 #if defined(__x86_64__)
-    {"avx2", vx_decode_avx2, vx_encode_avx2, vx_plain_avx2},
-    {"avx512", vx_decode_avx512, vx_encode_avx512, vx_plain_avx512},
+    {"avx2", vx_decode_avx2, vx_encode_avx2, vx_plain_avx2, vx_skip_avx2},
+    {"avx512", vx_decode_avx512, vx_encode_avx512, vx_plain_avx512, vx_skip_avx2},
 #elif defined(__aarch64__)
-    {"neon", vx_decode_neon, vx_encode_neon, vx_plain_neon},
+    {"neon", vx_decode_neon, vx_encode_neon, vx_plain_neon, vx_skip_neon},
 #endif
 };
 
@@ -28,7 +29,7 @@ static int vx_allowed(const vx_kernel *kernel)
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (strcmp(kernel->name, "avx2") == 0)
-        return __builtin_cpu_supports("avx2") != 0;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
     if (strcmp(kernel->name, "avx512") == 0)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2");

@@ -1,18 +1,21 @@
-/* Walks {"data": [...]} in the two shapes that need no JSON parser, without looking at most of its bytes.
+/* Walks {"data": [...]} in the shapes that need no JSON parser, without looking at most of its bytes.
  *
  *   body   = { "data" : [ items ] }       with JSON whitespace (20 09 0a 0d) between tokens, and nothing else but
  *                                          , "error" : null after the items, which HttpMessage writes
- *   item   = "text"                        or, with names, an object of exactly these members, in any order
+ *   item   = value                         or, with names, an object of exactly these members, in any order
+ *   value  = "text" or numbers             of an item or column always the same: all texts have one header
  *
  * An array's text tells its own length in its first characters: where it must end is computed, and one look proves that a
  * quote is there. That no quote, backslash or control character hides in between is proved later, by the strict decoder,
- * which refuses them all. Whatever else comes (escapes, other members, another header) ends the walk: a JSON parser
+ * which refuses them all. Numbers, one or lists of them, are measured by their brackets and commas, and proved later too
+ * (numbers.h). Whatever else comes (escapes, other members, another header) ends the walk: a JSON parser
  * has the word, and nothing was lost but nanoseconds. Never recurses.
  */
 #ifndef VX_WALK_H
 #define VX_WALK_H
 
 #include "base64.h"
+#include "cpu.h"
 
 enum {
     VX_DONE,      /* the whole body was taken */
@@ -40,6 +43,7 @@ typedef struct {
     size_t *starts;                  /* offsets of texts: `columns` for each item; the caller's, of room texts */
     size_t room, count;              /* VX_ASK also comes when room ran out (column is -1) */
     int opened;
+    uint32_t numeric;                /* a bit for each column that is numbers. Without names, only the first start is kept */
 } vx_walk;
 
 static inline const uint8_t *vx_space(const uint8_t *at, const uint8_t *end)
@@ -108,6 +112,41 @@ static inline const uint8_t *vx_take_text(vx_walk *w, int column, const uint8_t 
     return at + key->chars + 1;
 }
 
+static inline int vx_begins_numbers(uint8_t c)
+{
+    return c == '[' || c == '-' || (c >= '0' && c <= '9') || c == 't' || c == 'f';
+}
+
+/* After a number or a word, as far as the bytes that end one tell. */
+static inline const uint8_t *vx_skip_word(const uint8_t *at, const uint8_t *end)
+{
+    while (at < end && *at > ' ' && *at != ',' && *at != ']' && *at != '}' && *at != '[' && *at != '"')
+        at++;
+    return at;
+}
+
+/* After numbers, which stand at `at`; NULL if they don't end. */
+static inline const uint8_t *vx_skip_numbers(const uint8_t *begin, const uint8_t *at, const uint8_t *end)
+{
+    return *at == '[' ? vx_active->skip(begin, at + 1, end) : vx_skip_word(at, end);
+}
+
+/* Takes the value of one column. Returns what follows it, or NULL with *outcome. */
+static inline const uint8_t *vx_take_value(vx_walk *w, int column, const uint8_t *at, int *outcome)
+{
+    at = vx_space(at, w->end);
+    *outcome = VX_SURPRISE;
+    if (at == w->end)
+        return NULL;
+    if (*at == '"')
+        return w->numeric >> column & 1 ? NULL : vx_take_text(w, column, at + 1, outcome);
+    if (!vx_begins_numbers(*at) || w->keys[column].chars)
+        return NULL;
+    w->numeric |= 1u << column;
+    w->starts[w->count * (size_t)w->columns + (size_t)column] = (size_t)(at - w->begin);
+    return vx_skip_numbers(w->begin, at, w->end);
+}
+
 /* Which column's name, in quotes, is at *at? It must be one that *seen has not. */
 static inline int vx_take_name(vx_walk *w, const uint8_t **at, uint32_t *seen)
 {
@@ -133,9 +172,7 @@ static inline const uint8_t *vx_take_object(vx_walk *w, const uint8_t *at, int *
             return NULL;
         if ((column = vx_take_name(w, &at, &seen)) < 0)
             return NULL;
-        if (!(at = vx_take(at, w->end, ':')) || !(at = vx_take(at, w->end, '"')))
-            return NULL;
-        if (!(at = vx_take_text(w, column, at, outcome)))
+        if (!(at = vx_take(at, w->end, ':')) || !(at = vx_take_value(w, column, at, outcome)))
             return NULL;
         *outcome = VX_SURPRISE;
     }
@@ -151,6 +188,26 @@ static inline const uint8_t *vx_take_item(vx_walk *w, const uint8_t *at, int *ou
     return at ? vx_take_text(w, 0, at, outcome) : NULL;
 }
 
+/* The items that are lists of numbers, or each a number: counts them, and says whether the body ends behind them. */
+static inline int vx_count_items(vx_walk *w, const uint8_t *at)
+{
+    int lists = *at == '[';
+    w->numeric = 1;
+    w->starts[0] = (size_t)(at - w->begin);
+    for (;;) {
+        if (!(at = vx_skip_numbers(w->begin, at, w->end)))
+            return VX_SURPRISE;
+        w->count++;
+        at = vx_space(at, w->end);
+        if (at == w->end || *at != ',')
+            break;
+        at = vx_space(at + 1, w->end);
+        if (at == w->end || (*at == '[') != lists || !vx_begins_numbers(*at))
+            return VX_SURPRISE;
+    }
+    return at < w->end && *at == ']' && vx_closes(at + 1, w->end) ? VX_DONE : VX_SURPRISE;
+}
+
 /* Walks from w->at, which moves past each item that was taken. */
 static inline int vx_walk_on(vx_walk *w)
 {
@@ -162,7 +219,9 @@ static inline int vx_walk_on(vx_walk *w)
         w->opened = 1;
         if ((next = vx_take(at, w->end, ']')))
             return vx_closes(next, w->end) ? VX_DONE : VX_SURPRISE;
-        w->at = at;
+        w->at = at = vx_space(at, w->end);
+        if (!w->names && at < w->end && vx_begins_numbers(*at))
+            return vx_count_items(w, at);
     }
     for (;;) {
         if (w->count == w->room) {

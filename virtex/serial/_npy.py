@@ -140,6 +140,11 @@ def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
+def place_of(indices: list[int]) -> str:
+    """Where in nested lists an error was found: " at [3][2]"; nothing for what stands in none."""
+    return indices and " at " + "".join(f"[{i}]" for i in indices) or ""
+
+
 def store(staged: NDArray[Any], rows: NDArray[Any], which: list[int]) -> None:
     """Convert numbers into those rows. Raises ItemError with the index of the first that the rows' dtype can't hold."""
     low, high = _SPANS.get(rows.dtype.name, (-math.inf, math.inf))
@@ -150,6 +155,7 @@ def store(staged: NDArray[Any], rows: NDArray[Any], which: list[int]) -> None:
             beyond |= ~np.isfinite(cast.astype("f8"))
     if beyond.any():
         first = int(beyond.reshape(len(which), -1).any(axis=1).argmax())
-        got = staged[first][beyond[first]].flat[0]
-        raise ItemError(f"expected numbers that {rows.dtype} holds, got {got}", which[first])
+        place = np.argwhere(beyond[first])[0].tolist()
+        got = staged[first][tuple(place)]
+        raise ItemError(f"expected numbers that {rows.dtype} holds, got {got}{place_of(place)}", which[first])
     rows[which] = cast

@@ -16,6 +16,7 @@ from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
+from ..message import decode_message
 from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
@@ -166,6 +167,11 @@ class Exchange(BaseExchange):
         """The body is not all there: for a while, others wait for it."""
         self._awaited = now or 1
         self.keeper.company.awaits(self._head.peer, now)
+
+    def parse(self, body: bytes | bytearray | memoryview) -> list[Any]:
+        """The items of a JSON body. Raises RequestError as decode_message() and admit_values()."""
+        self.admit_values(body)
+        return decode_message(body)
 
     def admit_values(self, body: bytes | bytearray | memoryview) -> None:
         """Charge what a JSON body will become, before it is parsed: "[[],[],[]" takes forty times its length.

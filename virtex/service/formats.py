@@ -14,7 +14,7 @@ import numpy as np
 
 from .._codec import decode_npy, encode_npy, items_of, scan, scan_npy, strings
 from ..errors import Headers, RequestError, VirtexError, quoted
-from ..message import Account, decode_message, encode_data
+from ..message import Account, encode_data
 from ..tensor import Inputs, Source, Tensor
 from .seam import JSON as JSON_HEADERS
 from .seam import Response, refusal
@@ -67,8 +67,7 @@ class Json(Format):
         """JSON values. Raises RequestError as decode_message() and as the account does."""
         plain = strings(body)
         if plain is None:
-            account.admit_values(body)
-            return decode_message(body)
+            return account.parse(body)
         if len(plain) > FEW:
             account.admit_strings(len(plain))
         return plain
@@ -76,11 +75,8 @@ class Json(Format):
     def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
         """Base64 of .npy or nested lists; objects of them where the inputs have names."""
         names = None if isinstance(inputs, Tensor) else tuple(inputs)
-        items = scan(body, names)
-        if items is None:
-            account.admit_values(body)
-            items = items_of(decode_message(body), names)
-        return items
+        items = scan(body, names, account)
+        return items_of(account.parse(body), names) if items is None else items
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values in a list, arrays as text or lists of numbers in it."""
