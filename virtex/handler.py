@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from ._codec import encode_numpy, items_of
+from .batch.arrays import array_dtype, stacked
 from .batch.device import Device
 from .batch.items import refuse_declared, steps_for
 from .batch.outputs import Rows
@@ -136,11 +137,17 @@ class RequestHandler(ABC):
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
-        return steps_for(self), [items]
+        dtype = array_dtype(self)
+        most = len(orjson.dumps(items))
+        return steps_for(self), [items if dtype is None else stacked(items, dtype, _as_admitted, most)]
 
     def _have_numbers(self, items: list[Any]) -> bool:
         """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""
         return False
+
+
+def _as_admitted(count: int, nbytes: int) -> None:
+    """Nobody else's memory is at stake."""
 
 
 def _as_it_is(self: RequestHandler, given: Any) -> Any:

@@ -179,7 +179,7 @@ class Rows:
         return b'{"data":%b,"error":null}' % (encode_data(rows, "run_inference") if data is None else data)
 
     def _column(self, name: str, in_numbers: bool) -> list[Any]:
-        """JSON values: numbers, booleans and text of rows of no dimension; of others base64 of .npy, or their numbers."""
+        """JSON values: of rows of no dimension numbers, booleans and text; of others base64 of .npy, or numbers."""
         values = self._values_of(name)
         if values is not None:
             return values[self._start : self._stop]

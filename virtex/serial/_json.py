@@ -33,7 +33,7 @@ _WRITTEN = frozenset("?bhilqBHILQfd")  # characters of dtypes of which orjson wr
 
 
 def as_numbers(array: Any) -> Any:
-    """The array, C-contiguous, as one that orjson writes in numbers or booleans; None where JSON has none for its dtype.
+    """The array, C-contiguous, as one that orjson writes in numbers or booleans; None where the dtype has none.
 
     The text is the shortest that reads back as the same value of that dtype: bfloat16's 0.10009765625 is 0.1.
     """
@@ -43,10 +43,7 @@ def as_numbers(array: Any) -> Any:
         if through is None or through.itemsize > 8 or dtype.kind == "c" or dtype.name == "complex32":
             return None
         array = array.astype(dtype.newbyteorder("="), copy=False)
-        if through.kind == "i":
-            array = array.astype("i1")
-        else:  # 16 bits at most
-            array = decimals(dtype)[array.view(f"u{dtype.itemsize}")]
+        array = array.astype("i1") if through.kind == "i" else decimals(dtype)[array.view(f"u{dtype.itemsize}")]
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 

@@ -9,7 +9,7 @@ from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
 
 
 cdef class Keeper(Gate):
-    cdef public object loop, limits, inputs
+    cdef public object loop, limits, inputs, dtype
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company

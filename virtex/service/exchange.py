@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
+
 from .._codec import count_values, weigh
 from ..batch.batcher import Batcher
 from ..batch.company import Peer
@@ -35,8 +37,9 @@ ARRAY_BYTES = 300  # that an array takes beside its data, about
 class Keeper(Gate):
     """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
 
-    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. bodies:
-    the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
+    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
+    the array that a list handler takes its items as, None for a list. bodies: the budget, which the connections share.
+    cells: where it is counted. most_bytes, most_values: of limits.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Keeper(Gate):
         self.company = batcher.company
         self.bodies = bodies
         self.inputs: Inputs | None = None
+        self.dtype: np.dtype[Any] | None = None
         self.is_starting = True
         self._clock = Clock(clock)
 
@@ -191,6 +195,11 @@ class Exchange(BaseExchange):
         """Charge strings that were made of a body without a parser. Raises RequestError as admit_values()."""
         self._charge_values(count, 0)
 
+    def admit_array(self, count: int, nbytes: int) -> None:
+        """Charge an array of so many items that is about to be made. Raises RequestError: 413 or 503."""
+        self.keeper.batcher.room_for(count)
+        self.charge(nbytes)
+
     def admit_documents(self, before: int, count: int) -> None:
         """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
         self.keeper.batcher.room_for(before + count)
@@ -239,7 +248,11 @@ class Exchange(BaseExchange):
         try:
             reads, inputs = self._wants.reads, self.keeper.inputs
             if inputs is None:
-                self.items = reads.items(self._body, self)
+                dtype = self.keeper.dtype
+                if dtype is None:
+                    self.items = reads.items(self._body, self)
+                else:
+                    self.items = reads.array(self._body, dtype, self)
             else:
                 self.items = reads.source(self._body, inputs, self)
                 self._in_numbers = self.items.has_numbers
@@ -248,7 +261,9 @@ class Exchange(BaseExchange):
             self.weight = self.charged
             self.keeper.admit(self)
             self._drop_body()
-            if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
+            if (
+                inputs is not None
+            ):  # they are in rows, which were counted before; others are held until they are answered
                 self.release()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so

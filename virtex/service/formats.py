@@ -7,12 +7,13 @@ writes its answer. They need not be the same, so a format that is only read or o
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from .._codec import decode_npy, encode_npy, items_of, scan, scan_npy, strings
+from ..batch.arrays import rows_of_any, stacked
 from ..errors import Headers, RequestError, VirtexError, quoted
 from ..message import Account, encode_data
 from ..tensor import Inputs, Source, Tensor
@@ -41,6 +42,11 @@ class Format:
     def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
         """The items of a body for declared inputs, not decoded yet. Raises as items() does."""
         raise NotImplementedError
+
+    def array(self, body: Body, dtype: np.dtype[Any], account: Account) -> Any:
+        """The items of a body as one array of that dtype, whatever their shape; [] for none. Raises as items() does."""
+        values = self.items(body, account)
+        return stacked(values, dtype, account.admit_array, len(body)) if values else values
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent.
@@ -77,6 +83,14 @@ class Json(Format):
         names = None if isinstance(inputs, Tensor) else tuple(inputs)
         items = scan(body, names, account)
         return items_of(account.parse(body), names) if items is None else items
+
+    def array(self, body: Body, dtype: np.dtype[Any], account: Account) -> Any:
+        """Lists of numbers go straight into it."""
+        items = scan(body, None, account)
+        shape = None if items is None else items.shape()
+        if items is None or shape is None:
+            return Format.array(self, body, dtype, account)
+        return rows_of_any(items, shape, dtype, account.admit_array, len(body), partial(account.parse, body))
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values in a list, arrays as text or lists of numbers in it."""
