@@ -94,6 +94,7 @@ bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (ab
 	@$(BIN)/python -m bench.engine --json build/engine.json
 	@$(BIN)/python -m bench.serve --json build/serve.json
 	@$(BIN)/python -m bench.client --json build/client.json
+	@$(BIN)/python -m bench.numbers --json build/numbers.json
 	@$(BIN)/python -m bench.edges --json build/edges.json
 	@$(BIN)/python -m bench.images --json build/images.json
 	@$(BIN)/python -m bench.batching --json build/batching.json

@@ -61,6 +61,74 @@ def make_plain_echo() -> Any:
     return app
 
 
+# Numbers in, numbers out: bench/numbers.py
+
+NUMBERS, SCORES = 32, 4  # of an item, of its answer
+
+
+def make_numbers() -> Any:
+    """Declares its input, and answers the first few of each item's numbers."""
+    from virtex import Tensor, TensorHandler, http_server
+
+    class Numbers(TensorHandler):
+        inputs = Tensor("float32", (NUMBERS,))
+
+        def run_inference(self, batch: Any) -> Any:
+            return batch[:, :SCORES]
+
+    return http_server(name="numbers", handler=Numbers)
+
+
+def make_listed_numbers() -> Any:
+    """The same of a list handler that says it takes an array."""
+    import numpy as np
+
+    from virtex import RequestHandler, http_server
+
+    class Listed(RequestHandler):
+        def process_request(self, data: np.ndarray) -> Any:
+            return data
+
+        def run_inference(self, model_input: Any) -> Any:
+            return model_input[:, :SCORES]
+
+        def process_response(self, row: Any) -> Any:
+            return row
+
+    # The annotation is text here, and np is this function's own.
+    Listed.process_request.__annotations__["data"] = np.ndarray
+    return http_server(name="listed", handler=Listed)
+
+
+def make_plain_numbers() -> Any:
+    """The same without Virtex or batches, with care: shape and dtype are checked, and orjson reads and writes."""
+    import numpy as np
+    import orjson
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"scope type {scope['type']!r}: this service serves http")
+        body = b""
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client left
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        batch = np.asarray(orjson.loads(body)["data"], np.float32)
+        if batch.shape[1:] == (NUMBERS,):
+            rows = np.ascontiguousarray(batch[:, :SCORES])
+            status, answer = 200, orjson.dumps({"data": rows, "error": None}, option=orjson.OPT_SERIALIZE_NUMPY)
+        else:
+            status, answer = 422, orjson.dumps({"data": [], "error": f"expected {NUMBERS} numbers an item"})
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    return app
+
+
 # 10 MB: bench/edges.py
 
 
@@ -308,6 +376,9 @@ def make_classifier() -> Any:
 APPS: dict[str, Callable[[], Any]] = {
     "echo": make_echo,
     "plain_echo": make_plain_echo,
+    "numbers": make_numbers,
+    "listed_numbers": make_listed_numbers,
+    "plain_numbers": make_plain_numbers,
     "sizes": make_sizes,
     "plain_sizes": make_plain_sizes,
     "pixel": make_pixel,

@@ -75,6 +75,9 @@ class Items:
     names: tuple[str, ...] | None
     has_numbers: bool
     def __len__(self) -> int: ...
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the first item of a body of numbers, as its brackets say, which only into() proves; else None."""
+
     def into(self, rows: NDArray[Any] | Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
         """Decodes items [start, stop) into rows[0], rows[1], and so on.
 

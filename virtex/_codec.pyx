@@ -40,6 +40,7 @@ cdef enum:
     SOME = 256                # documents that are counted before they are decoded
     STAGED = 1 << 16          # numbers that NumPy converts at once
     MANY = 1 << 16            # strings that are made of a body before anybody has counted them
+    DIMS = 31                 # of an item, at most, where its shape is not declared: rows have one more
     DEEP = 254                # lists in lists: as many as orjson writes
     LEAST = 3                 # characters that an item has beside its text: two quotes and a comma, or more
     OLD_LINE = 76             # characters in a line of base64, as Virtex 0.1 wrote it
@@ -595,6 +596,9 @@ cdef class Items:
     def __len__(self):
         return self.count
 
+    def shape(self):
+        return None
+
     def into(self, rows, Py_ssize_t start=0, stop=None):
         cdef Py_ssize_t end = self.count if stop is None else stop
         if not 0 <= start <= end <= self.count:
@@ -808,6 +812,40 @@ cdef class _Spans(Items):
             raise ItemError("expected the numbers that were there, got a body that has changed", i)
         self.parsed = items_of(data, self.names)
         return 0
+
+    def shape(self):
+        cdef const uint8_t *at
+        cdef const uint8_t *end = self.source.data + self.source.size
+        cdef Py_ssize_t dims[DIMS]
+        cdef int depth = 0, ndim = 0, known = DIMS  # how deep the lists are, of which none has ended yet
+        cdef bint is_empty = False
+        if not self.numeric or self.names is not None:
+            return None
+        at = self.source.data + self.starts[0]
+        while at < end:
+            if at[0] == c"[":
+                if depth == ndim and known == DIMS and (is_empty or depth == 0):  # the first in its list
+                    if ndim == DIMS:
+                        return None
+                    dims[depth] = 1
+                    ndim += 1
+                depth += 1
+                is_empty = True
+            elif at[0] == c"]":
+                depth -= 1
+                if depth < known:
+                    known = depth
+                    if is_empty:
+                        dims[depth] = 0
+                is_empty = False
+            elif at[0] > c" ":
+                if at[0] == c"," and 0 < depth <= known:
+                    dims[depth - 1] += 1
+                is_empty = False
+            if depth == 0:
+                break
+            at += 1
+        return tuple([dims[i] for i in range(ndim)])
 
     cdef array(self, int column, Py_ssize_t i):
         """One item as an array of its own."""

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from ._codec import encode_numpy, items_of
+from .batch.arrays import array_dtype, stacked
 from .batch.device import Device
 from .batch.items import refuse_declared, steps_for
 from .batch.outputs import Rows
@@ -131,12 +132,22 @@ class RequestHandler(ABC):
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, Rows):
-            return HttpMessage(**orjson.loads(outcome.json()))
+            return HttpMessage(**orjson.loads(outcome.json(self._have_numbers(items))))
         return HttpMessage(data=orjson.loads(encode_data(outcome)))
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
-        return steps_for(self), [items]
+        dtype = array_dtype(self)
+        most = len(orjson.dumps(items))
+        return steps_for(self), [items if dtype is None else stacked(items, dtype, _as_admitted, most)]
+
+    def _have_numbers(self, items: list[Any]) -> bool:
+        """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""
+        return False
+
+
+def _as_admitted(count: int, nbytes: int) -> None:
+    """Nobody else's memory is at stake."""
 
 
 def _as_it_is(self: RequestHandler, given: Any) -> Any:
@@ -177,8 +188,9 @@ class TensorHandler(RequestHandler):
     results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
 
     run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a list of rows.
-    Rows of one dimension or more are answered as the base64 of .npy, rows of none as JSON numbers and booleans.
-    Override process_response to make a JSON value of a row instead.
+    Rows of no dimension are answered as JSON numbers and booleans. Those of one dimension or more are answered in kind:
+    as lists of numbers where any array of the request came so, else as the base64 of .npy; always so where JSON has no
+    number for the dtype. Override process_response to make a JSON value of a row instead.
     """
 
     inputs: Inputs
@@ -193,12 +205,13 @@ class TensorHandler(RequestHandler):
         For your checks; the server does not call it, so it can't be overridden.
         Raises ItemError naming the first item that is not what `inputs` declare.
         """
+        items = items_of(data, self._names)
         if isinstance(self.inputs, Tensor):
             rows = allocate(self.inputs, len(data))
-            items_of(data).into(rows)
+            items.into(rows)
             return rows
         columns = {name: allocate(tensor, len(data)) for name, tensor in self.inputs.items()}
-        items_of(data, tuple(columns)).into(list(columns.values()))
+        items.into(list(columns.values()))
         return columns
 
     def process_response(self, model_output_item: Any) -> Any:
@@ -213,6 +226,13 @@ class TensorHandler(RequestHandler):
         if isinstance(self.inputs, Tensor):
             return [encode_numpy(self.inputs.zeros())]
         return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
+
+    @property
+    def _names(self) -> tuple[str, ...] | None:
+        return None if isinstance(self.inputs, Tensor) else tuple(self.inputs)
+
+    def _have_numbers(self, items: list[Any]) -> bool:
+        return items_of(items, self._names).has_numbers
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         refuse_declared(self)

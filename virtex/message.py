@@ -141,6 +141,9 @@ class Account(Protocol):
     def admit_strings(self, count: int) -> None:
         """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""
 
+    def admit_array(self, count: int, nbytes: int) -> None:
+        """So many items are about to become one array of so many bytes. Raises RequestError: 413, 503."""
+
     def admit_documents(self, before: int, count: int) -> None:
         """Behind `before` others, so many arrays are about to be made. Raises RequestError: 413, 503."""
 

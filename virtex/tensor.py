@@ -69,7 +69,13 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
 
 
 class Source(Protocol):
-    """The items of one request, not decoded yet; into() raises ItemError."""
+    """The items of one request, not decoded yet; into() raises ItemError.
+
+    has_numbers: whether any array of it came as numbers of JSON.
+    """
+
+    @property
+    def has_numbers(self) -> bool: ...
 
     def __len__(self) -> int: ...
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import HandlerError, ItemError
 from ..message import encode_row
+from .arrays import ArraySteps, array_dtype
 from .steps import Laps, Methods, Outcome, Steps, drive, failure
 
 Function = Callable[[Any], Any]
@@ -20,10 +21,17 @@ Function = Callable[[Any], Any]
 def steps_for(handler: Methods, clock: Callable[[], int] | None = None) -> Steps:
     """The steps of a handler that takes lists, with what it declares for single items.
 
-    Raises TypeError for a declared thing that is no plain function of one item.
+    Raises TypeError for a declared thing that is no plain function of one item, and as array_dtype().
     """
     decode, encode = declared(handler, "decode_item"), declared(handler, "encode_item")
     methods = handler if encode is None else Encoding(handler, encode)
+    if array_dtype(handler) is not None:
+        if decode is not None:
+            raise TypeError(
+                f"{type(handler).__name__} declares decode_item, and that process_request takes an array: expected one "
+                "of them, for what decodes single items gives a list"
+            )
+        return ArraySteps(methods, clock)
     return Steps(methods, clock) if decode is None else ItemSteps(methods, decode, clock)
 
 

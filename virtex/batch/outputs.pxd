@@ -13,8 +13,10 @@ cdef class Rows:
     cdef dict _values
     cdef Py_ssize_t _start, _stop
     cpdef Rows part(self, Py_ssize_t start, Py_ssize_t stop)
-    cpdef json(self)
-    cdef _json(self)
+    cpdef json(self, bint in_numbers=*)
+    cdef _json(self, bint in_numbers)
+    cdef _numbers(self)
+    cdef list _texts(self, Py_ssize_t chunk, Py_ssize_t depth)
     cdef _view(self, str name)
-    cdef list _column(self, str name)
+    cdef list _column(self, str name, bint in_numbers)
     cdef list _values_of(self, str name)

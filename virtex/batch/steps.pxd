@@ -9,7 +9,6 @@ cdef frozenset _SCALARS
 cdef _encode(encode, list rows, Py_ssize_t start, Py_ssize_t stop, list done)
 cdef _owned(result)
 cdef bint _is_flat(dict values) except -1
-cdef list _joined(list requests)
 cdef list _counts(list requests)
 cdef list _parts(Rows rows, list counts)
 
@@ -24,6 +23,7 @@ cdef class Steps:
     cdef public bint is_async
     cdef public Laps laps
     cpdef list run(self, requests)
+    cpdef joined(self, list requests)
     cdef _call(self, str name, argument)
     cpdef long long _now(self) except? -1
 

@@ -101,7 +101,7 @@ class Steps:
         """Compute one outcome per request: its rows, as process_response gave them, or its error."""
         self.laps = Laps()
         try:
-            batch = self._call("process_request", _joined(requests))
+            batch = self._call("process_request", self.joined(requests))
         except Exception as error:
             found: list[Outcome] = drive(self._run_without_the_guilty(requests, error))
             return found
@@ -111,10 +111,14 @@ class Steps:
         """The same for methods of which some are to be awaited."""
         self.laps = Laps()
         try:
-            batch = await self._decode(_joined(requests))
+            batch = await self._decode(self.joined(requests))
         except Exception as error:
             return await self._run_without_the_guilty(requests, error)
         return await self._computed_async(batch, _counts(requests))
+
+    def joined(self, requests: list[Any]) -> Any:
+        """What process_request gets for these: all their items, in a list of its own."""
+        return [item for items in requests for item in items]
 
     def _call(self, name: str, argument: Any) -> Any:
         started = self._now()
@@ -159,7 +163,7 @@ class Steps:
         singly = []
         for i, items in enumerate(requests):
             try:
-                singly.append(([i], await self._again(list(items))))
+                singly.append(([i], await self._again(self.joined([items]))))
             except Exception as error:
                 outcomes[i] = await self._blamed(items, error)
         for members, batch in await self._regrouped(singly, requests):
@@ -176,7 +180,7 @@ class Steps:
             return singly
         together = [i for (i,), _ in singly]
         try:
-            return [(together, await self._again(_joined([requests[i] for i in together])))]
+            return [(together, await self._again(self.joined([requests[i] for i in together])))]
         except Exception as error:
             # Shapes that differ, say: nobody is to blame, so each runs alone.
             log.info("process_request takes these %d requests singly only: %r", len(singly), error)
@@ -188,9 +192,9 @@ class Steps:
             return failure("process_request", error)
         if error.index in range(len(items)):
             return ItemError(error.reason, error.index, error.offset)  # the handler's own may be raised again
-        for i, item in enumerate(items):
+        for i in range(len(items)):
             try:
-                await self._again([item])
+                await self._again(self.joined([items[i : i + 1]]))
             except ItemError as found:
                 return ItemError(found.reason, i, found.offset)
             except Exception as found:
@@ -350,10 +354,6 @@ def _is_flat(values: dict[Any, Any]) -> bool:
         if type(value) not in _SCALARS:
             return False
     return True
-
-
-def _joined(requests: list[list[Any]]) -> list[Any]:
-    return [item for items in requests for item in items]
 
 
 def _counts(requests: list[list[Any]]) -> list[int]:

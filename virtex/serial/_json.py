@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from sys import maxunicode
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import orjson
 
 from .._codec import orjson_takes
+from ._npy import number_dtype
 
 _YEARS = (1 - 1970, 9999 - 1970)  # that RFC 3339 and datetime have, as NumPy counts them
 _NAT = np.iinfo("i8").min
@@ -24,6 +26,48 @@ _NAT = np.iinfo("i8").min
 _DURATIONS = {"Y": "P{}Y", "M": "P{}M", "W": "P{}W", "D": "P{}D", "h": "PT{}H", "m": "PT{}M"}
 _FINEST = {"ps": 10**6, "fs": 10**9, "as": 10**12}  # in a microsecond
 _DECIMALS = {"s": 0, "ms": 3, "us": 6, "ns": 9, "ps": 12, "fs": 15, "as": 18}
+
+
+MOST_DIGITS = 5  # that tell a float of 16 bits from its neighbours
+_WRITTEN = frozenset("?bhilqBHILQfd")  # characters of dtypes of which orjson writes the shortest text
+
+
+def as_numbers(array: Any) -> Any:
+    """The array, C-contiguous, as one that orjson writes in numbers or booleans; None where the dtype has none.
+
+    The text is the shortest that reads back as the same value of that dtype: bfloat16's 0.10009765625 is 0.1.
+    """
+    dtype = array.dtype
+    if dtype.char not in _WRITTEN:
+        through = number_dtype(dtype)
+        if through is None or through.itemsize > 8 or dtype.kind == "c" or dtype.name == "complex32":
+            return None
+        array = array.astype(dtype.newbyteorder("="), copy=False)
+        array = array.astype("i1") if through.kind == "i" else decimals(dtype)[array.view(f"u{dtype.itemsize}")]
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+@lru_cache
+def decimals(dtype: Any) -> Any:
+    """For each value of a float of 16 bits or fewer, by its bits, the number of 64 bits that has its shortest text.
+
+    Takes about 0.1 s, once for each dtype.
+    """
+    bits = np.arange(256**dtype.itemsize, dtype=f"u{dtype.itemsize}")
+    values = bits.view(dtype.newbyteorder("="))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype("f8")
+        left = np.flatnonzero(np.isfinite(found) & (found != 0))
+        for digits in range(MOST_DIGITS):
+            exact = found[left]
+            exponents = np.floor(np.log10(np.abs(exact))).astype("i8") - digits
+            for away in (0, 1, -1):  # the nearest, or beside a power of two, where neighbours are not as far, another
+                counts = np.rint(exact / 10.0**exponents) + away
+                same = (counts * 10.0**exponents).astype(dtype).astype("f8") == exact
+                texts = zip(counts[same].astype("i8").tolist(), exponents[same].tolist(), strict=True)
+                found[left[same]] = [float(f"{count}e{exponent}") for count, exponent in texts]
+                left, exact, exponents = left[~same], exact[~same], exponents[~same]
+    return found
 
 
 def json_value(value: Any) -> Any:

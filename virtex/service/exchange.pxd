@@ -9,7 +9,7 @@ from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
 
 
 cdef class Keeper(Gate):
-    cdef public object loop, limits, inputs
+    cdef public object loop, limits, inputs, dtype
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company
@@ -29,7 +29,7 @@ cdef class Exchange(BaseExchange):
     cdef Wants _wants
     cdef object _body
     cdef Waiter _waiter
-    cdef bint _arriving
+    cdef bint _arriving, _in_numbers
     cdef long long _awaited
     cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
     cpdef bint done(self)

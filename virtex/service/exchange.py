@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
+
 from .._codec import count_values, weigh
 from ..batch.batcher import Batcher
 from ..batch.company import Peer
@@ -35,8 +37,9 @@ ARRAY_BYTES = 300  # that an array takes beside its data, about
 class Keeper(Gate):
     """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
 
-    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. bodies:
-    the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
+    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
+    the array that a list handler takes its items as, None for a list. bodies: the budget, which the connections share.
+    cells: where it is counted. most_bytes, most_values: of limits.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Keeper(Gate):
         self.company = batcher.company
         self.bodies = bodies
         self.inputs: Inputs | None = None
+        self.dtype: np.dtype[Any] | None = None
         self.is_starting = True
         self._clock = Clock(clock)
 
@@ -108,6 +112,7 @@ class Exchange(BaseExchange):
         self._head = head
         self._wants = wants
         self._arriving = True
+        self._in_numbers = False  # any array of it came as numbers: those of the answer go so, too
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
         self._waiter: Waiter | None = None
@@ -190,6 +195,11 @@ class Exchange(BaseExchange):
         """Charge strings that were made of a body without a parser. Raises RequestError as admit_values()."""
         self._charge_values(count, 0)
 
+    def admit_array(self, count: int, nbytes: int) -> None:
+        """Charge an array of so many items that is about to be made. Raises RequestError: 413 or 503."""
+        self.keeper.batcher.room_for(count)
+        self.charge(nbytes)
+
     def admit_documents(self, before: int, count: int) -> None:
         """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
         self.keeper.batcher.room_for(before + count)
@@ -237,13 +247,23 @@ class Exchange(BaseExchange):
     def _admit(self) -> Response | None:
         try:
             reads, inputs = self._wants.reads, self.keeper.inputs
-            self.items = reads.items(self._body, self) if inputs is None else reads.source(self._body, inputs, self)
+            if inputs is None:
+                dtype = self.keeper.dtype
+                if dtype is None:
+                    self.items = reads.items(self._body, self)
+                else:
+                    self.items = reads.array(self._body, dtype, self)
+            else:
+                self.items = reads.source(self._body, inputs, self)
+                self._in_numbers = self.items.has_numbers
             if not len(self.items):
                 return self._finish(self._wants.writes.reply([]))
             self.weight = self.charged
             self.keeper.admit(self)
             self._drop_body()
-            if not self.items:  # they are in rows, which were counted before; a list is held until it is answered
+            if (
+                inputs is not None
+            ):  # they are in rows, which were counted before; others are held until they are answered
                 self.release()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
@@ -292,7 +312,7 @@ class Exchange(BaseExchange):
         keeper = self.keeper
         started = keeper._clock.now()
         try:
-            response = self._wants.writes.reply(rows) if error is None else self.refuse(error)
+            response = self._wants.writes.reply(rows, self._in_numbers) if error is None else self.refuse(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
         self.made = keeper._clock.now()

@@ -4,7 +4,8 @@ from .seam cimport Response
 cdef class Format:
     cpdef items(self, body, account)
     cpdef source(self, body, inputs, account)
-    cpdef Response reply(self, rows)
+    cpdef array(self, body, dtype, account)
+    cpdef Response reply(self, rows, bint in_numbers=*)
     cpdef Response refuse(self, error)
 
 

@@ -7,12 +7,13 @@ writes its answer. They need not be the same, so a format that is only read or o
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from .._codec import decode_npy, encode_npy, items_of, scan, scan_npy, strings
+from ..batch.arrays import rows_of_any, stacked
 from ..errors import Headers, RequestError, VirtexError, quoted
 from ..message import Account, encode_data
 from ..tensor import Inputs, Source, Tensor
@@ -42,8 +43,16 @@ class Format:
         """The items of a body for declared inputs, not decoded yet. Raises as items() does."""
         raise NotImplementedError
 
-    def reply(self, rows: Any) -> Response:
-        """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent."""
+    def array(self, body: Body, dtype: np.dtype[Any], account: Account) -> Any:
+        """The items of a body as one array of that dtype, whatever their shape; [] for none. Raises as items() does."""
+        values = self.items(body, account)
+        return stacked(values, dtype, account.admit_array, len(body)) if values else values
+
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent.
+
+        in_numbers: arrays of Rows that stand in JSON are lists of numbers there, not base64.
+        """
         raise NotImplementedError
 
     def refuse(self, error: VirtexError) -> Response:
@@ -75,11 +84,19 @@ class Json(Format):
         items = scan(body, names, account)
         return items_of(account.parse(body), names) if items is None else items
 
-    def reply(self, rows: Any) -> Response:
-        """Values in a list, arrays as text in it."""
+    def array(self, body: Body, dtype: np.dtype[Any], account: Account) -> Any:
+        """Lists of numbers go straight into it."""
+        items = scan(body, None, account)
+        shape = None if items is None else items.shape()
+        if items is None or shape is None:
+            return Format.array(self, body, dtype, account)
+        return rows_of_any(items, shape, dtype, account.admit_array, len(body), partial(account.parse, body))
+
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """Values in a list, arrays as text or lists of numbers in it."""
         if type(rows) is list:
             return Response(200, JSON_HEADERS, [b'{"data":', encode_data(rows), b',"error":null}'])
-        return Response(200, JSON_HEADERS, [rows.json()])
+        return Response(200, JSON_HEADERS, [rows.json(in_numbers)])
 
 
 class Npy(Format):
@@ -97,10 +114,10 @@ class Npy(Format):
             raise RequestError(415, f"application/x-npy has one array an item; send JSON objects of {list(inputs)}")
         return scan_npy(body, len(inputs.shape), account.admit_documents)
 
-    def reply(self, rows: Any) -> Response:
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """One array whose leading dimension is the items."""
         document = _stacked(rows) if type(rows) is list else rows.npy()
-        return JSON.reply(rows) if document is None else Response(200, _NPY_HEADERS, [document])
+        return JSON.reply(rows, in_numbers) if document is None else Response(200, _NPY_HEADERS, [document])
 
 
 def _stacked(rows: list[Any]) -> bytes | None:

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from .. import __version__
+from ..batch.arrays import ArrayRing, array_dtype
 from ..batch.batcher import Batcher
 from ..batch.device import Device
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
@@ -44,6 +45,7 @@ from .options import Options
 log = logging.getLogger("virtex")
 
 MOST_EXAMPLE = 32 << 10  # bytes of the example that GET / shows: who polls it pays for them
+ARRAYS = ["numbers", "base64"]
 STARTING, READY, DRAINING, CLOSED, FAILED = "starting", "ready", "draining", "closed", "failed"
 
 
@@ -171,7 +173,9 @@ class Model:
         executor = self._choose(handler, thread)
         clock = self.options.clock
         if not isinstance(handler, TensorHandler):
-            return partial(self.batcher.run_with, executor, steps_for(handler, clock))
+            self.admission.dtype = dtype = array_dtype(handler)
+            ring = None if dtype is None else ArrayRing(self.max_queue_size)
+            return partial(self.batcher.run_with, executor, steps_for(handler, clock), ring)
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
@@ -180,10 +184,10 @@ class Model:
         device = None if handler.device is None else Device(handler.device)
         if device is not None and device.is_cuda and executor is not thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
-        ring = self._rows_for(handler, device)
+        rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
         steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
-        return partial(self.batcher.run_with, executor, steps, ring)
+        return partial(self.batcher.run_with, executor, steps, rows)
 
     async def _example(self, handler: RequestHandler, thread: ThreadExecutor | None) -> dict[str, Any]:
         """The handler's example() as the status page shows it; nothing where there is none, it is long, or it failed.
@@ -310,10 +314,11 @@ class Model:
 
 
 def _declared(handler: RequestHandler) -> dict[str, Any]:
-    """What GET / says of declared inputs."""
-    if not isinstance(handler, TensorHandler):
-        return {}
-    return {"inputs": describe(handler.inputs), "outputs": describe(handler.outputs)}
+    """What GET / says of declared inputs, and how arrays may stand in JSON: those of an answer as the request's."""
+    if isinstance(handler, TensorHandler):
+        return {"arrays": ARRAYS, "inputs": describe(handler.inputs), "outputs": describe(handler.outputs)}
+    dtype = array_dtype(handler)
+    return {} if dtype is None else {"arrays": ARRAYS, "inputs": {"dtype": str(dtype), "shape": None}}
 
 
 async def _call(thread: ThreadExecutor | None, method: Callable[..., Any], *args: Any) -> Any:
