@@ -138,7 +138,7 @@ def _bentoml(python: str, job: str, port: str) -> list[str]:
 
 
 def _ray(python: str, job: str, port: str) -> list[str]:
-    """For throughput, and the replica answers on the port itself: HAProxy ahead of it would cost the more."""
+    """For throughput, and the replica answers on the port itself, with no proxy ahead of it."""
     reach = f"RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT={port}", f"RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT={int(port) + 1}"
     return ["env", "RAY_SERVE_THROUGHPUT_OPTIMIZED=1", *reach, python, str(RIVALS / "on_ray.py"), job]
 

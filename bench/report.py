@@ -148,6 +148,59 @@ def serial_table(saved: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"decode_torch of 602112 bytes took {beside:.2f} of decode_numpy's time."])
 
 
+def numbers_table(saved: dict[str, Any]) -> str:
+    machine, rates = saved["machine"], saved["per_cpu_second"]
+    beside = ("uvicorn", "virtex, echo of text")
+    lines = [
+        f"{machine['cpu']}, {machine['system']}. {saved['what']}; medians of {saved['runs']} runs of {saved['seconds']} s.",
+        "",
+        "| server | requests per CPU-second | of uvicorn | of our echo |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, rate in rates.items():
+        parts = " | ".join(f"{rate / rates[other]:.2f}" for other in beside)
+        lines.append(f"| {name} | {rate:,} | {parts} |")
+    return "\n".join(lines)
+
+
+def client_table(saved: dict[str, Any]) -> str:
+    cpu, wall, part = saved["cpu_microseconds"], saved["wall_microseconds"], saved["of_library"]
+    lines = [
+        f"{saved['machine']['cpu']}. {saved['what']}; medians of {saved['turns']} turns of {saved['posts']} posts.",
+        "",
+        "| a post | CPU us | wall us |",
+        "|---|--:|--:|",
+        *(f"| {name} | {cpu[name]:.0f} | {wall[name]:.0f} |" for name in cpu),
+        f"| HttpClient of httpx2 | {part['cpu']:.2f} | {part['wall']:.2f} |",
+    ]
+    return "\n".join(lines)
+
+
+def loadtest_table(saved: dict[str, Any]) -> str:
+    stall, rate = saved["stall"], saved["rate"]
+    lines = [
+        f"{saved['machine']['cpu']}; {saved['machine']['wrk']}.",
+        "",
+        "| percentile of service time, ms | found | by the server's trace | off |",
+        "|---|--:|--:|--:|",
+    ]
+    for row in saved["trace"]:
+        off = row["found"] / row["truth"] - 1
+        lines.append(f"| p{row['q']:g} | {row['found']:.3f} | {row['truth']:.3f} | {off:+.2%} |")
+    others = ", ".join(f"{name} {ms:.1f} ms" for name, ms in stall.items() if name not in ("truth", "found"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"- The server that stalls: p90 is {stall['truth']:.1f} ms by its trace; found {stall['found']:.1f} ms; {others}.",
+            f"- 64 connections, the echo of 100 characters: {rate['virtex']:,.0f} requests/s of one process, "
+            f"{rate['wrk']:,.0f} of wrk: {rate['virtex'] / rate['wrk']:.2f}.",
+            f"- 10,000 a second asked for on a schedule: {rate['on_schedule']:,.0f} answered, "
+            f"1 % sent more than {rate['late_p99_ms']:.2f} ms late.",
+        ]
+    )
+
+
 JOBS = {"echo": "echo", "matrix": "32 numbers", "image": "image"}
 MEASURES = {
     "per_cpu_second": "requests per CPU-second",
@@ -268,6 +321,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": engine_table,
     "serial": serial_table,
     "peers": peers_table,
+    "numbers": numbers_table,
+    "client": client_table,
+    "loadtest": loadtest_table,
 }
 
 

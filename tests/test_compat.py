@@ -195,6 +195,8 @@ def check_answer(pair: str, tree: Path, port: int) -> None:
 @pytest.mark.parametrize("pair", list(NAMES))
 def test_a_pair_of_virtex_benchmarks_runs(pair: str, mode: str, tree: Path) -> None:
     needs.found(*NEEDS[pair])
+    if pair != "echo":
+        needs.time()
     with contextlib.ExitStack() as stack:
         gateway = stack.enter_context(pushgateway(tree.parent, free_port())) if mode == "push" else "http://:9"
         with serving(pair, tree, PROMETHEUS_MODE=mode, PROMETHEUS_PORT=gateway.rpartition(":")[2]) as server:

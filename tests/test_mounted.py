@@ -333,7 +333,10 @@ def test_a_service_that_nobody_holds_is_none():
     assert [service for service in REGISTER.services() if service.name == "held"] == []
 
 
-def test_the_limits_of_connections_are_those_of_the_one_inside_and_of_several_the_widest():
+def test_the_limits_of_connections_are_those_of_the_one_inside_and_of_several_the_widest(monkeypatch):
+    monkeypatch.setattr(
+        REGISTER, "_services", type(REGISTER._services)()
+    )  # those of other test files are in this process
     assert limits_of(nothing) == Limits()
     apps = [http_server("a", Echo, limits=Limits(body=1 << 30, body_rate=99.0, connections=5, header_bytes=1000))]
     assert limits_of(nothing) == apps[0].limits == limits_of(apps[0])

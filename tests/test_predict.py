@@ -136,7 +136,10 @@ class Service:
             else:
                 kind = head.decode().lower().split("content-type: ")[1].split("\r\n")[0]
                 self.got.append((kind, body))
-                link.send(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                link.send(answer)
+                if b"connection: close" in answer:
+                    return
 
 
 def test_get_is_asked_once_for_each_url_and_at_the_root_where_the_url_has_no_answer(face: Face) -> None:
@@ -181,7 +184,10 @@ def test_a_service_that_takes_npy_no_more_gets_base64_and_is_asked_again(face: F
         (reply(b"<html>"), "expected a message, got status 200"),
         (reply({"data": [], "error": "no"}, "500 Internal Server Error", "x-request-id: abc\r\n"), "500: no"),
         (reply(b"", "302 Found", "location: /there\r\n"), "a redirect to /there"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", "without sending complete message body"),
+        (
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 50\r\n\r\n{",
+            "without sending complete message body",
+        ),
     ],
 )
 def test_an_answer_that_is_no_arrays_is_an_error_that_says_why(face: Face, answer: bytes, words: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-every = False  # --all-libraries
+every = False  # --all-libraries, of make test-all and make compat
 
 
 def library(name: str) -> Any:
@@ -23,3 +23,9 @@ def found(*names: str) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             library(name)
+
+
+def time() -> None:
+    """Leave out of make test what takes long and differs from a shorter test in the model alone."""
+    if not every:
+        pytest.skip("runs with --all-libraries alone: it takes long")

@@ -58,6 +58,7 @@ class Trial:
         self._log, told = Path(folder) / "log", Path(folder) / "own.json"
         asked = {"app": app, "options": dict(options), "told": str(told)}
         command = ["gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--bind", f"127.0.0.1:{self.port}"]
+        command += ["--graceful-timeout", "2"]  # nobody waits for an answer when it is ended
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *command, "--no-control-socket", "virtex.load.tried:app"],
