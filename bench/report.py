@@ -152,7 +152,8 @@ def numbers_table(saved: dict[str, Any]) -> str:
     machine, rates = saved["machine"], saved["per_cpu_second"]
     beside = ("uvicorn", "virtex, echo of text")
     lines = [
-        f"{machine['cpu']}, {machine['system']}. {saved['what']}; medians of {saved['runs']} runs of {saved['seconds']} s.",
+        f"{machine['cpu']}, {machine['system']}. {saved['what']}; "
+        f"medians of {saved['runs']} runs of {saved['seconds']} s.",
         "",
         "| server | requests per CPU-second | of uvicorn | of our echo |",
         "|---|--:|--:|--:|",
@@ -192,7 +193,8 @@ def loadtest_table(saved: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"- The server that stalls: p90 is {stall['truth']:.1f} ms by its trace; found {stall['found']:.1f} ms; {others}.",
+            f"- The server that stalls: p90 is {stall['truth']:.1f} ms by its trace; found {stall['found']:.1f} ms; "
+            f"{others}.",
             f"- 64 connections, the echo of 100 characters: {rate['virtex']:,.0f} requests/s of one process, "
             f"{rate['wrk']:,.0f} of wrk: {rate['virtex'] / rate['wrk']:.2f}.",
             f"- 10,000 a second asked for on a schedule: {rate['on_schedule']:,.0f} answered, "
