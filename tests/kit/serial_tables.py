@@ -17,9 +17,7 @@ from typing import Any
 from virtex import serial
 
 PAGE = Path(__file__).parents[2] / "docs" / "serial.md"
-LIBRARIES = sorted(
-    name.removeprefix("encode_") for name in serial.__all__ if name.startswith("encode_") and name != "encode_json"
-)
+LIBRARIES = sorted({name.removeprefix("encode_") for name in serial.__all__ if name.startswith("encode_")} - {"json"})
 NEEDED = {"pickle": {"trusted": True}}  # beside the text
 
 
