@@ -214,6 +214,13 @@ def test_a_wrong_argument_has_one_clear_error(arguments, says, capsys):
     assert says in refused(capsys, *arguments)
 
 
+def test_a_folder_is_refused_as_output_before_the_test_and_not_after_it(capsys, tmp_path):
+    (tmp_path / "r.csv").mkdir()
+    assert "--output: expected a file, got the folder" in refused(
+        capsys, "loadtest", URL, "--output", str(tmp_path / "r.csv")
+    )
+
+
 # ---- exit codes
 
 

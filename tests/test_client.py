@@ -124,9 +124,12 @@ def test_data_that_is_no_list_is_refused(face: Face) -> None:
     [
         ({"url": "host:80"}, "expected a URL like"),
         ({"timeout": 0}, "timeout: expected seconds above 0 or None, got 0"),
+        ({"timeout": float("inf")}, "timeout: expected seconds above 0 or None, got inf"),
         ({"max_connections": 0}, "max_connections: expected 1 or more, got 0"),
         ({"headers": {"Content-Length": "3"}}, "'Content-Length' belongs to the connection"),
         ({"headers": {"x": "a\r\nhost: evil"}}, "expected printable characters"),
+        ({"headers": {"x": "5 \u20ac"}}, "x: expected printable characters of Latin-1, got '5 \u20ac'"),
+        ({"headers": {"x": 3}}, "x: expected printable characters of Latin-1, got 3"),
         ({"headers": {"a b": "c"}}, "expected a name of letters"),
     ],
 )

@@ -283,6 +283,8 @@ def _output(text: str) -> Path:
     path = Path(text)
     if path.suffix not in ENDINGS:
         raise argparse.ArgumentTypeError(f"expected a file that ends with {', '.join(ENDINGS)}, got {text!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} for {path.name!r}")
     return path

@@ -72,7 +72,7 @@ class HttpClient:
         uds: str | os.PathLike[str] | None = None,
         retry: str = "safe",
     ) -> None:
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not 0 < timeout <= 1e9:
             raise ValueError(f"timeout: expected seconds above 0 or None, got {timeout!r}")
         if max_connections < 1:
             raise ValueError(f"max_connections: expected 1 or more, got {max_connections!r}")

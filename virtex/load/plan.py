@@ -80,10 +80,16 @@ class Plan:
 def target_of(url: str) -> SplitResult:
     """The parts of a URL. Raises ValueError for one that can't be posted to."""
     parts = urlsplit(url) if isinstance(url, str) else SplitResult("", "", "", "", "")
+    if isinstance(url, str) and not (url.isascii() and url.isprintable() and " " not in url):
+        raise ValueError(f"expected a URL in ASCII without spaces, the rest of it percent-encoded, got {url!r}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"expected a URL like http://host:8081/path, got {url!r}")
     if parts.username is not None:
         raise ValueError("credentials in a URL end up in logs: put them in headers={'authorization': ...}")
+    try:
+        parts.port  # noqa: B018  urllib reads it when it is asked for
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from None
     return parts
 
 
@@ -92,5 +98,5 @@ def _check_header(name: str, words: str) -> None:
         raise ValueError(f"headers: {name!r} belongs to the connection and is set by the load test itself")
     if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"headers: expected a name of letters, digits, '-' and '_', got {name!r}")
-    if not words.isprintable():
-        raise ValueError(f"headers: {name}: expected printable characters, got {words!r}")
+    if not isinstance(words, str) or not words.isprintable() or max(words, default="") > "\xff":
+        raise ValueError(f"headers: {name}: expected printable characters of Latin-1, got {words!r}")

@@ -24,8 +24,8 @@ def headers_of(given: Mapping[str, str]) -> dict[bytes, bytes]:
             raise ValueError(f"headers: {name!r} says what is left of timeout=, and is set by the client itself")
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"headers: expected a name of letters, digits, '-' and '_', got {name!r}")
-        if not value.isprintable():
-            raise ValueError(f"headers: {name}: expected printable characters, got {value!r}")
+        if not isinstance(value, str) or not value.isprintable() or max(value, default="") > "\xff":
+            raise ValueError(f"headers: {name}: expected printable characters of Latin-1, got {value!r}")
         fields[name.lower().encode()] = value.encode("latin-1")
     return fields
 
