@@ -39,6 +39,25 @@ def test_after_a_refusal_as_many_are_under_way_as_found_room_and_none_begins_unt
     assert 6 < pace.limit < 8
 
 
+def test_where_none_found_room_in_all_the_time_of_one_the_rest_does_not_wait_until_one_finds_room() -> None:
+    pace = Pace(2)
+    first, second = pace.begin(), pace.begin()
+    assert first.refuse()
+    first.give_up()
+    assert not second.refuse()
+    first.end()
+    second.end()
+    third = pace.begin()
+    assert not third.refuse()
+    third.end()
+    pace.begin().end()  # this one finds room
+    fourth = pace.begin()
+    assert fourth.refuse()
+    pace.end(refused=False, given_up=False)  # as another does in the fourth's time
+    fourth.give_up()
+    assert pace.has_hope
+
+
 def test_one_is_always_under_way_and_the_limit_grows_back() -> None:
     pace = Pace(4)
     turns = [pace.begin() for _ in range(4)]

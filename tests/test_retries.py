@@ -30,9 +30,14 @@ class Time:
 class Place:
     def __init__(self) -> None:
         self.refusals = 0
+        self.has_hope, self.given_up = True, False
 
-    def refuse(self) -> None:
+    def refuse(self) -> bool:
         self.refusals += 1
+        return self.has_hope
+
+    def give_up(self) -> None:
+        self.given_up = True
 
 
 def retries(time: Time, mode: str = "safe") -> Retries:
@@ -169,6 +174,17 @@ def test_a_bundle_waits_for_a_token_and_says_where_there_was_no_room() -> None:
     assert place.refusals == 3
     assert policy.wait(tried(time, timeout=0.2, turn=place), full("0")) is None
     assert policy.budget.tokens == pytest.approx(-3)
+
+
+def test_a_bundle_hears_what_is_given_up_and_says_where_a_wait_is_worth_nothing() -> None:
+    time, place = Time(), Place()
+    policy = retries(time)
+    assert policy.wait(tried(time, timeout=3.0, turn=place), full("2")) is not None
+    assert not place.given_up
+    assert policy.wait(tried(time, timeout=2.0, turn=place), full("2")) is None
+    assert place.given_up
+    place.has_hope = False
+    assert policy.wait(tried(time, timeout=3.0, turn=place), full("2")) is None
 
 
 def test_each_try_tells_the_service_what_is_left_of_its_time() -> None:

@@ -23,6 +23,9 @@ class Pace:
 
     While one that was refused waits to be posted again, none begins that has not been: else the younger ones would take
     its room each time.
+
+    Where one is given up, and none found room in all its time, none of them is worth a wait until one finds room: else
+    a service that refuses all would be waited for once for each message, one after the other.
     """
 
     def __init__(self, most: int) -> None:
@@ -30,6 +33,8 @@ class Pace:
         self.limit = float(most)
         self.under_way = 0
         self.waiting = 0  # of them, after a refusal
+        self.found_room = 0
+        self.has_hope = True
         self.lock = threading.Lock()
 
     @property
@@ -47,9 +52,16 @@ class Pace:
         self.waiting += 1
         self.limit = max(1.0, min(self.limit, float(self.under_way - self.waiting)))
 
-    def end(self, refused: bool) -> None:
+    def give_up(self, found_room_before: int) -> None:
+        """One is given up that began when so many had found room."""
+        self.has_hope = self.found_room > found_room_before
+
+    def end(self, refused: bool, given_up: bool) -> None:
         """One under way is over."""
         self.under_way -= 1
+        if not given_up:
+            self.found_room += 1
+            self.has_hope = True
         if refused:
             self.waiting -= 1
         else:
@@ -61,19 +73,28 @@ class PaceTurn:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self.refused = False
+        self._found_room_before = pace.found_room
+        self.refused = self.given_up = False
 
-    def refuse(self) -> None:
-        """The service had no room for it."""
-        if not self.refused:
-            self.refused = True
-            with self._pace.lock:
+    def refuse(self) -> bool:
+        """The service had no room for it; gives whether there is hope that it will."""
+        with self._pace.lock:
+            if not self.refused:
+                self.refused = True
                 self._pace.refuse()
+            self.given_up = not self._pace.has_hope
+        return not self.given_up
+
+    def give_up(self) -> None:
+        """It would have to wait beyond its time."""
+        self.given_up = True
+        with self._pace.lock:
+            self._pace.give_up(self._found_room_before)
 
     def end(self) -> None:
         """It is over."""
         with self._pace.lock:
-            self._pace.end(self.refused)
+            self._pace.end(self.refused, self.given_up)
 
 
 def in_threads(

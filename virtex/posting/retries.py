@@ -30,9 +30,14 @@ FULL, PER_SECOND, PER_POST = 100.0, 10.0, 0.2  # tokens; a retry takes one
 
 
 class Turn(Protocol):
-    """The place of a post in a bundle, which can wait for a token, and is told where the service had no room."""
+    """The place of a post in a bundle, which can wait for a token.
 
-    def refuse(self) -> None: ...
+    refuse: the service had no room for it; gives whether there is hope of some. give_up: there was none in time.
+    """
+
+    def refuse(self) -> bool: ...
+
+    def give_up(self) -> None: ...
 
 
 class Post:
@@ -142,11 +147,13 @@ class Retries:
         least = None if self.mode == "never" else self._least(post, outcome)
         if least is None:
             return None
-        if outcome.status == 503 and post.turn is not None:
-            post.turn.refuse()
+        if outcome.status == 503 and post.turn is not None and not post.turn.refuse():
+            return None
         wait = least + self._dice() * min(MOST, FIRST * 2.0 ** min(post.tries - 1, 10))
         left = post.left()
         if left is not None and wait >= left:
+            if post.turn is not None:
+                post.turn.give_up()
             return None
         credit = self.budget.spend(post.turn is not None)
         if credit is None:
