@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtex.load.record import Answer, Histogram, Slice, Tally
+from virtex.load.record import Histogram, Slice, Tally
 
 QS = (0.0, 1.0, 25.0, 50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 TIMES = st.lists(st.integers(0, 2**62), min_size=1, max_size=60)
@@ -98,7 +98,7 @@ def some_tally(first: int) -> Tally:
     tally.new_service += [4, 6]
     tally.new_lateness += [1, 1, 1]
     tally.new_errors["5xx"] += 1
-    tally.answers.append(Answer(0, first, first, first + 9, 500, "5xx", b""))
+    tally.answers.append((0, first, first, first + 9, 500, "5xx", b""))
     return tally
 
 

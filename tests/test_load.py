@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from kit.peer import Link, answering, echo, message, reply
 from kit.servers import ROOT, free_port, listens, until
 
 from virtex.load import drive
-from virtex.load.lane import Lane
+from virtex.load.lane import Lane, addresses_of
 from virtex.load.payloads import Payload, payload_of
 from virtex.load.plan import Plan
 from virtex.load.readiness import Selector
@@ -46,6 +47,9 @@ def plan(url: str = "http://127.0.0.1:1", payloads: list[Payload] = ONE, **optio
         ({"url": "127.0.0.1:80"}, "expected a URL like"),
         ({"url": "ftp://x"}, "expected a URL like"),
         ({"url": "http://a:b@c"}, "credentials"),
+        ({"url": "http://a:99999/"}, "http://a:99999/: Port out of range"),
+        ({"url": "http://a/b c"}, "expected a URL in ASCII without spaces"),
+        ({"url": "http://a/?q=\u20ac"}, "expected a URL in ASCII"),
         ({"payloads": []}, "at least one"),
         ({"rate": 0}, "rate: expected a number above 0"),
         ({"rate": float("nan")}, "rate: expected"),
@@ -60,6 +64,7 @@ def plan(url: str = "http://127.0.0.1:1", payloads: list[Payload] = ONE, **optio
         ({"headers": {"Host": "x"}}, "'Host' belongs to the connection"),
         ({"headers": {"a b": "x"}}, "expected a name"),
         ({"headers": {"a": "x\r\ny"}}, "expected printable"),
+        ({"headers": {"a": "5 \u20ac"}}, "expected printable characters of Latin-1"),
     ],
 )
 def test_a_plan_that_can_not_be_meant_is_refused(options: dict[str, Any], words: str) -> None:
@@ -226,6 +231,16 @@ def test_time_counts_from_when_a_request_was_to_be_sent_against_the_server_s_own
     assert found.response.percentile(90) == pytest.approx(truth, rel=0.05)
     assert truth > 0.1
     assert found.service.percentile(50) < 0.05
+
+
+def test_a_million_kept_answers_are_no_work_for_the_garbage_collector() -> None:
+    with answering(echo) as peer:
+        asked = plan(peer.url(), count=30, keep=True)
+        with drive.Drive(asked, addresses_of(asked.url)[0]) as one:
+            tally = one.run(time.perf_counter_ns(), lambda _: None)
+    gc.collect()
+    assert len(tally.answers) == 30
+    assert not any(gc.is_tracked(answer) for answer in tally.answers)
 
 
 @contextmanager

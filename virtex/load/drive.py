@@ -23,7 +23,7 @@ import orjson
 from .lane import Address, Lane, requests_of
 from .plan import Plan
 from .readiness import READ, WRITE, Readiness, fine_timers
-from .record import Answer, Slice, Tally
+from .record import Slice, Tally
 from .schedule import arrivals
 
 log = logging.getLogger("virtex")
@@ -295,7 +295,7 @@ class Drive:
             tally.new_service.append(done - lane.sent)
             tally.items += self.items[number % len(self.items)]
         if self.keep:
-            tally.answers.append(Answer(number, lane.scheduled, lane.sent, done, status, kind, body))
+            tally.answers.append((number, lane.scheduled, lane.sent, done, status, kind, body))
         lane.number = -1
         if lane.keeps and not lane.unsent:
             lane.reset()
@@ -313,7 +313,7 @@ class Drive:
     def _count_error(self, kind: str, number: int, scheduled: int, sent: int) -> None:
         self.tally.new_errors[kind] += 1
         if self.keep:
-            self.tally.answers.append(Answer(number, scheduled, sent, clock(), 0, kind, b""))
+            self.tally.answers.append((number, scheduled, sent, clock(), 0, kind, b""))
         if self.closed_loop:
             self.resting += 1  # not at once: where nobody listens, that would be all that is done
 

@@ -183,7 +183,8 @@ class Tally:
         self.response, self.service, self.lateness = Histogram(), Histogram(), Histogram()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
-        self.answers: list[Answer] = []
+        # As Answer has them, but plain tuples: the garbage collector lets go of these, and does not stop for a million.
+        self.answers: list[tuple[int, int, int, int, int, str, bytes]] = []
         self.new_response: list[int] = []
         self.new_service: list[int] = []
         self.new_lateness: list[int] = []

@@ -123,7 +123,7 @@ def _found(plan: Plan, tally: Tally, slices: list[Slice]) -> Run:
         statuses=tally.statuses,
         slices=slices,
         machine=machine(),
-        answers=sorted(tally.answers),
+        answers=[Answer._make(answer) for answer in sorted(tally.answers)],
     )
 
 
