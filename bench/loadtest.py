@@ -2,7 +2,8 @@
 
     stall    a server that does nothing for 0.3 s every 1.3 s: its own trace says what a request every 1/RATE s waited,
              and what the load test, wrk and hey (where it is installed) say of the same server
-    trace    percentiles of a million requests, beside those of the server's own trace of the same requests
+    trace    percentiles of a million requests' response times, beside what the server's own trace says of the same
+             requests: from when each was to be sent, which the schedule says, to when its answer was written
     rate     what one process of the load test sends and gets, beside wrk, on the 100-character echo, in turns
 
 Run: python -m bench.loadtest [--only stall trace rate] --json FILE. The servers have one CPU, the load has the others.
@@ -32,6 +33,7 @@ from virtex.load.plan import Plan
 from virtex.load.run import Run, run
 
 from . import host
+from .traced import CYCLE
 
 RATE = 100.0  # requests/s of the stalled server, whose stalls are what is measured
 QS = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -72,8 +74,7 @@ def stall(seconds: int, servers: set[int]) -> dict[str, float]:
         said = {"wrk": wrk_p90(url, seconds, body)}
         if shutil.which("hey"):
             said["hey"] = hey_p90(url, seconds, body)
-    scheduled = found.answers[0].scheduled + np.arange(count) * (1e9 / RATE)
-    truth = np.percentile((traces[0][:count, 1] - scheduled) / 1e6, 90)
+    truth = np.percentile(_response_times(found, traces[0][:count, 1], RATE), 90)
     return {"truth": float(truth), "found": found.response.percentile(90) * 1e3} | said
 
 
@@ -98,13 +99,24 @@ def _milliseconds(said: str, pattern: str) -> float:
 
 
 def trace(count: int, rate: float, servers: set[int]) -> list[dict[str, float]]:
-    """For each percentile, milliseconds that the load test found, and those of the server's trace."""
-    payloads = [payload_of(HttpMessage(data=[0]))]
+    """For each percentile, milliseconds that the load test found, and those of the server's trace.
+
+    The trace alone, from read to written, would leave out how long a request lay in the socket of a busy server.
+    """
+    payloads = [payload_of(HttpMessage(data=[n])) for n in range(CYCLE)]
     with traced("delay", count, servers) as (url, traces):
-        found = run(Plan(url, payloads, rate=rate, count=count, warmup=0, connections=2000))
+        found = run(Plan(url, payloads, rate=rate, count=count, warmup=0, connections=2000, keep=True))
         _check(found)
-    truth = np.diff(traces[0]).ravel() / 1e6
-    return [{"q": q, "found": found.service.percentile(q) * 1e3, "truth": float(np.percentile(truth, q))} for q in QS]
+    truth = _response_times(found, traces[0][:, 1], rate)
+    of_truth = np.percentile(truth, QS, method="inverted_cdf")  # a time that was there, as the histogram has it
+    of_found = [found.response.percentile(q) * 1e3 for q in QS]
+    return [{"q": q, "found": said, "truth": float(true)} for q, said, true in zip(QS, of_found, of_truth, strict=True)]
+
+
+def _response_times(found: Run, written: np.ndarray, rate: float) -> np.ndarray:
+    """Milliseconds from when each request was to be sent to when its answer was written."""
+    scheduled = found.answers[0].scheduled + np.arange(len(written)) * (1e9 / rate)
+    return (written - scheduled) / 1e6
 
 
 def _check(found: Run) -> None:

@@ -4,9 +4,9 @@ Run: python -m bench.traced PORT TRACE COUNT stall|delay. It answers {"data":[n]
 goes at SIGTERM, with COUNT rows: nanoseconds on perf_counter when a request was read and when its answer was written.
 
 stall: every 1.3 s it does nothing for 0.3 s, as a program that collects garbage or reads a disk; row n is the last
-request of item n, 0 where none came. delay: rows are in the order of the requests, COUNT at most; it answers each
-request some 100 ms later, lognormal, as a model might. One thread, as the event loop of a service; asyncio's, which
-writes at once: uvloop writes at the end of its turn, and the trace would not know when.
+request of item n, 0 where none came. delay: items go from 0 to CYCLE - 1, over and over, and row n is request n, COUNT
+at most; it answers each some 100 ms later, lognormal, as a model might. One thread, as the event loop of a service;
+asyncio's, which writes at once: uvloop writes at the end of its turn, and the trace would not know when.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import asyncio
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+CYCLE = 8192  # of requests on their way at once there have to be fewer
 PERIOD, STALL = 1.3, 0.3  # seconds
 MEDIAN, SIGMA = 0.1, 0.35  # of the delays, seconds and logarithm
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
@@ -30,7 +32,7 @@ class Server:
 
     def __init__(self, count: int, delays: bool) -> None:
         self.trace = np.zeros((count, 2), np.int64)
-        self.taken = 0
+        self.laps: Counter[int] = Counter()
         self.loop = asyncio.get_running_loop()
         self.delays = np.random.default_rng(1).lognormal(np.log(MEDIAN), SIGMA, count).tolist() if delays else None
 
@@ -58,11 +60,13 @@ class Traced(asyncio.Protocol):
         body = self.data[self.data.rindex(b"\r\n\r\n") + 4 :]
         self.data = b""
         server = self.server
+        item = int(body[body.index(b"[") + 1 : body.index(b"]")])
         if server.delays is None:
-            self.answer(int(body[body.index(b"[") + 1 : body.index(b"]")]), read, body)
+            self.answer(item, read, body)
         else:
-            server.loop.call_later(server.delays[server.taken], self.answer, server.taken, read, body)
-            server.taken += 1
+            number = server.laps[item] * CYCLE + item
+            server.laps[item] += 1
+            server.loop.call_later(server.delays[number], self.answer, number, read, body)
 
     def answer(self, number: int, read: int, body: bytes) -> None:
         self.transport.write(ANSWER % (len(body), body))
