@@ -108,6 +108,21 @@ def test_a_file_that_can_not_be_sent_is_refused_by_name(name: str, content: byte
         payloads_of(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.npy", b"no array", "x.npy: expected an array as numpy.save writes it"),
+        ("x.npy", b"", "x.npy: expected an array as numpy.save writes it"),
+        ("x.txt", b"\xff\xfe", "x.txt: expected text in UTF-8"),
+    ],
+    ids=["not an array", "empty", "not UTF-8"],
+)
+def test_a_file_of_something_else_is_named(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        payloads_of(tmp_path / name)
+
+
 def test_a_pickle_in_a_npy_file_is_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], object))
     with pytest.raises(ValueError, match="pickle"):

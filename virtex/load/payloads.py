@@ -108,7 +108,7 @@ def _of_file(path: Path, items: int, binary: bool) -> list[Payload]:
     if not path.exists():
         raise ValueError(f"expected a file, or a shape like float32:3,224,224, got {str(path)!r}")
     if path.suffix == ".npy":
-        return [_of_array(np.load(path, allow_pickle=False), items, binary)]
+        return [_of_array(_array_of(path), items, binary)]
     if path.suffix == ".json":
         content = _parsed(path.read_bytes(), str(path))
         several = content if isinstance(content, list) else [content]
@@ -118,11 +118,27 @@ def _of_file(path: Path, items: int, binary: bool) -> list[Payload]:
         places = ((line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip())
         made = [_of_json(_parsed(line, place), place) for line, place in places]
     else:
-        text = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        text = [line for line in _text_of(path).splitlines() if line.strip()]
         made = [payload_of(HttpMessage(data=text[at : at + items])) for at in range(0, len(text), items)]
     if not made:
         raise ValueError(f"{path}: expected something to send, got an empty file")
     return made
+
+
+def _array_of(path: Path) -> Array:
+    try:
+        with path.open("rb") as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path}: expected an array as numpy.save writes it: {error}") from None
+    return array
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}") from None
 
 
 def _parsed(text: bytes, place: str) -> Any:
