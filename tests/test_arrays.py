@@ -234,6 +234,21 @@ HUGE = 2**53 + 1
 BAD = {
     "ragged": (Doubles, [[1, 2], [3]], "item 1: expected float64 (2,), got a list of 1 in place of a list of 2"),
     "ragged within": (Doubles, [[[1, 2], [3]]], "item 0: expected float64 (2, 2), got a list of 1"),
+    "ragged, 10**27 numbers": (
+        Doubles,
+        [functools.reduce(lambda x, _: [x, *[0] * 7], range(30), 0)],
+        f"item 0: expected float64 {(8,) * 30}, got 0 in place of a list of 8 at {'[0]' * 28}[1]",
+    ),
+    "ragged, 10**12 numbers": (
+        Doubles,
+        [functools.reduce(lambda x, _: [x, *[0] * 999], range(4), 0)],
+        "item 0: expected float64 (1000, 1000, 1000, 1000), got 0 in place of a list of 1000 at [0][0][1]",
+    ),
+    "ragged, lists of none": (
+        Doubles,
+        [functools.reduce(lambda x, _: [x, *[0] * 7], range(29), [])],
+        f"item 0: expected float64 {(8,) * 29 + (0,)}, got 0 in place of a list of 0 at {'[0]' * 28}[1]",
+    ),
     "a list for a number": (Doubles, [[1, [2]]], "item 0: expected numbers that float64 holds, got a list in place of"),
     "a number for a list": (Doubles, [[[1], 2]], "item 0: expected float64 (2, 1), got 2 in place of a list of 1"),
     "depths": (Doubles, [1, [1]], "item 1: expected numbers that float64 holds, got a list in place of a number"),
@@ -315,6 +330,20 @@ def test_arrays_are_charged_and_more_items_than_the_queue_holds_refused(ask):
     )
     assert (large.status, many.status) == (503, 413) and after.json["data"] == [[2]]
     assert "limits.max_bytes" in large.error and "max_queue_size" in many.error
+
+
+def test_nothing_is_decoded_of_more_items_than_there_is_room_for():
+    def refuse(count, nbytes):
+        raise OverflowError(count)
+
+    with pytest.raises(OverflowError, match="2"):
+        stacked(["not looked at", "either"], np.dtype("f8"), refuse, 10**6)
+
+
+def test_what_a_cast_makes_of_base64_is_charged_before():
+    charged = []
+    stacked([encode_numpy(np.zeros(1000, "i1"))], np.dtype("f8"), lambda _, nbytes: charged.append(nbytes), 10**6)
+    assert sum(charged) == 2 * 8000  # the array of the item, and that of the request
 
 
 def test_the_budget_is_whole_again(ask):

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._codec import Items, decode_numpy, items_of
 from ..errors import ItemError, quoted
-from ..serial._npy import MAX_DIMS, number_dtype
+from ..serial._npy import MAX_DIMS, number_dtype, place_of
 from ..tensor import Array
 from .ring import Batch, Ring, Ticket
 from .steps import Methods, Steps
@@ -90,7 +90,8 @@ def stacked(values: list[Any], dtype: np.dtype[Any], admit: Admit, most: int) ->
     can't hold: an integer not exactly, a float not at all. Decimals are rounded. An array of another dtype is cast
     where NumPy's "same_kind" does it.
     """
-    values = [_array_of(value, dtype, i) for i, value in enumerate(values)]
+    admit(len(values), 0)  # before any is decoded
+    values = [_array_of(value, dtype, i, admit) for i, value in enumerate(values)]
     return rows_of_any(items_of(values), _shape_of(values[0]), dtype, admit, most, lambda: values)
 
 
@@ -102,9 +103,14 @@ def rows_of_any(
     most: int,
     values: Callable[[], list[Any]],
 ) -> Array:
-    """The same for items of which the first has that shape. values: gives what a parser makes of them."""
-    count, size = len(items), math.prod(shape)
+    """The same for items of which the first has that shape, as far as its first lists tell.
+
+    values: gives what a parser makes of them, for errors.
+    """
+    count, size = len(items), math.prod(max(length, 1) for length in shape)  # a list of nothing takes its brackets
     admit(count, min(count * size, most) * dtype.itemsize)
+    if size > most:
+        _check_lists(values()[0], shape, f"{dtype} {shape}")
     if count * size > most:  # so not all are as large as the first: no memory is taken for what nobody sent
         row = np.empty((1, *shape), dtype)
         for i in range(count):
@@ -113,6 +119,18 @@ def rows_of_any(
     items.into(rows)
     check_exact(rows, values)
     return rows
+
+
+def _check_lists(value: Any, shape: tuple[int, ...], expected: str, place: tuple[int, ...] = ()) -> None:
+    """Raise ItemError where lists are not of that shape, which may be of more numbers than there is memory for."""
+    if isinstance(value, np.ndarray) or len(place) == len(shape):
+        return
+    length = shape[len(place)]
+    if type(value) is not list or len(value) != length:
+        got = f"a list of {len(value)}" if type(value) is list else quoted(value)
+        raise ItemError(f"expected {expected}, got {got} in place of a list of {length}{place_of(place)}", 0)
+    for i, one in enumerate(value):
+        _check_lists(one, shape, expected, (*place, i))
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:
@@ -127,12 +145,15 @@ def _shape_of(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _array_of(value: Any, dtype: np.dtype[Any], index: int) -> Any:
+def _array_of(value: Any, dtype: np.dtype[Any], index: int, admit: Admit) -> Any:
     """The value; an array of that dtype for base64, and for an array of another one."""
     try:
         if isinstance(value, str):
             value = decode_numpy(value)
-        return _cast(value, dtype) if isinstance(value, np.ndarray) else value
+        if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") == dtype:
+            return value
+        admit(0, value.size * dtype.itemsize)
+        return _cast(value, dtype)
     except ItemError as error:
         error.index = index
         raise
@@ -140,8 +161,6 @@ def _array_of(value: Any, dtype: np.dtype[Any], index: int) -> Any:
 
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
     came = array.dtype
-    if came.newbyteorder("=") == dtype:
-        return array
     if not np.can_cast(came, dtype, "same_kind") or came.kind == "b" or number_dtype(came) is None:
         raise ItemError(f'expected an array of {dtype}, or of a dtype that "same_kind" casts to it, got {quoted(came)}')
     with np.errstate(over="ignore", invalid="ignore"):
@@ -160,7 +179,7 @@ def check_exact(rows: Array, values: Callable[[], list[Any]]) -> None:
     dtype = rows.dtype
     if not rows.size or dtype.kind in "iub" or dtype.name in ("int2", "uint2", "int4", "uint4"):
         return
-    if np.abs(rows).max() < _exact_below(dtype):
+    if max(abs(rows.max()), abs(rows.min())) < _exact_below(dtype):  # np.abs(rows) would be as large again
         return
     for i, value in enumerate(values()):
         for place, number in _integers(value, ()):
