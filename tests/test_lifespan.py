@@ -62,3 +62,16 @@ def test_shutdown_that_fails_is_logged(event_loop, caplog):
     with caplog.at_level(logging.ERROR):
         run(event_loop, app)
     assert "stuck" in caplog.text
+
+
+def test_what_the_application_raises_in_its_shutdown_is_logged(event_loop, caplog):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise ValueError("the disk is full")
+
+    run(event_loop, app)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR and "lifespan raised" in record.message
+    assert "the disk is full" in str(record.exc_info[1])

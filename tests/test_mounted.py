@@ -305,6 +305,33 @@ def test_one_that_is_made_while_others_drain_is_unready_and_ended():
     asyncio.run(main())
 
 
+class NeverEnding(Life):
+    async def teardown(self):
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("handler", [Life(), NeverEnding()], ids=lambda handler: type(handler).__name__)
+def test_an_application_that_never_shuts_down_does_not_cost_them_their_teardown(handler, caplog):
+    ended = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def main():
+        inside = http_server("inside", handler)
+        await (await serve(app, port=0)).close()
+        assert handler.seen == [0, "down"][: 1 + (type(handler) is Life)] and inside.loop is not None and ended
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert "did not shut down within" in caplog.text
+
+
 def test_a_thread_may_make_one_and_serve_it_on_a_loop_of_its_own():
     def beside(seen):
         async def main():

@@ -28,6 +28,7 @@ from .stream import Stream
 
 log = logging.getLogger("virtex")
 
+LATE_SECONDS = 0.5  # for the services inside an application that used up the time of its shutdown
 HELD = 64 << 10  # bytes of a body that wait for the application; beyond, its connection is not read
 
 
@@ -82,8 +83,16 @@ class AsgiHost(Service):
         self.guests.drain()
 
     async def shutdown(self) -> None:
-        """Tell the application, and wait until it is done; then end the services inside."""
-        await self._lifespan.shutdown()
+        """Tell the application, and wait until it is done; then end the services inside.
+
+        Cancelled while the application takes too long, it still gives the services a moment to end.
+        """
+        try:
+            await self._lifespan.shutdown()
+        except asyncio.CancelledError:
+            async with asyncio.timeout(LATE_SECONDS):
+                await self.guests.shutdown()
+            raise
         await self.guests.shutdown()
 
 

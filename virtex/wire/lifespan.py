@@ -29,6 +29,7 @@ class Lifespan:
         self._mode = mode
         self._task: asyncio.Task[None] | None = None
         self._raised: BaseException | None = None
+        self._is_up = False
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
 
@@ -46,15 +47,18 @@ class Lifespan:
             raise RuntimeError(f"expected the application to have a lifespan, but it raised {self._raised!r}")
         if answer is not None and answer["type"] == "lifespan.startup.failed":
             raise RuntimeError(f"the application did not start: {answer.get('message') or 'it gave no reason'}")
+        self._is_up = answer is not None
 
     async def shutdown(self) -> None:
         """Tell the application to end, and wait until it has; nothing where it has no lifespan."""
         if self._task is None or self._task.done():
             return
-        answer = await self._ask("lifespan.shutdown")
+        try:
+            answer = await self._ask("lifespan.shutdown")
+        finally:
+            self._task.cancel()
         if answer is not None and answer["type"] == "lifespan.shutdown.failed":
             log.error("the application did not shut down cleanly: %s", answer.get("message") or "it gave no reason")
-        self._task.cancel()
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
@@ -62,9 +66,11 @@ class Lifespan:
         try:
             await self._app(scope, self._inbox.get, self._answers.put)
         except (Exception, SystemExit) as error:
-            # The specification lets an application that has no lifespan raise here; it is served without.
             self._raised = error
-            log.debug("the application has no lifespan: %r", error)
+            if self._is_up:
+                log.exception("the application's lifespan raised")
+            else:  # the specification lets an application that has none raise here; it is served without
+                log.debug("the application has no lifespan: %r", error)
 
     async def _ask(self, kind: str) -> Message | None:
         assert self._task is not None
