@@ -332,6 +332,21 @@ def test_arrays_are_charged_and_more_items_than_the_queue_holds_refused(ask):
     assert "limits.max_bytes" in large.error and "max_queue_size" in many.error
 
 
+def test_large_floats_need_no_parser_and_no_room_for_its_values(ask):
+    """No integer is among them that float64 could miss: limits.values, which a parser has, does not hold for them."""
+    app = http_server("arrays", Doubles, limits=Limits(values=100))
+    floats = (
+        b"1e300,-12345678901234567890.5,12345678901234567e1,0.12345678901234567,1e0000000000000000001,123456789012345,"
+    )
+    fits, refused = run(
+        app,
+        ask(app, b'{"data":[[' + floats * 50 + b"0]]}"),
+        ask(app, b'{"data":[[%d,-%d]]}' % (2**53, HUGE)),
+    )
+    assert fits.status == 200, fits.error
+    assert refused.status == 422 and f"exactly, got -{HUGE} at [1]" in refused.error
+
+
 def test_nothing_is_decoded_of_more_items_than_there_is_room_for():
     def refuse(count, nbytes):
         raise OverflowError(count)

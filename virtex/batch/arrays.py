@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, get_args, get_origin
 
@@ -102,10 +103,11 @@ def rows_of_any(
     admit: Admit,
     most: int,
     values: Callable[[], list[Any]],
+    text: bytes | bytearray | memoryview | None = None,
 ) -> Array:
     """The same for items of which the first has that shape, as far as its first lists tell.
 
-    values: gives what a parser makes of them, for errors.
+    values: gives what a parser makes of them, for errors. text: the JSON in which all of them stand.
     """
     count, size = len(items), math.prod(max(length, 1) for length in shape)  # a list of nothing takes its brackets
     admit(count, min(count * size, most) * dtype.itemsize)
@@ -117,7 +119,7 @@ def rows_of_any(
             items.into(row, i, i + 1)
     rows = np.empty((count, *shape), dtype)
     items.into(rows)
-    check_exact(rows, values)
+    check_exact(rows, values, text)
     return rows
 
 
@@ -128,7 +130,7 @@ def _check_lists(value: Any, shape: tuple[int, ...], expected: str, place: tuple
     length = shape[len(place)]
     if type(value) is not list or len(value) != length:
         got = f"a list of {len(value)}" if type(value) is list else quoted(value)
-        raise ItemError(f"expected {expected}, got {got} in place of a list of {length}{place_of(place)}", 0)
+        raise ItemError(f"expected {expected}, got {got} in place of a list of {length}{place_of(list(place))}", 0)
     for i, one in enumerate(value):
         _check_lists(one, shape, expected, (*place, i))
 
@@ -174,12 +176,20 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
     return cast
 
 
-def check_exact(rows: Array, values: Callable[[], list[Any]]) -> None:
-    """Raise ItemError for an integer that rows of floats could not hold. values: gives what they were made of."""
+def check_exact(
+    rows: Array, values: Callable[[], list[Any]], text: bytes | bytearray | memoryview | None = None
+) -> None:
+    """Raise ItemError for an integer that rows of floats could not hold. values: gives what they were made of.
+
+    text: their JSON; large floats alone are no reason to have values made of it, which is slow and may be refused.
+    """
     dtype = rows.dtype
     if not rows.size or dtype.kind in "iub" or dtype.name in ("int2", "uint2", "int4", "uint4"):
         return
-    if max(abs(rows.max()), abs(rows.min())) < _exact_below(dtype):  # np.abs(rows) would be as large again
+    exact_below = _exact_below(dtype)
+    if max(abs(rows.max()), abs(rows.min())) < exact_below:  # np.abs(rows) would be as large again
+        return
+    if text is not None and not _has_integers(text, len(str(exact_below))):
         return
     for i, value in enumerate(values()):
         for place, number in _integers(value, ()):
@@ -187,6 +197,11 @@ def check_exact(rows: Array, values: Callable[[], list[Any]]) -> None:
                 at = "".join(f"[{n}]" for n in place)
                 where = f" at {at}" if at else ""
                 raise ItemError(f"expected integers that {dtype} holds exactly, got {number}{where}", i)
+
+
+def _has_integers(text: bytes | bytearray | memoryview, digits: int) -> bool:
+    """Whether numbers of JSON have, among them, integers of so many digits or more. O(n)."""
+    return re.search(rb"(?<![\d.eE+-])-?\d{%d,}+(?![.eE])" % digits, text) is not None
 
 
 def _exact_below(dtype: np.dtype[Any]) -> int:

@@ -90,7 +90,7 @@ class Json(Format):
         shape = None if items is None else items.shape()
         if items is None or shape is None:
             return Format.array(self, body, dtype, account)
-        return rows_of_any(items, shape, dtype, account.admit_array, len(body), partial(account.parse, body))
+        return rows_of_any(items, shape, dtype, account.admit_array, len(body), partial(account.parse, body), body)
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values in a list, arrays as text or lists of numbers in it."""
