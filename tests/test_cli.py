@@ -207,6 +207,7 @@ def test_a_sweep_is_over_rates_or_connections(text, sweep):
         (["loadtest", URL, "--data", "no-such.npy"], "expected a file, or a shape like float32:3,224,224, got"),
         (["loadtest", URL, "--data", "float99:1"], "expected a dtype like float32, got 'float99'"),
         (["loadtest", "http://127.0.0.1:1/"], "http://127.0.0.1:1/ gives no example: say by --data what to send"),
+        (["loadtest", "http://127.0.0.1:1/"], "does the service run?"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
@@ -219,6 +220,13 @@ def test_a_folder_is_refused_as_output_before_the_test_and_not_after_it(capsys, 
     assert "--output: expected a file, got the folder" in refused(
         capsys, "loadtest", URL, "--output", str(tmp_path / "r.csv")
     )
+
+
+def test_a_service_that_takes_arrays_of_any_shape_gives_no_example(monkeypatch, capsys):
+    says = {"inputs": {"dtype": "float64", "shape": None}}
+    monkeypatch.setattr("virtex.load.peer.ask", lambda *asked: says)
+    error = refused(capsys, "loadtest", "http://127.0.0.1:1/")
+    assert error.rstrip().endswith("gives no example: say by --data what to send")
 
 
 # ---- exit codes

@@ -170,14 +170,15 @@ def _message(text: str) -> HttpMessage:
 
 
 def _samples(url: str, headers: Mapping[str, str]) -> list[HttpMessage] | str:
-    said = peer.ask(url, "/", headers)
-    said = said if isinstance(said, dict) else {}
+    answer = peer.ask(url, "/", headers)
+    said = answer if isinstance(answer, dict) else {}
     if said.get("example"):
         return [HttpMessage(data=[item]) for item in said["example"]]
     declared = said.get("inputs") or {}
-    if "shape" in declared:  # of one array; an example of several is too long only where they are large
+    if declared.get("shape") is not None:  # of one array of a known shape; several are too long only where large
         return f"{declared['dtype']}:{','.join(map(str, declared['shape']))}"
-    raise ValueError(f"{url} gives no example: say by --data what to send")
+    why = "" if said else " (nothing there answers GET / with JSON: does the service run?)"
+    raise ValueError(f"{url} gives no example: say by --data what to send{why}")
 
 
 # ---- output
