@@ -182,7 +182,7 @@ def loadtest_table(saved: dict[str, Any]) -> str:
     lines = [
         f"{saved['machine']['cpu']}; {saved['machine']['wrk']}.",
         "",
-        "| percentile of service time, ms | found | by the server's trace | off |",
+        "| percentile of response time, ms | found | by the server's trace | off |",
         "|---|--:|--:|--:|",
     ]
     for row in saved["trace"]:
