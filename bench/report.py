@@ -1,4 +1,4 @@
-"""Keeps the figures of build/ in bench/results and writes them into docs/figures.md, five of them into the README.
+"""Keeps the figures of build/ in bench/results and writes them into docs/figures.md, ten rows into the README.
 
     make report
 
@@ -281,7 +281,7 @@ def ahead(saved: dict[str, Any]) -> list[str]:
 
 
 def peers_headline() -> str:
-    """The five rows of the README."""
+    """The README's five rows beside what people would pick instead."""
     rows = peers_columns(json.loads((RESULTS / "peers.json").read_text()))
     keep = [i for i, name in enumerate(rows[0]) if name != "bare"]
     return "\n".join(markdown([[row[i] for i in keep] for row in rows if row[0] in (rows[0][0], *README_ROWS)]))
@@ -330,7 +330,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def headline() -> str:
-    """The five figures of the README."""
+    """The README's five figures of Virtex itself."""
     serve, edges, images, codec = (
         json.loads((RESULTS / f"{name}.json").read_text()) for name in ("serve", "edges", "images", "codec")
     )

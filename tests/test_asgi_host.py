@@ -1,4 +1,4 @@
-"""The ASGI lane: any application, one connection on a transport that is a list."""
+"""A foreign application: any application, one connection on a transport that is a list."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def test_a_second_life_begins_with_an_empty_budget():
     assert app.budget.held == 0
 
 
-# --- the ASGI lane ------------------------------------------------------------------------------------------
+# --- through ASGI -------------------------------------------------------------------------------------------
 
 
 async def echo(scope, receive, send):

@@ -107,5 +107,6 @@ def test_the_five_rows_beside_others_are_those_that_were_measured() -> None:
     assert place(README.text, "peers", table) == README.text
 
 
-def test_the_load_tester_is_not_promised() -> None:
-    assert "HttpLoadTest" not in README.text
+def test_what_tests_services_under_load_is_named_beside_its_page() -> None:
+    (line,) = [line for line in README.text.splitlines() if "HttpLoadTest" in line]
+    assert "the `virtex` command" in line and "docs/loadtest.md" in line

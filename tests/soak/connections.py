@@ -3,7 +3,7 @@ were? See --help.
 
 Each client sends its requests in bursts, some pipelined, and after a number of them that is drawn at random it leaves:
 it ends the connection, or breaks it, or breaks it in the middle of a request; then it comes back on a new one. Every
-answer is compared with what its request held. --app echo takes the direct lane, --app plain the ASGI lane.
+answer is compared with what its request held. --app echo is called directly, --app plain by ASGI.
 
 Exits with 1 where an answer was wrong, a connection broke that nobody broke, a wait had no end, memory grew, or the
 worker holds more descriptors at the end than before the first client came.

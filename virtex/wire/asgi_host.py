@@ -1,4 +1,4 @@
-"""The lane for any ASGI 3 application: one request of a connection at a time, one task each.
+"""The host of any ASGI 3 application: one request of a connection at a time, one task each.
 
     AsgiHost                                  the service that hosts the application
     AsgiExchange.write, .complete, .cancel    what a connection calls, as on any exchange
