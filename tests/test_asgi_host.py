@@ -1,4 +1,4 @@
-"""A foreign application: any application, one connection on a transport that is a list."""
+"""A foreign ASGI application on one connection, over a transport that is a list."""
 
 from __future__ import annotations
 
