@@ -83,6 +83,7 @@ class Request(NamedTuple):
     body: bytes
     rows: Array
     bad: int  # index of the lowest bad item, -1: none is
+    in_numbers: bool = False  # and so the answer, which is JSON
 
     def wrong(self, status: int, headers: bytes, body: bytes) -> str:
         """What is wrong with the answer; empty: nothing."""
@@ -93,7 +94,7 @@ class Request(NamedTuple):
             return "" if right else f"expected a 422 of item {self.bad}, got {status} {body[:200]!r}"
         if status != 200:
             return f"expected rows, got {status} {body[:200]!r}"
-        came = read_npy(body) if self.accept == "application/x-npy" else read_json(body)
+        came = read_npy(body) if self.accept == "application/x-npy" else read_json(body, self.in_numbers)
         same = came.dtype == self.rows.dtype and came.shape == self.rows.shape and bool((came == self.rows).all())
         return "" if same else f"another request's rows: expected {self.rows[:, :2]}, got {came[:, :2]}"
 
@@ -102,8 +103,11 @@ def read_npy(body: bytes) -> Array:
     return np.load(io.BytesIO(body))
 
 
-def read_json(body: bytes) -> Array:
-    return np.stack([np.load(io.BytesIO(base64.b64decode(item, validate=True))) for item in json.loads(body)["data"]])
+def read_json(body: bytes, in_numbers: bool) -> Array:
+    data = json.loads(body)["data"]
+    if in_numbers:
+        return np.asarray(data, np.float32)
+    return np.stack([np.load(io.BytesIO(base64.b64decode(item, validate=True))) for item in data])
 
 
 def draw(chance: random.Random, numbers: np.random.Generator) -> Request:
@@ -115,12 +119,11 @@ def draw(chance: random.Random, numbers: np.random.Generator) -> Request:
     accept = chance.choice(("application/json", "application/x-npy"))
     if chance.random() < 0.3:
         return Request("application/x-npy", accept, draw_npy(chance, rows, lowest), rows, lowest)
-    items: list[Any] = [text(row) for row in rows]
-    if chance.random() < 0.2:
-        items = rows.tolist()
+    in_numbers = chance.random() < 0.2
+    items: list[Any] = rows.tolist() if in_numbers else [text(row) for row in rows]
     for index in bad:
         items[index] = chance.choice(BAD_ITEMS)
-    return Request("application/json", accept, json.dumps({"data": items}).encode(), rows, lowest)
+    return Request("application/json", accept, json.dumps({"data": items}).encode(), rows, lowest, in_numbers)
 
 
 def draw_npy(chance: random.Random, rows: Array, bad: int) -> bytes:
@@ -245,7 +248,7 @@ def check(port: int) -> str | None:
     came = post(port, json.dumps({"data": [text(row)]}).encode())
     if came is None:
         return None
-    right = came[0] == 200 and (read_json(came[1])[0] == row).all()
+    right = came[0] == 200 and (read_json(came[1], False)[0] == row).all()
     return "" if right else f"expected its own row, got {came[0]} {came[1][:200]!r}"
 
 
