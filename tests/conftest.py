@@ -20,15 +20,14 @@ from virtex.service.seam import REGISTER
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
-# Not for the uncompiled lane: what compiles, what is the codec's or a client's alone, what real servers do for long
+# Not for the uncompiled lane: what compiles; the codec's, a client's or the load test's alone; real servers that take long
 COMPILED_ONLY = {
     f"test_{name}.py"
     for group in (
-        "package readme docs",
-        "codec codec_rows client serial_torch serial_tf serial_mx",
-        "cases worker start mounted proxies foreign examples example_models embed recycling status log_lines",
-        "tracing deploy prometheus compat first_page example_loads load load_faults load_test histogram modes",
-        "payloads",
+        "package readme docs codec codec_rows client serial_torch serial_tf serial_mx cases worker start",
+        "mounted proxies foreign examples example_models embed recycling status log_lines tracing deploy",
+        "prometheus compat first_page example_loads load load_faults load_test histogram modes payloads",
+        "bundles retries predict cli info report document command fit trial tuning",
     )
     for name in group.split()
 }

@@ -19,7 +19,7 @@ from virtex.load.tuned import as_html as tuned_html
 needs.library("matplotlib")
 
 SIZES = Sizes((1.0, 2.0, 4.0, 8.0), (10, 20, 30, 5, 0), 200.0)
-HOSTILE = URL + """<script>document.title="owned"</script><img src=x onerror=document.title='owned'>?"'&$title"""
+HOSTILE = URL + """<script>document.title="owned"</script><img/src=x/onerror=document.title='owned'>?"'&$title"""
 
 
 def hostile():

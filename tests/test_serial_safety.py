@@ -60,7 +60,7 @@ def ask(server: Running, codec: str, text: str) -> tuple[int, dict[str, object]]
 def test_every_codec_but_pickle_is_served() -> None:
     tried = {name for codec in (*CODECS, *NEEDED) for name in (f"encode_{codec}", f"decode_{codec}")}
     missing = {name for name in serial.__all__ if name.partition("_")[2] in set(LIBRARIES) - set(INSTALLED)}
-    assert set(serial.__all__) - tried - missing == {"decode_pil_from_bytes"}
+    assert set(serial.__all__) - tried - missing == {"decode_pil_from_bytes", "decode_json", "encode_json"}
 
 
 @pytest.mark.parametrize("library", CODECS)
