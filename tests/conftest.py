@@ -20,7 +20,7 @@ from virtex.service.seam import REGISTER
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
-# Not for the uncompiled lane: what compiles; the codec's, a client's or the load test's alone; real servers that take long
+# Not for the uncompiled lane: what compiles; the codec's, a client's or a load test's alone; what takes long
 COMPILED_ONLY = {
     f"test_{name}.py"
     for group in (
