@@ -16,6 +16,10 @@ from kit.peer import Link, always, answering, echo, message, reply
 from kit.servers import ECHO, free_port, serving
 
 from virtex import HttpLoadTest, HttpMessage, LoadTestMetrics, LoadTestResult
+from virtex.load.payloads import payload_of
+from virtex.load.plan import Plan
+from virtex.load.record import Answer
+from virtex.load.result import message_of
 
 OF_RC1 = {
     "num_requests": 3,
@@ -243,3 +247,9 @@ def test_it_runs_within_a_coroutine() -> None:
 
     with answering(echo) as peer:
         assert asyncio.run(within()).num_errors == 0
+
+
+def test_a_response_keeps_the_index_of_the_item_that_its_error_names():
+    answer = Answer(0, 0, 0, 0, 422, "4xx", b'{"data":[],"error":"item 1: no","index":1}')
+    plan = Plan("http://127.0.0.1:1/", [payload_of(HttpMessage(data=[1]))], count=1)
+    assert message_of(answer, plan) == {"data": [], "error": "item 1: no", "index": 1}

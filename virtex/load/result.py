@@ -251,7 +251,10 @@ def message_of(answer: Answer, plan: Plan) -> HttpMessage:
     match content:
         case {"error": error} if error is not None:
             words = error if isinstance(error, str) else orjson.dumps(error).decode()
-            return HttpMessage(data=[], error=words or f"{plan.url}: an error without words, status {answer.status}")
+            refused = HttpMessage(data=[], error=words or f"{plan.url}: an error without words, status {answer.status}")
+            if type(index := content.get("index")) is int:
+                refused["index"] = index
+            return refused
         case {"data": list(data)} if 200 <= answer.status < 300:
             return HttpMessage(data=data)
     came = f"{len(answer.body)} bytes: {answer.body[:200].decode('utf-8', 'replace')!r}"
