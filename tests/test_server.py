@@ -8,8 +8,8 @@ from kit.asks import ask_asgi, ask_direct, run
 from kit.services import BODY, EXECUTORS, Echo, Gate, Watching
 
 import virtex.service.formats
-from virtex import http_server
-from virtex.errors import HandlerError, ItemError, moved
+from virtex import HttpClient, HttpMessage, http_server, serve
+from virtex.errors import ClientError, HandlerError, ItemError, moved
 from virtex.service.seam import Head, Waiter
 
 
@@ -344,3 +344,47 @@ def test_an_odd_error_of_a_handler_is_answered_too_and_holds_nothing_up(error, a
 def test_one_error_for_several_requests_names_the_item_of_each():
     error = HandlerError("bad", 1)
     assert [moved(error, by).index for by in (0, 2, 2)] == [1, 3, 3]
+
+
+# --- statuses of items -----------------------------------------------------------------------------------------------
+
+
+class Catalogue(Echo):
+    def process_request(self, data):
+        for index, item in enumerate(data):
+            if isinstance(item, int) and 400 <= item < 500:
+                raise ItemError("expected another", index, status=item)
+        return data
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 418, 422, 451, 499])
+def test_an_item_error_is_answered_with_its_status_and_nobody_elses_request_is(ask, status):
+    app = http_server("a", Catalogue(), max_time_on_queue=0.05)
+    refused, taken = run(app, ask(app, b'{"data":[1,%d,404]}' % status), ask(app, b'{"data":[2]}'))
+    assert (refused.status, refused.json["index"], refused.error) == (status, 1, "item 1: expected another")
+    assert taken.json["data"] == [2]
+
+
+def test_the_status_line_has_the_phrase_of_its_status_and_validate_keeps_it():
+    with pytest.raises(ItemError) as raised:
+        Catalogue().validate(HttpMessage(data=[404]), strict=True)
+    assert (raised.value.status, raised.value.index) == (404, 0)
+
+    async def main():
+        async with await serve(http_server("a", Catalogue()), port=0) as listener:
+            lines = []
+            for status in (404, 418, 451, 499):
+                reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+                body = b'{"data":[%d]}' % status
+                writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                lines.append(await reader.readline())
+                writer.close()
+            client = HttpClient(f"http://127.0.0.1:{listener.port}/", raise_errors=True)
+            with pytest.raises(ClientError) as refused:
+                await client.post_async(HttpMessage(data=[1, 410]))
+            await client.aclose()
+            assert (refused.value.status, refused.value.index) == (410, 1)
+        return lines
+
+    phrases = [b"404 Not Found", b"418 I'm a Teapot", b"451 Unavailable For Legal Reasons", b"499 "]
+    assert asyncio.run(main()) == [b"HTTP/1.1 %b\r\n" % phrase for phrase in phrases]

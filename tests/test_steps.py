@@ -8,6 +8,7 @@ from kit.tensors import Identity
 from test_handler import Doubler
 
 from virtex import ItemError
+from virtex.batch.items import steps_for
 from virtex.batch.outputs import rows_of
 from virtex.batch.steps import Steps, TensorSteps, async_methods, drive
 from virtex.errors import HandlerError
@@ -177,3 +178,62 @@ def test_nothing_is_measured_without_a_clock():
     steps = Steps(Doubler())
     steps.run([[1], [2]])
     assert steps.seconds == {}
+
+
+# --- statuses of its own ---------------------------------------------------------------------------------------------
+
+
+class Lookup:
+    """Refuses what it does not know: in process_request, or where a row is encoded."""
+
+    def __init__(self, early, index):
+        self.early = early
+        self.index = index
+
+    def process_request(self, data):
+        for i, item in enumerate(data):
+            if self.early and item < 0:
+                raise ItemError(f"no {item}", i if self.index else None, status=404 if item == -1 else 409)
+        return data
+
+    def run_inference(self, batch):
+        return batch
+
+    def process_response(self, row):
+        if row < 0:
+            raise ItemError(f"no {row}", status=404 if row == -1 else 409)
+        return row
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["process_request", "process_response"])
+@pytest.mark.parametrize("index", [True, False], ids=["with its index", "without"])
+def test_a_request_has_status_and_words_of_its_lowest_failing_item_and_others_their_rows(early, index):
+    outcomes = Steps(Lookup(early, index)).run([[1], [2, -2, -1], [3, 4], [-1, -2]])
+    assert outcomes[0] == [1] and outcomes[2] == [3, 4]
+    assert [(error.status, error.index, error.reason) for error in (outcomes[1], outcomes[3])] == [
+        (409, 1, "no -2"),
+        (404, 0, "no -1"),
+    ]
+
+
+def test_where_nobody_is_found_the_status_stays():
+    class Together(Lookup):
+        def process_request(self, data):
+            if len(data) > 1:
+                raise ItemError("not together", status=413)
+            return data
+
+    (outcome,) = Steps(Together(True, True)).run([[1, 2]])
+    assert (outcome.status, outcome.index) == (413, None)
+
+
+def test_what_decodes_an_item_may_say_its_status():
+    class Decoding(Lookup):
+        @staticmethod
+        def decode_item(item):
+            if item < 0:
+                raise ItemError("gone", status=410)
+            return item
+
+    outcomes = steps_for(Decoding(False, False)).run([[1, -1], [2]])
+    assert (outcomes[0].status, outcomes[0].index, outcomes[1]) == (410, 1, [2])

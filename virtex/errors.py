@@ -2,7 +2,7 @@
 
     VirtexError                         500  ours, until a subclass says otherwise
     ├── RequestError                    400  the request can't be taken; carries its own status and headers
-    ├── ItemError (also a ValueError)   422  an item of a request is not what the service takes
+    ├── ItemError (also a ValueError)   422  an item of a request is not what the service takes; or any other 4xx
     ├── HandlerError                    500  the handler raised, or gave back what can't be sent
     └── ClientError                     raised by HttpClient only
 
@@ -89,21 +89,42 @@ class ItemError(VirtexError, ValueError):
     """An item that the service does not take: the client's fault, answered 422. Handlers may raise it.
 
     reason: what was expected and what came. index: which element of the list at hand (None: not known, Virtex finds
-    it out). offset: byte or character within the item's text where it went wrong, if that is known.
+    it out). offset: byte or character within the item's text where it went wrong, if that is known. status: another
+    one that says whose fault it is, 404 say (RFC 9110 section 15.5).
+
+    Raises ValueError for a status that is not a whole number from 400 to 499.
     """
 
     status = 422
     reason, offset = "expected another item", None  # of a subclass that does not call __init__
 
-    def __init__(self, reason: str, index: int | None = None, offset: int | None = None) -> None:
+    def __init__(self, reason: str, index: int | None = None, offset: int | None = None, *, status: int = 422) -> None:
         super().__init__(reason, index, offset)
         self.reason = reason
         self.index = index
         self.offset = offset
+        if status != 422:  # which leaves a subclass its own
+            if not _is_clients(status):
+                raise ValueError(f"ItemError(status={status!r}): expected a whole number from 400 to 499")
+            self.status = status
+
+    def at(self, index: int | None) -> ItemError:
+        """The same error of another item: a new one, for a handler may raise its own again.
+
+        A status that a handler has set, and that is not the client's fault, counts as 422.
+        """
+        moved = ItemError(self.reason, index, self.offset, status=self.status if _is_clients(self.status) else 422)
+        moved.__cause__ = self.__cause__
+        return moved
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"item {self.index}: "
         return f"{where}{self.reason}" + ("" if self.offset is None else f" (at offset {self.offset})")
+
+
+def _is_clients(status: object) -> bool:
+    """Whether it is a status of the client's fault; True and False are none."""
+    return isinstance(status, int) and not isinstance(status, bool) and 400 <= status <= 499
 
 
 class HandlerError(VirtexError):
@@ -120,22 +141,19 @@ class HandlerError(VirtexError):
         self.reason = reason
         self.index = index
 
+    def at(self, index: int | None) -> HandlerError:
+        """The same error of another item."""
+        moved = HandlerError(self.reason, index)
+        moved.__cause__ = self.__cause__
+        return moved
+
     def __str__(self) -> str:
         return self.reason if self.index is None else f"item {self.index}: {self.reason}"
 
 
 def moved(error: ItemError | HandlerError, by: int) -> ItemError | HandlerError:
     """The same error of an item that stands `by` places further on. Several requests may share the given one."""
-    if not by or not isinstance(error.index, int):
-        return error
-    index = error.index + by
-    at = (
-        ItemError(error.reason, index, error.offset)
-        if isinstance(error, ItemError)
-        else HandlerError(error.reason, index)
-    )
-    at.__cause__ = error.__cause__
-    return at
+    return error.at(error.index + by) if by and isinstance(error.index, int) else error
 
 
 class ClientError(VirtexError):

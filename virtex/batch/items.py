@@ -133,7 +133,7 @@ class ItemSteps(Steps):
             for item in items:
                 done.append(decode(item))
         except ItemError as error:
-            return ItemError(error.reason, len(done), error.offset)
+            return error.at(len(done))
         except Exception as error:
             return failure("decode_item", error, len(done))
         return done

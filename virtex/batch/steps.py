@@ -191,15 +191,15 @@ class Steps:
         if not isinstance(error, ItemError):
             return failure("process_request", error)
         if error.index in range(len(items)):
-            return ItemError(error.reason, error.index, error.offset)  # the handler's own may be raised again
+            return error.at(error.index)
         for i in range(len(items)):
             try:
                 await self._again(self.joined([items[i : i + 1]]))
             except ItemError as found:
-                return ItemError(found.reason, i, found.offset)
+                return found.at(i)
             except Exception as found:
                 return failure("process_request", found, i)
-        return ItemError(error.reason, None, error.offset)
+        return error.at(None)
 
     def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
         try:
@@ -367,13 +367,9 @@ def _model_failed(error: Exception, counts: list[int]) -> list[Outcome]:
 
 def _response_failure(error: Exception, index: int) -> HandlerError | ItemError:
     """The error of a request of which process_response raised for that item."""
-    if isinstance(error, ItemError):
-        return ItemError(error.reason, index, error.offset)
-    if not isinstance(error, HandlerError):
-        return failure("process_response", error, index)
-    at = HandlerError(error.reason, index)
-    at.__cause__ = error.__cause__
-    return at
+    if isinstance(error, (ItemError, HandlerError)):
+        return error.at(index)
+    return failure("process_response", error, index)
 
 
 def failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
