@@ -25,6 +25,7 @@ MAY_KNOW = {
     "http": {"server", "message", "client", "handler", "load"},
     "inference": {"handler"},
     "server": {"service", "service.seam", "batch", "handler", "observer", "metrics"},
+    "services": {"server", "service", "service.seam", "metrics"},
     "service.seam": {"batch.ring"},
     "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
     "handler": {"batch", "tensor", "message", "_codec"},

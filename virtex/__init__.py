@@ -30,6 +30,7 @@ _HOME = {
     "Observer": "observer",
     "RequestHandler": "handler",
     "Server": "server",
+    "Services": "services",
     "Tensor": "tensor",
     "TensorHandler": "handler",
     "VirtexWorker": "worker",
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/api.md)
     "RequestHandler",
     "VirtexWorker",
     "Server",
+    "Services",
     "TensorHandler",
     "Tensor",
     "Limits",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from .message import HttpMessage
     from .observer import Observer
     from .server import Server, http_server
+    from .services import Services
     from .tensor import Tensor
     from .wire.listener import serve
     from .wire.protocol import HttpProtocol

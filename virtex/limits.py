@@ -5,6 +5,7 @@ Rules: numbers only; imports nothing of Virtex.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 MOST = 1 << 62  # what C counts in, with room for sums
@@ -45,3 +46,9 @@ class Limits:
                 if value != int(value):
                     raise ValueError(f"Limits({field.name}={value!r}): expected a whole number")
                 object.__setattr__(self, field.name, int(value))
+
+
+def widest(several: Sequence[Limits]) -> Limits:
+    """What each of these takes, and more: the widest of each limit."""
+    wide = {field.name: max(getattr(one, field.name) for one in several) for field in fields(Limits)}
+    return Limits(**{**wide, "body_rate": min(one.body_rate for one in several)})

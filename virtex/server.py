@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .batch.company import Peer
@@ -26,6 +28,7 @@ from .metrics import board
 from .observer import Observer
 from .service import asgi_app, routes
 from .service.bodies import Bodies
+from .service.cors import Cors
 from .service.exchange import Exchange
 from .service.model import READY, Model
 from .service.options import Options, is_whole, prom_of
@@ -33,6 +36,7 @@ from .service.seam import REGISTER, Head, Response, Service
 
 log = logging.getLogger("virtex")
 
+OWN = ("body", "values", "answer_seconds")  # limits that are a service's own, where several share the others
 LEFT_ALONE = (
     "service %r starts with its first request, for nobody passed it a lifespan: setup() gets worker.index 0 of 1 in "
     "each process, /health/ready stays 200 while the server stops, and teardown() is not called (docs/fastapi.md)"
@@ -56,7 +60,9 @@ class Server(Service):
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock
         self._authorize = self.options.authorize
+        self._cors = None if self.options.cors is None else Cors(self.options.cors)
         self._cells = board.cells(name)
+        self.is_shared = False  # it is one of Services
         self._worker: Worker | None = None  # what setup() gets, once somebody sees to its life
         # Loop
         self._model: Model | None = None  # the latest life
@@ -103,8 +109,12 @@ class Server(Service):
         worker: what setup() gets; by default what it was told before. Raises what the handler's constructor or setup()
         raised. Calling it again waits for the first call.
         """
+        await asyncio.shield(self.start(worker))
+
+    def start(self, worker: Worker | None = None) -> asyncio.Task[None]:
+        """startup() in two: gives the task of its start."""
         self._worker = worker or self._worker
-        await asyncio.shield(self._begun(is_lazy=False).starting)
+        return self._begun(is_lazy=False).starting
 
     def drain(self) -> None:
         """Be unready from now on and cut batches without waiting; requests are still answered."""
@@ -129,17 +139,31 @@ class Server(Service):
         """The life of this process and loop, which begins now if there is none."""
         model = self._living()
         if model is None:
-            if self._model is not None:
-                self.budget.held = 0  # what was held on a loop that is gone, or by another process, went with it
+            self.budget.count_for((os.getpid(), asyncio.get_running_loop()))
             if is_lazy and not self.is_hosted:
                 log.warning(LEFT_ALONE, self.name, extra={"event": "unhosted", "service": self.name})
             worker = self._worker or Worker()
             asked = self._authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)
+            model.admission.cors = self._cors
             self._shell = asgi_app.Shell(model.admission, self._clock, self.max_time_on_queue > 0)
         elif model.loop is not asyncio.get_running_loop():
             raise RuntimeError(f"service {self.name!r} already runs on another event loop; make one app per loop")
         return model
+
+    # ---- one of several
+
+    def share(self, limits: Limits, budget: Bodies) -> None:
+        """Be one of several services, which have these limits and one budget, but for OWN; they see to its life."""
+        self.limits = replace(limits, **{name: getattr(self.limits, name) for name in OWN})
+        self.options = replace(self.options, limits=self.limits)
+        self.budget, self.is_shared = budget, True
+        REGISTER.remove(self)
+
+    def check_admits(self, head: Head) -> None:
+        """Raise RequestError where authorize does not let a request in."""
+        if self._authorize is not None:
+            self._check_authorized(self._authorize, head)
 
     # ---- the seam
 
@@ -159,11 +183,15 @@ class Server(Service):
         if model is None or model.state is not READY or not model.loop.is_running():  # it has ended: begin on this one
             model = self._begun(is_lazy=True)
         admission = model.admission
+        cors = self._cors
         try:
+            if cors is not None and (allowed := cors.preflight(head)) is not None:
+                return admission.answer(allowed, head, now)
             if self._authorize is not None and not routes.is_open(head, self.options.status_page):
                 self._check_authorized(self._authorize, head)
             if head.wants is None and not routes.is_message(head):
-                return admission.answer(routes.answer(head, model), head, now)
+                answer = routes.answer(head, model)
+                return admission.answer(answer if cors is None else cors.marked(answer, head), head, now)
             if model.state is not READY:
                 model.check_takes()
         except RequestError as error:
@@ -195,11 +223,15 @@ class Server(Service):
             model.batcher.company.leaves(peer)
             model.batcher.wake()
 
-    def refuse(self, error: RequestError) -> Response:
-        """The answer to what came on a connection and was no request, or broke off. error: what was wrong with it."""
+    def refuse(self, error: RequestError, head: Head | None = None) -> Response:
+        """The answer to what came on a connection and was no request, or broke off. error: what was wrong with it.
+
+        head: of the request, where one was read.
+        """
         self._cells.refused(error.status)
         self._cells.dropped(error.dropped)
-        return super().refuse(error)
+        answer = super().refuse(error)
+        return answer if self._cors is None else self._cors.marked(answer, head)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Be an ASGI 3 application: for http and lifespan. A websocket's handshake is ended.
@@ -237,6 +269,7 @@ def http_server(
     authorize: Callable[[Head], int | None] | None = None,
     status_page: bool = True,
     log: str | None = None,
+    cors: Sequence[str] | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -254,6 +287,8 @@ def http_server(
     for everyone. The page holds nothing of the service: what it shows it fetches, and authorize is asked for that.
     log: "json" makes what the process logs lines of JSON, "text" does not; None: as VIRTEX_LOG says in the environment.
     Handlers that you configure yourself are left as they are.
+    cors: origins whose pages may read the answers, as browsers name them ("https://example.com"), or ["*"]: every
+    one's. Their preflights are answered ahead of authorize; cookies are never sent along.
     prom_mode: "scrape": http://prom_host:prom_port/metrics answers for all workers, and so does /metrics of the service
     itself; "push": they are pushed to the Pushgateway at prom_host:prom_port; "off": neither. prom_host: a host name,
     with or without http://. prom_port: from 1 to 65535. prom_interval: seconds between two pushes at least.
@@ -277,5 +312,6 @@ def http_server(
         watchdog=watchdog,
         authorize=authorize,
         log=log,
+        cors=cors,
         prom=prom,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import orjson
 
@@ -68,7 +69,8 @@ async def ask_asgi(app, body=b"", method="POST", path="/", headers=(), peer=None
 async def ask_direct(app, body=b"", method="POST", path="/", headers=(), peer=None):
     """Put the request as connection.py does."""
     pieces = pieces_of(body)
-    opened = app.open(Head(method, path, list(headers), sum(map(len, pieces)), peer), app._clock())
+    clock = getattr(app, "_clock", time.perf_counter_ns)
+    opened = app.open(Head(method, path, list(headers), sum(map(len, pieces)), peer), clock())
     if not isinstance(opened, Response):
         for piece in pieces:
             opened.write(piece)

@@ -251,3 +251,16 @@ class Wire:
             found.append((int(first.split()[1]), headers, data[:n]))
             data = data[n:]
         return found
+
+
+class LiveWire(Wire):
+    """The same, on a loop that runs whenever bytes come: a service looks whether its own does."""
+
+    def receive(self, data):
+        self.loop.run_until_complete(self._call(super().receive, data))
+
+    def advance(self, seconds):
+        return self.loop.run_until_complete(self._call(super().advance, seconds))
+
+    async def _call(self, method, argument):
+        return method(argument)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .board import here
@@ -43,8 +44,8 @@ class Export:
     def __init__(self, name: str, prom: Prom) -> None:
         from . import exposition, scrape
 
-        self._name = name
-        self._prom = prom
+        self.name = name
+        self.prom = prom
         self._exposition = exposition
         self._registry = exposition.registry_of(exposition.Ours({name: prom.legacy_names}))
         self._address = (prom.host, prom.port, name, prom.legacy_names)
@@ -63,14 +64,14 @@ class Export:
                     "set PROMETHEUS_MULTIPROC_DIR to an empty directory to have them added up",
                     ", ".join(theirs),
                 )
-        if self._prom.mode == "push":
+        if self.prom.mode == "push":
             self._push = self._pusher()
             self._push.start()
 
     def _pusher(self) -> Push:
         from .push import Push
 
-        name, prom = self._name, self._prom
+        name, prom = self.name, self.prom
         host = f"[{prom.host}]" if ":" in prom.host else prom.host
         url = f"{prom.scheme}://{host}:{prom.port}"
         return Push(url, prom.interval, {name: prom.legacy_names}, prom.delete_group)
@@ -85,15 +86,15 @@ class Export:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it did not wait for so long
                 loop.call_soon_threadsafe(over.set)
 
-        threading.Thread(target=end, name=f"virtex metrics of {self._name}", daemon=True).start()
+        threading.Thread(target=end, name=f"virtex metrics of {self.name}", daemon=True).start()
         try:
             await asyncio.wait_for(over.wait(), END_SECONDS)
         except TimeoutError:
-            log.warning("the last metrics of %r are not waited for: they take more than %g s", self._name, END_SECONDS)
+            log.warning("the last metrics of %r are not waited for: they take more than %g s", self.name, END_SECONDS)
 
     def end(self) -> None:
         """The service has answered its last request, or did not start. Blocks for as long as a last push takes."""
-        if self._prom.mode == "scrape":
+        if self.prom.mode == "scrape":
             self._scrape.leave(*self._address)
         elif self._push is not None:
             self._push.stop()
@@ -101,3 +102,11 @@ class Export:
     def render(self, accept: str) -> tuple[str, bytes]:
         """The content type and the text, for all workers. accept: the header of that name, "" where there is none."""
         return self._exposition.render(self._registry, accept)
+
+
+def render_all(exports: Sequence[Export], accept: str) -> tuple[str, bytes]:
+    """Those of several services, at least one, as Export.render() gives one's."""
+    from . import exposition
+
+    names = {export.name: export.prom.legacy_names for export in exports}
+    return exposition.render(exposition.registry_of(exposition.Ours(names)), accept)

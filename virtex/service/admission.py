@@ -15,6 +15,7 @@ from ..limits import Limits
 from ..metrics._metrics import Cells
 from ..observer import Observer
 from .bodies import Bodies
+from .cors import Cors
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
 from .formats import JSON, Wants, negotiate
@@ -24,7 +25,7 @@ NO_CLIENTS = ("/health/", "/metrics/")  # paths that are asked by the clock: the
 
 
 class Admission(Keeper):
-    """The door of a service, in one life of its model.
+    """The door of a service, in one life of its model. cors: pages of which other origins may read its answers.
 
     most_early: how many complete requests wait for the handler at most. unsettled: how many were taken that are neither
     answered nor given up.
@@ -43,6 +44,7 @@ class Admission(Keeper):
     ) -> None:
         super().__init__(loop, clock, limits, batcher, bodies, cells)
         self.unsettled = 0
+        self.cors: Cors | None = None
         self._observer = observer
         self._most_early = most_early
         self._early: list[Exchange] = []  # complete before the handler was there
@@ -79,7 +81,10 @@ class Admission(Keeper):
     def refuse(self, error: RequestError, head: Head, now: int) -> Response:
         """The answer to a request that began at `now` and is not taken."""
         self.cells.dropped(error.dropped)
-        writes = JSON if head.wants is None else head.wants.writes
+        if head.wants is not None:
+            writes = head.wants.writes
+        else:
+            writes = JSON if self.cors is None else self.cors.writes(JSON, head)
         return self.answer(writes.refuse(error), head, now)
 
     def answer(self, response: Response, head: Head, now: int) -> Response:
@@ -94,7 +99,8 @@ class Admission(Keeper):
     def _wanted(self, head: Head) -> Wants:
         if head.length is not None and head.length > self.most_bytes:
             raise too_large(head.length, self.most_bytes)
-        return negotiate(head.headers)
+        wants = negotiate(head.headers)
+        return wants if self.cors is None else self.cors.wants(wants, head)
 
     # ---- before the handler is there
 

@@ -198,6 +198,20 @@ def body_of(response: Response, head: Head) -> dict[str, Any]:
     return {"type": "http.response.body", "body": b"" if head.method == "HEAD" else b"".join(response.buffers)}
 
 
+async def answer(open_: Callable[[Head], Response], scope: Any, send: Any) -> None:
+    """Answer a request that is for no model, whatever its body. open_: gives the answer."""
+    headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
+    head = Head(str(scope["method"]), path_of(scope), headers, 0, None)
+    response = open_(head)
+    await send(start_of(response, head.request_id or IDS.next()))
+    await send(body_of(response, head))
+
+
+def path_of(scope: Any) -> str:
+    """The path as the application knows it."""
+    return without_root(scope["path"], scope.get("root_path", "").rstrip("/"))
+
+
 async def other_scope(service: Any, kind: str, receive: Any, send: Any) -> None:
     """Live a lifespan, end a websocket's handshake; anything else is refused by raising."""
     if kind == "lifespan":

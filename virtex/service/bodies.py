@@ -22,7 +22,18 @@ class Bodies(Budget):
     def __init__(self, budget: int) -> None:
         super().__init__(budget)
         self.kept = 0
+        self._most = budget
+        self._life: object = None
         self._free: dict[int, list[mmap.mmap]] = {}
+
+    def count_for(self, life: object) -> None:
+        """Begin to count in a process and on a loop: what was held elsewhere, rows too, went with that.
+
+        life: the same for all services that share the budget there.
+        """
+        if self._life not in (None, life):
+            self.held, self.budget = 0, self._most
+        self._life = life
 
     def take(self, n: int) -> memoryview:
         """Memory for n bytes, of unknown content, on a page of its own."""

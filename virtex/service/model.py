@@ -223,14 +223,15 @@ class Model:
         return InlineExecutor(self._context)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
-        size, limits = self.options.max_batch_size, self.options.limits
+        size, limits, bodies = self.options.max_batch_size, self.options.limits, self.admission.bodies
+        room = bodies.budget  # limits.max_bytes, or what the rows of other services leave of it
         if self.options.max_queue_size is None:
-            self.max_queue_size = min(self.max_queue_size, fitting(handler.inputs, size, limits.max_bytes // 2))
-        most = limits.max_bytes - limits.body  # for a body must be room too
+            self.max_queue_size = min(self.max_queue_size, fitting(handler.inputs, size, room // 2))
+        most = room - limits.body  # for a body must be room too
         new = allocate if device is None else device.allocate
         ring = RowRing(handler.inputs, size, self.max_queue_size, most, new)
         taken = ring.slabs * ring.slab_bytes
-        self.admission.bodies.budget = limits.max_bytes - taken
+        bodies.budget = room - taken
         self._buffers = {"buffers": ring.slabs, "rows": size, "buffer_bytes": ring.slab_bytes, "all_bytes": taken}
         return ring
 

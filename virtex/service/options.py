@@ -6,6 +6,7 @@ Rules: values only; nothing is made or started here.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,29 @@ def are_observers(value: object) -> bool:
     return all(isinstance(one, Observer) for one in several)
 
 
+CORS = (
+    'None, ["*"] alone, or a list of origins as browsers send them: scheme://host or scheme://host:port, in lower '
+    "case, without the scheme's own port, without a path, without a / at the end"
+)
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9_.~-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+_OWN_PORTS = {"http": "80", "https": "443"}
+
+
+def are_origins(value: object) -> bool:
+    """Whether it is a sequence of origins, each as the header Origin has it (RFC 6454 section 6.2), or of "*" alone."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return list(value) == ["*"] or all(map(_is_origin, value))
+
+
+def _is_origin(value: object) -> bool:
+    found = _ORIGIN.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return False
+    scheme, port = found.groups()
+    return port is None or (port != _OWN_PORTS.get(scheme) and int(port) <= 65535)
+
+
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("name", lambda v: isinstance(v, str) and v != "", "a string that is not empty"),
     ("handler", lambda v: isinstance(v, RequestHandler) or callable(v), "a RequestHandler, its class or a factory"),
@@ -54,6 +78,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
     ("status_page", lambda v: isinstance(v, bool), "True or False"),
+    ("cors", lambda v: v is None or are_origins(v), CORS),
     ("log", lambda v: v in (None, *FORMS), '"text", "json", or None'),
 )
 
@@ -74,6 +99,7 @@ class Options:
     watchdog: float | None
     authorize: Callable[[Head], int | None] | None
     log: str | None = None
+    cors: Sequence[str] | None = None
     prom: Prom = OFF
     clock: Callable[[], int] = time.perf_counter_ns
 

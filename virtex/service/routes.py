@@ -11,7 +11,6 @@ from collections.abc import Callable
 import orjson
 
 from ..errors import RETRY_SOON, Headers, RequestError, quoted
-from ..metrics.export import Export
 from ..metrics.live import live
 from . import page
 from .model import FAILED, READY, Model
@@ -34,7 +33,7 @@ def answer(head: Head, model: Model) -> Response:
     """The answer to a request that is no message. Raises RequestError: 404, 405, or 503 for what is not well."""
     path = head.path
     if path == "/metrics" and model.export is not None:
-        return _metrics(head, model.export)
+        return metrics(head, model.export.render)
     found = _ROUTES.get(path)
     if found is None:
         if path.startswith(RESERVED) or path == "/metrics":
@@ -52,10 +51,11 @@ def _check_method(head: Head, allow: str) -> None:
         raise RequestError(405, f"{_named(head)}: expected {allow}", ((b"allow", allow.encode()),))
 
 
-def _metrics(head: Head, export: Export) -> Response:
+def metrics(head: Head, render: Callable[[str], tuple[str, bytes]]) -> Response:
+    """What there is to be scraped. render: gives its type and text for an Accept. Raises RequestError: 405."""
     _check_method(head, "GET, HEAD")
     accept = b",".join(value for name, value in head.headers if name == b"accept")
-    content_type, text = export.render(accept.decode("latin-1"))
+    content_type, text = render(accept.decode("latin-1"))
     return Response(200, ((b"content-type", content_type.encode()),), [text])
 
 

@@ -6,7 +6,7 @@ from ..batch.ring cimport Ticket
 cdef class Head:
     cdef public str method, path
     cdef public list headers
-    cdef public object length, peer, wants
+    cdef public object length, peer, wants, service
     cdef public bytes request_id, target, raw_path, query
     cdef public int minor
     cdef public bint keep_alive, expects

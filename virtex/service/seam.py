@@ -42,8 +42,8 @@ class Head:
 
     path: percent-decoded, without query and root path. headers: names in lower case. length: of the body as declared,
     0 for none, None for chunked. peer: what Service.join() gave for its connection, None where the shell can't tell.
-    wants: what the service made of it; a shell may put the same head again. request_id: its x-request-id; b"" where
-    none came that can be repeated as it is.
+    wants: what the service made of it; a shell may put the same head again. service: which one takes it, where several
+    are served as one. request_id: its x-request-id; b"" where none came that can be repeated as it is.
 
     Where it came by a socket, more is known. target: as it came. raw_path: its path, not decoded. query: what follows
     its question mark. minor: of HTTP/1.minor. keep_alive: whether another request may follow. expects: whether the
@@ -59,6 +59,7 @@ class Head:
         self.length = length
         self.peer = peer
         self.wants: Any = None
+        self.service: Service | None = None
         self.request_id = id_in(headers)
         self.target = self.raw_path = self.query = b""
         self.minor = 1
@@ -290,8 +291,8 @@ class Service:
         """
         raise NotImplementedError
 
-    def refuse(self, error: RequestError) -> Response:
-        """An error of the protocol as clients of this service read it."""
+    def refuse(self, error: RequestError, head: Head | None = None) -> Response:
+        """An error of the protocol as clients of this service read it. head: of its request, where one was read."""
         return refusal(error.status, error.reason, error.headers)
 
     def meet(self, worker: Any) -> None:
@@ -317,6 +318,7 @@ class Host(Protocol):
     """Who serves an application that may hold services."""
 
     def meet(self, service: Service) -> bool: ...
+    def forget(self, service: Service) -> None: ...
 
 
 class Register:
@@ -338,6 +340,12 @@ class Register:
         """A service was just made, on whatever thread: one host at most takes care of it."""
         self._services[service] = None
         any(host.meet(service) for host in tuple(self.hosts))
+
+    def remove(self, service: Service) -> None:
+        """Another one sees to its life from now on."""
+        self._services.pop(service, None)
+        for host in tuple(self.hosts):
+            host.forget(service)
 
 
 REGISTER = Register()

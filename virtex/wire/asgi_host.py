@@ -64,7 +64,7 @@ class AsgiHost(Service):
             return self.refuse(self.budget.refusal())
         return taken(self, self.budget, head)
 
-    def refuse(self, error: RequestError) -> Response:
+    def refuse(self, error: RequestError, head: Head | None = None) -> Response:
         """In plain text: nobody knows how the clients of this application read errors."""
         return plain(error.status, error.reason, error.headers)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from ..limits import Limits
+from ..limits import Limits, widest
 from ..logs import event
 from ..service.seam import REGISTER, Service
 
@@ -25,9 +25,8 @@ def limits_of(app: Any) -> Limits:
     inside = [service.limits for service in REGISTER.services()]
     if not inside:
         return Limits()
-    wide = Limits(**{field.name: max(getattr(one, field.name) for one in inside) for field in fields(Limits)})
-    least_rate = min(one.body_rate for one in inside)
-    return replace(wide, body=max(wide.body, Limits().body), body_rate=least_rate)
+    wide = widest(inside)
+    return replace(wide, body=max(wide.body, Limits().body))
 
 
 class Guests:
@@ -36,7 +35,7 @@ class Guests:
     def __init__(self, most_body: int) -> None:
         self.most_body = most_body
         self._all: list[Service] = []
-        self._named = 0  # of them, in the log
+        self._named: list[Service] = []  # in the log
         self._worker: Any = None
         self._loop: asyncio.AbstractEventLoop
         self._is_draining = False
@@ -68,6 +67,11 @@ class Guests:
             here.call_soon(self._begin, service)
         return True
 
+    def forget(self, service: Service) -> None:
+        """Another one, which is or will be a guest too, sees to its life."""
+        if service in self._all:
+            self._all.remove(service)
+
     def _begin(self, service: Service) -> None:
         if service in self._all:
             service.begin()
@@ -81,8 +85,8 @@ class Guests:
             ended, _ = await asyncio.wait(starting, return_when=asyncio.FIRST_EXCEPTION)
             for task in ended:
                 task.result()
-        names = [service.name for service in self._all[self._named :]]
-        self._named += len(names)
+        names = [service.name for service in self._all if service not in self._named]
+        self._named = self._all.copy()
         if names:  # now, for how the log is shown is known when the first of them has begun
             named = ", ".join(map(repr, names))
             event(log, "services", f"started the services inside the application: {named}", {"services": names})

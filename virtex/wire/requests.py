@@ -164,6 +164,7 @@ class Requests:
         self.waiting.enter(NEXT)
         head.path = without_root(head.path, self._connections.root_path)
         head.peer = self._peer
+        self._gate = None  # it is another's, where several services share the connection
         turn.cost = self.reader.cost
         self.reader.forget_long()
         self._answers.account()
@@ -342,7 +343,7 @@ class Requests:
             if turn.exchange.started:
                 self._connection.abort()  # half of another answer is out
                 return
-        turn.answer = self._connections.service.refuse(error)
+        turn.answer = self._connections.service.refuse(error, turn.head)
         goes_on = self.waiting.state in (COUNTED, PLACED) and self.reader.left > 0
         self.stop_at(turn)
         if goes_on:
