@@ -154,7 +154,10 @@ class Server(Service):
     # ---- one of several
 
     def share(self, limits: Limits, budget: Bodies) -> None:
-        """Be one of several services, which have these limits and one budget, but for OWN; they see to its life."""
+        """Be one of Services: they see to its life, and have one budget and these limits, but for its OWN.
+
+        limits: of all of them. budget: what it is charged to, for what its clients make it hold.
+        """
         self.limits = replace(limits, **{name: getattr(self.limits, name) for name in OWN})
         self.options = replace(self.options, limits=self.limits)
         self.budget, self.is_shared = budget, True

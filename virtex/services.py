@@ -243,7 +243,7 @@ def _path_of(server: Server) -> str:
 
 
 def _all(starting: list[asyncio.Task[None]]) -> asyncio.Future[Any]:
-    """Done when all are; with the first that failed, whose task others have logged."""
+    """Done when all are ready; raises what the first that failed raised."""
     together = asyncio.gather(*starting)
     together.add_done_callback(retrieve)
     return together

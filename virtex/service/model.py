@@ -349,7 +349,7 @@ def _most_resident() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def retrieve(task: asyncio.Task[None]) -> None:
+def retrieve(task: asyncio.Future[Any]) -> None:
     """Look at a task's exception, which was logged or does not matter, so that asyncio does not complain of it."""
     if not task.cancelled():
         task.exception()
