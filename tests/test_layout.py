@@ -70,6 +70,7 @@ READS_A_CLOCK = {
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
     "batch.company",
+    "batch.isolate",
     "batch.items",
     "batch.outputs",
     "batch.ring",
@@ -120,6 +121,7 @@ TESTED_BY = {  # where a file's tests have another name
     "drive": "load",
     "guests": "mounted",
     "into_place": "connection",
+    "isolate": "steps",
     "lane": "load_faults",
     "lanes": "client",
     "peer": "command",

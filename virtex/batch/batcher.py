@@ -30,8 +30,9 @@ from ..metrics._metrics import Cells, Clock
 from ..observer import BatchReport, Observer
 from .company import Company
 from .executors import Executor
+from .isolate import failure_of
 from .ring import Batch, Ring, Ticket
-from .steps import Laps, Steps, failure_of
+from .steps import Laps, Steps
 
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut

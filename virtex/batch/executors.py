@@ -14,8 +14,9 @@ from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from .isolate import failure_of
 from .ring import Batch
-from .steps import Steps, failure_of
+from .steps import Steps
 
 log = logging.getLogger("virtex")
 

@@ -13,7 +13,8 @@ from typing import Any
 from ..errors import HandlerError, ItemError
 from ..message import encode_row
 from .arrays import ArraySteps, array_dtype
-from .steps import Laps, Methods, Outcome, Steps, drive, failure
+from .isolate import failure, run_without_the_guilty
+from .steps import Laps, Methods, Outcome, Steps, drive
 
 Function = Callable[[Any], Any]
 
@@ -143,7 +144,7 @@ class ItemSteps(Steps):
         try:
             batch = await self._decode([item for items in requests for item in items])
         except Exception as error:
-            return await self._run_without_the_guilty(requests, error)
+            return await run_without_the_guilty(self, requests, error)
         for items in requests:
             items.clear()  # images, say, take memory, which the model may need
-        return await self._computed_async(batch, counts)
+        return await self.computed_async(batch, counts)

@@ -8,7 +8,6 @@ so that one request's bad item costs no other request its answer.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
@@ -20,9 +19,8 @@ from ..message import encode_row
 from ..metrics._metrics import Clock
 from ..tensor import Inputs
 from .device import Device
+from .isolate import failure, response_failure, run_without_the_guilty
 from .outputs import Rows, as_rows, on_host, rows_of
-
-log = logging.getLogger("virtex")
 
 Outcome = list[Any] | Rows | HandlerError | ItemError
 
@@ -103,7 +101,7 @@ class Steps:
         try:
             batch = self._call("process_request", self.joined(requests))
         except Exception as error:
-            found: list[Outcome] = drive(self._run_without_the_guilty(requests, error))
+            found: list[Outcome] = drive(run_without_the_guilty(self, requests, error))
             return found
         return self._computed(batch, _counts(requests))
 
@@ -113,8 +111,8 @@ class Steps:
         try:
             batch = await self._decode(self.joined(requests))
         except Exception as error:
-            return await self._run_without_the_guilty(requests, error)
-        return await self._computed_async(batch, _counts(requests))
+            return await run_without_the_guilty(self, requests, error)
+        return await self.computed_async(batch, _counts(requests))
 
     def joined(self, requests: list[Any]) -> Any:
         """What process_request gets for these: all their items, in a list of its own."""
@@ -151,55 +149,10 @@ class Steps:
     def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
         return self._step("process_request", items)
 
-    def _again(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
+    def again(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
+        """Call process_request once more, to find whose item failed."""
         self.laps.retries += 1
         return self._decode(items)
-
-    async def _run_without_the_guilty(self, requests: list[list[Any]], error: Exception) -> list[Outcome]:
-        """process_request raised: find for whom it does, one request at a time, and compute the others."""
-        if len(requests) == 1:
-            return [await self._blamed(requests[0], error)]
-        outcomes: list[Outcome] = [[] for _ in requests]
-        singly = []
-        for i, items in enumerate(requests):
-            try:
-                singly.append(([i], await self._again(self.joined([items]))))
-            except Exception as error:
-                outcomes[i] = await self._blamed(items, error)
-        for members, batch in await self._regrouped(singly, requests):
-            counts = [len(requests[i]) for i in members]
-            for i, outcome in zip(members, await self._computed_async(batch, counts), strict=True):
-                outcomes[i] = outcome
-        return outcomes
-
-    async def _regrouped(
-        self, singly: list[tuple[list[int], Any]], requests: list[list[Any]]
-    ) -> list[tuple[list[int], Any]]:
-        """The requests that are fine alone as one batch; where they don't stack, as they are."""
-        if len(singly) < 2:
-            return singly
-        together = [i for (i,), _ in singly]
-        try:
-            return [(together, await self._again(self.joined([requests[i] for i in together])))]
-        except Exception as error:
-            # Shapes that differ, say: nobody is to blame, so each runs alone.
-            log.info("process_request takes these %d requests singly only: %r", len(singly), error)
-            return singly
-
-    async def _blamed(self, items: list[Any], error: Exception) -> HandlerError | ItemError:
-        """The error of one request whose process_request raised, with the index of its lowest failing item."""
-        if not isinstance(error, ItemError):
-            return failure("process_request", error)
-        if error.index in range(len(items)):
-            return error.at(error.index)
-        for i in range(len(items)):
-            try:
-                await self._again(self.joined([items[i : i + 1]]))
-            except ItemError as found:
-                return found.at(i)
-            except Exception as found:
-                return failure("process_request", found, i)
-        return error.at(None)
 
     def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
         try:
@@ -208,7 +161,8 @@ class Steps:
             return _model_failed(error, counts)
         return self._encoded(rows, counts)
 
-    async def _computed_async(self, batch: Any, counts: list[int]) -> list[Outcome]:
+    async def computed_async(self, batch: Any, counts: list[int]) -> list[Outcome]:
+        """One outcome per request of what process_request gave."""
         try:
             rows = rows_of(await self._step("run_inference", batch), sum(counts))
         except Exception as error:
@@ -227,7 +181,7 @@ class Steps:
                 _encode(encode, rows, start, start + count, done)
                 outcomes.append(done)
             except Exception as error:
-                outcomes.append(_response_failure(error, len(done)))
+                outcomes.append(response_failure(error, len(done)))
             start += count
         self._lap("process_response", started)
         return outcomes
@@ -246,7 +200,7 @@ class Steps:
                     done.append(_owned(await encode(row)))
                 outcomes.append(done)
             except Exception as error:
-                outcomes.append(_response_failure(error, len(done)))
+                outcomes.append(response_failure(error, len(done)))
             start += count
         self._lap("process_response", started)
         return outcomes
@@ -363,25 +317,6 @@ def _counts(requests: list[list[Any]]) -> list[int]:
 def _model_failed(error: Exception, counts: list[int]) -> list[Outcome]:
     failed = error if isinstance(error, HandlerError) else failure("run_inference", error)
     return [failed] * len(counts)
-
-
-def _response_failure(error: Exception, index: int) -> HandlerError | ItemError:
-    """The error of a request of which process_response raised for that item."""
-    if isinstance(error, (ItemError, HandlerError)):
-        return error.at(index)
-    return failure("process_response", error, index)
-
-
-def failure(step: str, error: BaseException, index: int | None = None) -> HandlerError:
-    """What a step raised, as the error of who asked: the name of the step, and the cause for the log."""
-    failed = HandlerError(f"{step} raised {type(error).__name__}", index)
-    failed.__cause__ = error
-    return failed
-
-
-def failure_of(error: BaseException) -> HandlerError:
-    """The outcome of a whole batch that broke off: SystemExit, cancellation, out of memory between the steps."""
-    return failure("the batch", error)
 
 
 def async_methods(handler: Methods) -> Iterator[str]:
