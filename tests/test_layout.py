@@ -27,8 +27,20 @@ MAY_KNOW = {
     "server": {"service", "service.seam", "batch", "handler", "observer", "metrics"},
     "services": {"server", "service", "service.seam", "metrics"},
     "service.seam": {"batch.ring"},
-    "service": {"service.seam", "batch", "handler", "tensor", "message", "observer", "_codec", "serial", "metrics"},
-    "handler": {"batch", "tensor", "message", "_codec"},
+    "service.request": set(),  # what a handler is told
+    "service": {
+        "service.seam",
+        "service.request",
+        "batch",
+        "handler",
+        "tensor",
+        "message",
+        "observer",
+        "_codec",
+        "serial",
+        "metrics",
+    },
+    "handler": {"batch", "tensor", "message", "service.request", "_codec"},
     "client": {"message", "posting"},
     "posting": {"message", "serial", "_codec"},
     "load": {"message", "serial", "load.virtual", "load.tried"},
@@ -69,6 +81,7 @@ READS_A_CLOCK = {
 }  # the rest is given the time; replies writes the date, retries waits
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
+    "batch.asked",
     "batch.company",
     "batch.isolate",
     "batch.items",
@@ -100,6 +113,7 @@ NO_LOOP = {
     "service.formats",
     "service.options",
     "service.page",
+    "service.request",
     "service.routes",
     "service.seam",
     "tensor",

@@ -67,6 +67,28 @@ def firsts(batch):
     return rows[:, 0].tolist()
 
 
+def test_those_who_asked_stand_in_the_order_of_the_rows_that_fill_holes():
+    class Answers(Identity):
+        def run_inference(self, batch, requests):
+            return [[row, request.names[0]] for row, request in zip(batch[:, 0].tolist(), requests, strict=True)]
+
+        def process_response(self, row, request):
+            return f"{row[0]:g} of {row[1]} and {request.names[0]}"
+
+    ring = ring_of()
+    tickets = []
+    for names in ((1, 2), (3,), (4, 5), (6, 7)):
+        ticket = Told([])
+        ticket.items, ticket.count, ticket.names = items_of([[name] * 3 for name in names]), len(names), names
+        assert ring.put(ticket)
+        tickets.append(ticket)
+    ring.cancel(tickets[1])
+    batch = ring.take(4)
+    assert batch.is_shuffled and firsts(batch) == [1, 2, 4]
+    outcomes = TensorSteps(Answers(), True).run(batch.work, [ticket.asker() for ticket, _, _ in batch.spans])
+    assert outcomes == [["1 of 1 and 1"], ["2 of 1 and 1"], ["4 of 4 and 4"]]
+
+
 def test_a_slab_is_used_again_only_when_nobody_holds_its_rows():
     ring = ring_of()
     put(ring, 1, 2)
@@ -246,6 +268,22 @@ def test_large_batches_take_memory_only_when_they_are_written():
     assert not array[511, 0, 0, 0]
 
 
+class Told(Recorder):
+    """A request that is told of itself."""
+
+    def asker(self):
+        return self
+
+
+class Asks(Identity):
+    """Finds out who is told of another's row."""
+
+    def run_inference(self, batch, requests):
+        for row, request in zip(batch[:, 0].tolist(), requests, strict=True):
+            assert row in request.names
+        return batch
+
+
 class Life(RuleBasedStateMachine):
     """Admit, spill over, cancel, refuse, answer, fail in any order: every request gets its own rows, once."""
 
@@ -257,7 +295,7 @@ class Life(RuleBasedStateMachine):
         self.executor = ScriptedExecutor(depth=2)
         self.batcher = Batcher(self.loop, 4, 0.005, 12, self.loop.clock)
         self.ring = ring_of()
-        self.batcher.run_with(self.executor, TensorSteps(Identity(), False), self.ring)
+        self.batcher.run_with(self.executor, TensorSteps(Asks(), False), self.ring)
         self.names = iter(range(1, 10**6))
         self.sent = []
         self.cancelled = set()
@@ -265,7 +303,7 @@ class Life(RuleBasedStateMachine):
     @rule(target=tickets, count=st.integers(1, 12))
     def send(self, count):
         names = [next(self.names) for _ in range(count)]
-        ticket = Recorder([[name] * 3 for name in names])
+        ticket = Told([[name] * 3 for name in names])
         ticket.items = items_of(ticket.items)
         ticket.names = names
         try:
@@ -316,6 +354,7 @@ class Life(RuleBasedStateMachine):
         for ticket in self.sent:
             assert len(ticket.answers) <= 1
             for rows, error in ticket.answers:
+                assert "broke" in repr(getattr(error, "__cause__", None)) if error else True
                 assert error is not None or rows.arrays()[""][:, 0].tolist() == ticket.names
             assert not (ticket.answers and ticket in self.cancelled)
 

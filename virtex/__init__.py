@@ -28,6 +28,7 @@ _HOME = {
     "LoadTestMetrics": "load.result",
     "LoadTestResult": "load.result",
     "Observer": "observer",
+    "Request": "service.request",
     "RequestHandler": "handler",
     "Server": "server",
     "Services": "services",
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/api.md)
     "LoadTestResult",
     "LoadTestMetrics",
     "RequestHandler",
+    "Request",
     "VirtexWorker",
     "Server",
     "Services",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from .message import HttpMessage
     from .observer import Observer
     from .server import Server, http_server
+    from .service.request import Request
     from .services import Services
     from .tensor import Tensor
     from .wire.listener import serve

@@ -6,6 +6,7 @@ Rules: knows steps and rows, for validate(); neither HTTP nor queues.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from .batch.rows import allocate
 from .batch.steps import Outcome, Steps, TensorSteps
 from .errors import HandlerError, ItemError
 from .message import HttpMessage, encode_data
+from .service.request import Request
 from .tensor import Inputs, Tensor
 
 log = logging.getLogger("virtex")
@@ -33,6 +35,11 @@ class RequestHandler(ABC):
     """The computation behind a service: decode a batch, run the model, encode one answer.
 
     Every method may be `async def`; then batches run as coroutines on the event loop, one at a time.
+
+    A method may name one parameter more, and is told by it who asked: process_request() and run_inference() `requests`,
+    a list of one Request for each item or row, in their order; process_response() `request`, that of its row. It counts
+    by exactly that name and behind the first one; it is passed by name, also where it has a default. Any other that has
+    to be passed is a TypeError at the start.
 
     decode_item: a function of one item, `decode_pil` say; process_request() then gets what it gave, and may be left
     out: the model takes the list. An item for which it raises ItemError is 422 for its request alone, of which nothing
@@ -103,24 +110,27 @@ class RequestHandler(ABC):
         """
         return []
 
-    def validate(self, message: HttpMessage, strict: bool = False) -> HttpMessage | None:
+    def validate(
+        self, message: HttpMessage, strict: bool = False, *, request: Request | None = None
+    ) -> HttpMessage | None:
         """Run the three methods over a message's items as the server would: on this thread, within an event loop.
 
         message: as a client would send it. strict: raise HandlerError naming the step, with the cause attached, or
-        ItemError, where a step failed.
+        ItemError, where a step failed. request: who is to have asked, for methods that are told; its parameters are
+        those of the message where that has some. None: a POST to / without headers.
 
         Where a loop runs here already, it is that one, as it stands; async methods have a thread of their own then.
         Returns the reply, or None with a line in the log when a step failed.
         """
         try:
-            return self._validated(message)
+            return self._validated(message, request)
         except (HandlerError, ItemError) as error:
             if strict:
                 raise
             log.error("%s does not take the message: %s", type(self).__name__, error, exc_info=error.__cause__)
             return None
 
-    def _validated(self, message: HttpMessage) -> HttpMessage:
+    def _validated(self, message: HttpMessage, request: Request | None) -> HttpMessage:
         items = message.data
         if not isinstance(items, list):
             raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
@@ -128,7 +138,8 @@ class RequestHandler(ABC):
         if not items:
             return HttpMessage(data=[])
         steps, work = self._planned(items)
-        (outcome,) = _in_a_loop(steps, work)
+        askers = [_asker(message, request)] if steps.asks else None
+        (outcome,) = _in_a_loop(steps, work, askers)
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, Rows):
@@ -155,25 +166,36 @@ def _as_it_is(self: RequestHandler, given: Any) -> Any:
     return given
 
 
-def _in_a_loop(steps: Steps, work: Any) -> list[Outcome]:
+def _asker(message: HttpMessage, request: Request | None) -> Request:
+    """Who is to have asked, with what the message says beside its items."""
+    asker = Request() if request is None else copy.copy(request)
+    if "parameters" in message:
+        (asker.parameters,) = orjson.loads(encode_data([message["parameters"]], "message"))
+        if not isinstance(asker.parameters, dict):
+            kind = type(message["parameters"]).__name__
+            raise HandlerError(f"the message's parameters are of type {kind}; expected a dict")
+    return asker
+
+
+def _in_a_loop(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
     """The outcomes of a batch that runs as the server runs it: what asyncio refuses there, it refuses here too."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _in_a_new_loop(steps, work)
+        return _in_a_new_loop(steps, work, askers)
     if not steps.is_async:
-        return steps.run(work)
+        return steps.run(work, askers)
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(copy_context().run, _in_a_new_loop, steps, work).result()
+        return thread.submit(copy_context().run, _in_a_new_loop, steps, work, askers).result()
 
 
-def _in_a_new_loop(steps: Steps, work: Any) -> list[Outcome]:
+def _in_a_new_loop(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # given, or it would become the thread's own
-        return runner.run(_outcomes(steps, work))
+        return runner.run(_outcomes(steps, work, askers))
 
 
-async def _outcomes(steps: Steps, work: Any) -> list[Outcome]:
-    return await steps.run_async(work) if steps.is_async else steps.run(work)
+async def _outcomes(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
+    return await steps.run_async(work, askers) if steps.is_async else steps.run(work, askers)
 
 
 class TensorHandler(RequestHandler):

@@ -84,11 +84,13 @@ class HttpMessage(dict[str, Any]):
         return _dumps(self)
 
 
-def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
+def decode_message(body: bytes | bytearray | memoryview, account: Account | None = None) -> list[Any]:
     """The items of a JSON request, in order; members but `data` are ignored, of duplicates the last wins.
 
+    account: is given the member `parameters`, where there is one; None: it is ignored too.
+
     Raises RequestError (400) for what is not JSON, not an object with a list in `data`, or holds an integer that
-    64 bits can't.
+    64 bits can't; for an account also for parameters that are no object.
     """
     try:
         message = orjson.loads(body) if len(body) < LONG else _loads_without_pause(body)
@@ -104,6 +106,10 @@ def decode_message(body: bytes | bytearray | memoryview) -> list[Any]:
     offset = big_int_offset(body)
     if offset >= 0:
         raise RequestError(400, f"integer at byte {offset} does not fit 64 bits; send it as a string or a float")
+    if account is not None and "parameters" in message:
+        account.parameters = message["parameters"]
+        if not isinstance(account.parameters, dict):
+            raise RequestError(400, f'expected an object in "parameters", got {_json_type(account.parameters)}')
     return data
 
 
@@ -130,7 +136,12 @@ def not_json(error: orjson.JSONDecodeError) -> RequestError:
 
 
 class Account(Protocol):
-    """Whom the contents of a body are charged to, before they take memory."""
+    """Whom the contents of a body are charged to, before they take memory.
+
+    parameters: what stands beside the items, by name; None where nothing does, or nobody wants to know.
+    """
+
+    parameters: dict[str, Any] | None
 
     def parse(self, body: bytes | bytearray | memoryview) -> list[Any]:
         """The items of a JSON body, as decode_message() finds them, charged before it is parsed.

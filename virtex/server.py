@@ -31,8 +31,9 @@ from .service.bodies import Bodies
 from .service.cors import Cors
 from .service.exchange import Exchange
 from .service.model import READY, Model
-from .service.options import Options, is_whole, prom_of
+from .service.options import Options, is_number, is_whole, prom_of
 from .service.seam import REGISTER, Head, Response, Service
+from .service.submission import submission
 
 log = logging.getLogger("virtex")
 
@@ -168,6 +169,53 @@ class Server(Service):
         if self._authorize is not None:
             self._check_authorized(self._authorize, head)
 
+    # ---- from within a program
+
+    async def submit(
+        self, items: list[Any], *, parameters: dict[str, Any] | None = None, timeout: float | None = None
+    ) -> list[Any]:
+        """Have items computed in the batches of everyone's, without HTTP; gives what process_response() returned.
+
+        items: as in a message's data, which Python has as objects; for declared inputs, or data: np.ndarray, arrays
+        too. parameters: what a Request has by that name, beside the method SUBMIT, the path "" and no headers. timeout:
+        seconds until RequestError (504); limits.answer_seconds at most.
+
+        On the event loop of the service, once it has started. Gives one answer for each item, in order: what is nested
+        in it is as JSON has it, lists for tuples; where a TensorHandler has no process_response() of its own, an
+        array, a dict of them by name, or a scalar of NumPy, none of which is written to any more. Cancelled, it frees
+        the places of its items in the queue. authorize is not asked.
+
+        Raises ItemError with the index of an item that was refused, HandlerError with the cause where a method raised,
+        RequestError (413, 503, 504) as a client is told; RuntimeError ahead of startup(), and on another loop.
+        TypeError, ValueError: arguments that are not as said here.
+        """
+        _check_submitted(items, parameters, timeout)
+        asked = submission(self._taking().admission, items, parameters, timeout)
+        over = asked.wait()
+        if over is not None:
+            try:
+                await over
+            finally:
+                asked.end()
+        answer = asked.result()
+        if answer.error is not None:
+            raise answer.error
+        return answer.values
+
+    def _taking(self) -> Model:
+        """The life that takes what this loop asks. Raises RuntimeError where there is none, RequestError (503)."""
+        model = self._living()
+        if model is None:
+            raise RuntimeError(f"service {self.name!r} has not started: await startup(), or submit() once it is served")
+        if model.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"service {self.name!r} runs on another event loop: submit() there, from a thread by "
+                "asyncio.run_coroutine_threadsafe(app.submit(items), loop)"
+            )
+        if model.state is not READY:
+            model.check_takes()
+        return model
+
     # ---- the seam
 
     def join(self, connection: Any) -> Peer:
@@ -249,6 +297,15 @@ class Server(Service):
         if model is None or model.state is not READY or model.loop is not asyncio.get_running_loop():
             self._begun(is_lazy=True)
         await self._shell.respond(self, scope, receive, send)
+
+
+def _check_submitted(items: object, parameters: object, timeout: object) -> None:
+    if not isinstance(items, list):
+        raise TypeError(f"submit(items): expected a list of items, got a {type(items).__name__}")
+    if not isinstance(parameters, (dict, type(None))):
+        raise TypeError(f"submit(parameters=): expected a dict, or None, got a {type(parameters).__name__}")
+    if timeout is not None and not (is_number(timeout) and timeout > 0):  # type: ignore[operator]
+        raise ValueError(f"submit(timeout={timeout!r}): expected seconds above 0, or None")
 
 
 def http_server(

@@ -14,7 +14,7 @@ cdef class Batcher:
     cdef Cells _cells
     cdef Clock _clock
     cdef int _quiet
-    cdef bint _scheduled, _draining
+    cdef bint _scheduled, _draining, _asks
     cdef public Py_ssize_t max_batch_size
     cdef public Company company
     cdef readonly object tracebacks

@@ -69,6 +69,7 @@ class Batcher:
         self.company = Company(self._window)
         self._executor: Executor | None = None
         self._steps: Steps
+        self._asks = False  # whether the handler is told who asked
         self._running: list[Batch] = []
         self._call_soon = loop.call_soon
         self._cut_soon = self._cut  # bound once, not once per batch
@@ -87,6 +88,7 @@ class Batcher:
         self.ring = ring or self.ring
         self._executor = executor
         self._steps = steps
+        self._asks = steps.asks
         self.wake()
 
     @property
@@ -186,6 +188,8 @@ class Batcher:
         batch = self.ring.take(self.max_batch_size)
         batch.why = why
         batch.cut_at = now
+        if self._asks:
+            batch.askers = [ticket.asker() for ticket, _, _ in batch.spans]
         self._count(batch)
         self._running.append(batch)
         executor.start(batch, self._steps, self._take_back)

@@ -34,7 +34,7 @@ class Executor(Protocol):
 def compute(batch: Batch, steps: Steps) -> None:
     """Run the steps of a handler without async methods here and now. Raises KeyboardInterrupt only."""
     try:
-        batch.outcomes = steps.run(batch.work)
+        batch.outcomes = steps.run(batch.work, batch.askers)
         batch.laps = steps.laps
     except KeyboardInterrupt as error:
         fail(batch, error)
@@ -46,7 +46,7 @@ def compute(batch: Batch, steps: Steps) -> None:
 async def compute_async(batch: Batch, steps: Steps) -> None:
     """Run the steps as a coroutine."""
     try:
-        batch.outcomes = await steps.run_async(batch.work)
+        batch.outcomes = await steps.run_async(batch.work, batch.askers)
         batch.laps = steps.laps
     except SystemExit as error:
         fail(batch, error)

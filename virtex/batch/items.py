@@ -6,6 +6,7 @@ the loop. One that can't be is the end of its own request, before the batch is p
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ..errors import HandlerError, ItemError
 from ..message import encode_row
 from .arrays import ArraySteps, array_dtype
+from .asked import each, methods_that_ask
 from .isolate import failure, run_without_the_guilty
 from .steps import Laps, Methods, Outcome, Steps, drive
 
@@ -81,11 +83,12 @@ class Encoding:
     def __init__(self, handler: Methods, encode: Function) -> None:
         self.process_request = handler.process_request
         self.run_inference = handler.run_inference
-        self.process_response = _with(encode, handler.process_response)
+        asks = "process_response" in methods_that_ask(handler)
+        self.process_response = _with(encode, handler.process_response, asks)
 
 
-def _with(encode: Function, respond: Callable[..., Any]) -> Callable[..., Any]:
-    """process_response and encode_item in one, to be awaited if the former is."""
+def _with(encode: Function, respond: Callable[..., Any], asks: bool) -> Callable[..., Any]:
+    """process_response and encode_item in one, to be awaited if the former is; told who asked if that is."""
 
     def encoded(value: Any) -> Any:
         try:
@@ -97,10 +100,16 @@ def _with(encode: Function, respond: Callable[..., Any]) -> Callable[..., Any]:
         # Base64 is ready to be sent; of anything else, it is found out now whether JSON can carry it, and named.
         return text if type(text) is str and text.isascii() else encode_row(text, "encode_item")
 
-    async def respond_async(row: Any) -> Any:
-        return encoded(await respond(row))
+    async def respond_async(row: Any, **request: Any) -> Any:
+        return encoded(await respond(row, **request))
 
-    return respond_async if inspect.iscoroutinefunction(respond) else lambda row: encoded(respond(row))
+    if inspect.iscoroutinefunction(respond):
+        both: Callable[..., Any] = respond_async
+    elif asks:
+        both = lambda row, **request: encoded(respond(row, **request))  # noqa: E731
+    else:
+        return lambda row: encoded(respond(row))
+    return functools.wraps(respond)(both)  # and has its parameters, by which the steps see that it asks
 
 
 class ItemSteps(Steps):
@@ -110,11 +119,11 @@ class ItemSteps(Steps):
         Steps.__init__(self, handler, clock)
         self._decode_item = decode
 
-    def run(self, requests: Any) -> list[Outcome]:
+    def run(self, requests: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """Compute one outcome per request, as Steps does; one of which an item can't be decoded takes no part."""
-        return drive(self.run_async(requests))  # type: ignore[no-any-return]
+        return drive(self.run_async(requests, askers))  # type: ignore[no-any-return]
 
-    async def run_async(self, requests: Any) -> list[Outcome]:
+    async def run_async(self, requests: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
         self.laps = Laps()
         started = self._now()
@@ -123,7 +132,9 @@ class ItemSteps(Steps):
         decoded = [items for items in tried if type(items) is list]
         failed = [None if type(items) is list else items for items in tried]
         del tried
-        computed = iter(await self._computed_of(decoded) if decoded else ())
+        if askers is not None:
+            askers = [asker for asker, error in zip(askers, failed, strict=True) if error is None]
+        computed = iter(await self._computed_of(decoded, askers) if decoded else ())
         return [next(computed) if error is None else error for error in failed]
 
     def _decoded(self, items: list[Any]) -> list[Any] | ItemError | HandlerError:
@@ -139,12 +150,13 @@ class ItemSteps(Steps):
             return failure("decode_item", error, len(done))
         return done
 
-    async def _computed_of(self, requests: list[list[Any]]) -> list[Outcome]:
+    async def _computed_of(self, requests: list[list[Any]], askers: list[Any] | None) -> list[Outcome]:
         counts = [len(items) for items in requests]
+        asked = each(askers, counts)
         try:
-            batch = await self._decode([item for items in requests for item in items])
+            batch = await self._decode([item for items in requests for item in items], asked)
         except Exception as error:
-            return await run_without_the_guilty(self, requests, error)
+            return await run_without_the_guilty(self, requests, error, askers)
         for items in requests:
             items.clear()  # images, say, take memory, which the model may need
-        return await self.computed_async(batch, counts)
+        return await self.computed_async(batch, counts, asked)

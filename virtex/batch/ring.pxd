@@ -7,13 +7,14 @@ cdef class Ticket:
     cdef public Py_ssize_t count, taken, returned, batch_size, weight
     cdef public long long born, place, cut_at
     cdef public bint resolved
+    cpdef asker(self)
     cpdef deliver(self, rows, error)
     cpdef fill(self, rows)
     cpdef resolve(self, rows, error)
 
 
 cdef class Batch:
-    cdef public list spans, outcomes
+    cdef public list spans, outcomes, askers
     cdef public object work, slab, laps
     cdef public Py_ssize_t size
     cdef public bint is_shuffled

@@ -34,6 +34,10 @@ class Ticket:
         self.cut_at = self.batch_size = 0
         self.resolved = False
 
+    def asker(self) -> Any:
+        """Who asked: one object for all of its items, which the handler's methods may be given."""
+        raise NotImplementedError
+
     def deliver(self, rows: Any, error: Exception | None) -> None:
         """Take the answer: one row per item in order, or the error of the lowest failing item."""
         raise NotImplementedError
@@ -68,7 +72,8 @@ class Batch:
 
     spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. is_shuffled:
     whether the spans of one ticket may stand in another order than its slots. slab: the buffer that `work` lies in, for
-    a ring that has buffers. why: it was cut; cut_at: when, in ns.
+    a ring that has buffers. askers: who asked, one per span; None where nobody is to know. why: it was cut; cut_at:
+    when, in ns.
     outcomes: one per span, once it was computed. laps: how long that took, as steps.Laps; None where it broke
     off.
     """
@@ -79,6 +84,7 @@ class Batch:
         self.size = size
         self.is_shuffled = is_shuffled
         self.slab = slab
+        self.askers: list[Any] | None = None
         self.why = ""
         self.cut_at = 0
         self.outcomes: list[Any] = []

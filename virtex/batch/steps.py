@@ -18,6 +18,7 @@ from ..errors import HandlerError, ItemError
 from ..message import encode_row
 from ..metrics._metrics import Clock
 from ..tensor import Inputs
+from .asked import each, methods_that_ask
 from .device import Device
 from .isolate import failure, response_failure, run_without_the_guilty
 from .outputs import Rows, as_rows, on_host, rows_of
@@ -29,7 +30,7 @@ _SCALARS = frozenset({str, int, float, bool, type(None), *(np.dtype(code).type f
 
 
 class Methods(Protocol):
-    """The three methods of a handler; any of them may be `async def`."""
+    """The three methods of a handler; any of them may be `async def`, and asked.py says what more they may take."""
 
     def process_request(self, data: list[Any]) -> Any: ...
 
@@ -79,7 +80,8 @@ class Laps:
 class Steps:
     """The three methods of a handler over the items of several requests, with the blame where it belongs.
 
-    is_async: whether one of them is `async def`; then run_async() is to be awaited on a loop, else run() will do.
+    is_async: whether one of them is `async def`; then run_async() is to be awaited on a loop, else run() will do. asks:
+    whether one of them is told who asked: then both take that too, an object for each request.
     clock: nanoseconds; None: nothing is measured. laps: how long each step took in the last run.
     """
 
@@ -88,6 +90,8 @@ class Steps:
         self._clock = None if clock is None else Clock(clock)
         self._awaits = frozenset(async_methods(handler))
         self.is_async = bool(self._awaits)
+        self._asking = methods_that_ask(handler)
+        self.asks = bool(self._asking)
         self.laps = Laps()
 
     @property
@@ -95,40 +99,49 @@ class Steps:
         """How long each step took in the last run, by its name."""
         return self.laps.seconds
 
-    def run(self, requests: Any) -> list[Outcome]:
+    def run(self, requests: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """Compute one outcome per request: its rows, as process_response gave them, or its error."""
         self.laps = Laps()
+        counts = _counts(requests)
+        asked = None if askers is None else each(askers, counts)
         try:
-            batch = self._call("process_request", self.joined(requests))
+            batch = self._call("process_request", self.joined(requests), asked)
         except Exception as error:
-            found: list[Outcome] = drive(run_without_the_guilty(self, requests, error))
+            found: list[Outcome] = drive(run_without_the_guilty(self, requests, error, askers))
             return found
-        return self._computed(batch, _counts(requests))
+        return self._computed(batch, counts, asked)
 
-    async def run_async(self, requests: Any) -> list[Outcome]:
+    async def run_async(self, requests: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
         self.laps = Laps()
+        counts = _counts(requests)
+        asked = each(askers, counts)
         try:
-            batch = await self._decode(self.joined(requests))
+            batch = await self._decode(self.joined(requests), asked)
         except Exception as error:
-            return await run_without_the_guilty(self, requests, error)
-        return await self.computed_async(batch, _counts(requests))
+            return await run_without_the_guilty(self, requests, error, askers)
+        return await self.computed_async(batch, counts, asked)
 
     def joined(self, requests: list[Any]) -> Any:
         """What process_request gets for these: all their items, in a list of its own."""
         return [item for items in requests for item in items]
 
-    def _call(self, name: str, argument: Any) -> Any:
+    def _call(self, name: str, argument: Any, asked: list[Any] | None) -> Any:
         started = self._now()
         try:
-            return getattr(self._handler, name)(argument)
+            method = getattr(self._handler, name)
+            if asked is None or name not in self._asking:
+                return method(argument)
+            return method(argument, requests=asked[:])
         finally:
             self._lap(name, started)
 
-    async def _step(self, name: str, argument: Any) -> Any:
+    async def _step(self, name: str, argument: Any, asked: list[Any] | None) -> Any:
         started = self._now()
         try:
-            result = getattr(self._handler, name)(argument)
+            method = getattr(self._handler, name)
+            tells = asked is not None and name in self._asking
+            result = method(argument, requests=asked[:]) if tells else method(argument)
             return await result if name in self._awaits else result
         finally:
             self._lap(name, started)
@@ -146,39 +159,41 @@ class Steps:
             else:
                 laps.process_response = took + max(laps.process_response, 0)
 
-    def _decode(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
-        return self._step("process_request", items)
+    def _decode(self, items: list[Any], asked: list[Any] | None) -> Coroutine[Any, Any, Any]:
+        return self._step("process_request", items, asked)
 
-    def again(self, items: list[Any]) -> Coroutine[Any, Any, Any]:
+    def again(self, items: list[Any], asked: list[Any] | None) -> Coroutine[Any, Any, Any]:
         """Call process_request once more, to find whose item failed."""
         self.laps.retries += 1
-        return self._decode(items)
+        return self._decode(items, asked)
 
-    def _computed(self, batch: Any, counts: list[int]) -> list[Outcome]:
+    def _computed(self, batch: Any, counts: list[int], asked: list[Any] | None) -> list[Outcome]:
         try:
-            rows = rows_of(self._call("run_inference", batch), sum(counts))
+            rows = rows_of(self._call("run_inference", batch, asked), sum(counts))
         except Exception as error:
             return _model_failed(error, counts)
-        return self._encoded(rows, counts)
+        return self._encoded(rows, counts, asked)
 
-    async def computed_async(self, batch: Any, counts: list[int]) -> list[Outcome]:
+    async def computed_async(self, batch: Any, counts: list[int], asked: list[Any] | None) -> list[Outcome]:
         """One outcome per request of what process_request gave."""
         try:
-            rows = rows_of(await self._step("run_inference", batch), sum(counts))
+            rows = rows_of(await self._step("run_inference", batch, asked), sum(counts))
         except Exception as error:
             return _model_failed(error, counts)
-        return await self._encoded_async(rows, counts)
+        return await self._encoded_async(rows, counts, asked)
 
-    def _encoded(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
+    def _encoded(self, rows: list[Any], counts: list[int], asked: list[Any] | None) -> list[Outcome]:
         """process_response over the rows, `counts` of them a request; one that raises fails its own request."""
         started = self._now()
         encode = self._handler.process_response
+        if "process_response" not in self._asking:
+            asked = None
         outcomes: list[Outcome] = []
         start = 0
         for count in counts:
             done: list[Any] = []
             try:
-                _encode(encode, rows, start, start + count, done)
+                _encode(encode, rows, start, start + count, done, asked)
                 outcomes.append(done)
             except Exception as error:
                 outcomes.append(response_failure(error, len(done)))
@@ -186,18 +201,20 @@ class Steps:
         self._lap("process_response", started)
         return outcomes
 
-    async def _encoded_async(self, rows: list[Any], counts: list[int]) -> list[Outcome]:
+    async def _encoded_async(self, rows: list[Any], counts: list[int], asked: list[Any] | None) -> list[Outcome]:
         if "process_response" not in self._awaits:
-            return self._encoded(rows, counts)
+            return self._encoded(rows, counts, asked)
         started = self._now()
         encode = self._handler.process_response
+        if "process_response" not in self._asking:
+            asked = None
         outcomes: list[Outcome] = []
         start = 0
         for count in counts:
             done: list[Any] = []
             try:
-                for row in rows[start : start + count]:
-                    done.append(_owned(await encode(row)))
+                for i in range(start, start + count):
+                    done.append(_owned(await (encode(rows[i]) if asked is None else encode(rows[i], request=asked[i]))))
                 outcomes.append(done)
             except Exception as error:
                 outcomes.append(response_failure(error, len(done)))
@@ -227,37 +244,39 @@ class TensorSteps(Steps):
         self._outputs = handler.outputs
         self._device = device
 
-    def run(self, work: Any) -> list[Outcome]:
+    def run(self, work: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """Compute one outcome per request from (batch, how many rows of it each has)."""
         self.laps = Laps()
         batch, counts = work
+        asked = None if askers is None else each(askers, counts)
         try:
-            rows = self._rows(self._inferred(batch), sum(counts))
+            rows = self._rows(self._inferred(batch, asked), sum(counts))
         except Exception as error:
             return _model_failed(error, counts)
-        return self._encoded(rows, counts) if self._encodes else _parts(rows, counts)
+        return self._encoded(rows, counts, asked) if self._encodes else _parts(rows, counts)
 
-    async def run_async(self, work: Any) -> list[Outcome]:
+    async def run_async(self, work: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
         self.laps = Laps()
         batch, counts = work
+        asked = each(askers, counts)
         try:
-            rows = self._rows(await self._inferred_async(batch), sum(counts))
+            rows = self._rows(await self._inferred_async(batch, asked), sum(counts))
         except Exception as error:
             return _model_failed(error, counts)
-        return await self._encoded_async(rows, counts) if self._encodes else _parts(rows, counts)
+        return await self._encoded_async(rows, counts, asked) if self._encodes else _parts(rows, counts)
 
-    def _inferred(self, batch: Any) -> Any:
+    def _inferred(self, batch: Any, asked: list[Any] | None) -> Any:
         if self._device is None:
-            return self._call("run_inference", batch)
+            return self._call("run_inference", batch, asked)
         with self._device.running():
-            return self._device.fetch(self._call("run_inference", self._device.load(batch)))
+            return self._device.fetch(self._call("run_inference", self._device.load(batch), asked))
 
-    async def _inferred_async(self, batch: Any) -> Any:
+    async def _inferred_async(self, batch: Any, asked: list[Any] | None) -> Any:
         if self._device is None:
-            return await self._step("run_inference", batch)
+            return await self._step("run_inference", batch, asked)
         with self._device.running():
-            return self._device.fetch(await self._step("run_inference", self._device.load(batch)))
+            return self._device.fetch(await self._step("run_inference", self._device.load(batch), asked))
 
     def _rows(self, outputs: Any, count: int) -> Any:
         """The rows to be encoded, or to be answered as they are; in memory of their own where that is shared."""
@@ -282,9 +301,15 @@ def _parts(rows: Rows, counts: list[int]) -> list[Outcome]:
     return parts
 
 
-def _encode(encode: Callable[[Any], Any], rows: list[Any], start: int, stop: int, done: list[Any]) -> None:
-    for i in range(start, stop):
-        done.append(_owned(encode(rows[i])))
+def _encode(
+    encode: Callable[..., Any], rows: list[Any], start: int, stop: int, done: list[Any], asked: list[Any] | None
+) -> None:
+    if asked is None:
+        for i in range(start, stop):
+            done.append(_owned(encode(rows[i])))
+    else:
+        for i in range(start, stop):
+            done.append(_owned(encode(rows[i], request=asked[i])))
 
 
 def _owned(result: Any) -> Any:

@@ -78,6 +78,13 @@ class Admission(Keeper):
         exchange._begin(self, head, wants, now)
         return exchange
 
+    def enter(self) -> None:
+        """Take a request that no connection brought. Raises RequestError while too many wait for the start."""
+        if self._early:
+            self._check_early()
+        self.unsettled += 1
+        self.cells.in_flight(self.unsettled)
+
     def refuse(self, error: RequestError, head: Head, now: int) -> Response:
         """The answer to a request that began at `now` and is not taken."""
         self.cells.dropped(error.dropped)

@@ -111,7 +111,9 @@ class Shell:
         method: str = scope["method"]
         if type(path) is not str or type(method) is not str:  # an HTTPMethod of http, say
             path, method = str.__str__(path), str.__str__(method)
-        return Head(method, path, headers, length, self.peer(scope.get("client")))
+        head = Head(method, path, headers, length, self.peer(scope.get("client")))
+        head.query = scope.get("query_string") or b""
+        return head
 
     def peer(self, client: Any) -> Peer | None:
         """The connection as ASGI lets us know it, by address and port; None behind a unix socket."""

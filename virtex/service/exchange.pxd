@@ -14,7 +14,7 @@ cdef class Keeper(Gate):
     cdef public Bodies bodies
     cdef public Company company
     cdef public Cells cells
-    cdef public bint is_starting
+    cdef public bint is_starting, asks
     cdef public Py_ssize_t most_bytes, most_values
     cdef Clock _clock
     cpdef admit(self, Exchange exchange)
@@ -27,11 +27,13 @@ cdef class Exchange(BaseExchange):
     cdef public Keeper keeper
     cdef Head _head
     cdef Wants _wants
-    cdef object _body
+    cdef public object parameters
+    cdef object _body, _request
     cdef Waiter _waiter
     cdef bint _arriving, _in_numbers
     cdef long long _awaited
     cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
+    cpdef asker(self)
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef tell(self, Waiter waiter)

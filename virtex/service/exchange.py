@@ -23,6 +23,7 @@ from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
 from .formats import Wants
+from .request import Request
 from .seam import IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
@@ -38,8 +39,8 @@ class Keeper(Gate):
     """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
 
     is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
-    the array that a list handler takes its items as, None for a list. bodies: the budget, which the connections share.
-    cells: where it is counted. most_bytes, most_values: of limits.
+    the array that a list handler takes its items as, None for a list. asks: whether the handler is told who asked.
+    bodies: the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Keeper(Gate):
         self.bodies = bodies
         self.inputs: Inputs | None = None
         self.dtype: np.dtype[Any] | None = None
+        self.asks = False
         self.is_starting = True
         self._clock = Clock(clock)
 
@@ -99,6 +101,8 @@ class Exchange(BaseExchange):
     It has the calls of a future that the shells need. Who waits is told at once, not in the loop's next iteration:
     answering a batch is one pass over it.
 
+    parameters: what its body says beside the items, where somebody is told; None for nothing.
+
     In the clock's nanoseconds, begun: when its headers were read; whole: when its body was all there; made: when its
     answer was, 0 for one that no batch gave.
     """
@@ -116,6 +120,8 @@ class Exchange(BaseExchange):
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
         self._waiter: Waiter | None = None
+        self.parameters: dict[str, Any] | None = None
+        self._request: Request | None = None  # made when a batch wants it
 
     def done(self) -> bool:
         """Whether there is an answer."""
@@ -175,7 +181,7 @@ class Exchange(BaseExchange):
     def parse(self, body: bytes | bytearray | memoryview) -> list[Any]:
         """The items of a JSON body. Raises RequestError as decode_message() and admit_values()."""
         self.admit_values(body)
-        return decode_message(body)
+        return decode_message(body, self if self.keeper.asks else None)
 
     def admit_values(self, body: bytes | bytearray | memoryview) -> None:
         """Charge what a JSON body will become, before it is parsed: "[[],[],[]" takes forty times its length.
@@ -297,10 +303,29 @@ class Exchange(BaseExchange):
             self.items = self.rows = None
         keeper.settle(self._head.peer)
 
+    def asker(self) -> Request:
+        """Who asked, for the handler's methods."""
+        if self._request is None:
+            self._request = self._described()
+        return self._request
+
+    def _described(self) -> Request:
+        head = self._head
+        self.request_id = self.request_id or head.request_id or IDS.next()
+        return Request(
+            *(head.method, head.path, head.query.decode("latin-1"), head.headers, self.request_id.decode()),
+            {} if self.parameters is None else self.parameters,
+            self.begun / 1e9 + self.seconds,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long it may take."""
+        return self.keeper.limits.answer_seconds
+
     def expire(self) -> None:
         """The deadline passed: answer 504, or 503 while the handler is not even there."""
-        keeper = self.keeper
-        seconds = keeper.limits.answer_seconds
+        keeper, seconds = self.keeper, self.seconds
         if keeper.is_starting:
             error = RequestError(503, f"still starting after {seconds:g} s", RETRY_SOON, "deadline")
         else:
@@ -351,7 +376,7 @@ class Exchange(BaseExchange):
         if not isinstance(error, HandlerError):
             raised, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
             error.__cause__ = raised
-        self.request_id = self._head.request_id or IDS.next()
+        self.request_id = self.request_id or self._head.request_id or IDS.next()
         name = self.request_id.decode()
         cause, error.__cause__ = error.__cause__, None  # once per batch, whose requests may share the error
         told = {"event": "request_failure", "request_id": name, "items": self.count, "batch_size": self.batch_size}

@@ -175,7 +175,9 @@ class Model:
         if not isinstance(handler, TensorHandler):
             self.admission.dtype = dtype = array_dtype(handler)
             ring = None if dtype is None else ArrayRing(self.max_queue_size)
-            return partial(self.batcher.run_with, executor, steps_for(handler, clock), ring)
+            steps = steps_for(handler, clock)
+            self.admission.asks = steps.asks
+            return partial(self.batcher.run_with, executor, steps, ring)
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
@@ -187,6 +189,7 @@ class Model:
         rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
         steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
+        self.admission.asks = steps.asks
         return partial(self.batcher.run_with, executor, steps, rows)
 
     async def _example(self, handler: RequestHandler, thread: ThreadExecutor | None) -> dict[str, Any]:
