@@ -17,7 +17,7 @@ STATIONS = [path for path in MODULES if path.name != "__init__.py"]
 MOST_LINES = 400
 
 # A request's way leads down through the rooms. Each knows those that stand beside it here, itself, and GROUND.
-GROUND = {"errors", "limits", "logs", "virtex"}
+GROUND = {"errors", "keys", "limits", "logs", "virtex"}
 MAY_KNOW = {
     "worker": {"workers", "wire", "service.seam", "metrics"},
     "workers": {"wire", "service.seam", "metrics"},
@@ -56,6 +56,7 @@ MAY_KNOW = {
     "message": {"serial", "_codec"},
     "serial": {"_codec"},
     "errors": set(),
+    "keys": set(),
     "limits": set(),
     "logs": set(),
 }
@@ -92,6 +93,7 @@ NO_LOOP = {
     "errors",
     "limits",
     "info",
+    "keys",
     "load.fit",
     "load.payloads",
     "load.plan",
@@ -109,6 +111,7 @@ NO_LOOP = {
     "posting.arrays",
     "posting.outcomes",
     "posting.targets",
+    "service.authorize",
     "service.bodies",
     "service.formats",
     "service.options",
@@ -136,6 +139,7 @@ TESTED_BY = {  # where a file's tests have another name
     "guests": "mounted",
     "into_place": "connection",
     "isolate": "steps",
+    "keys": "authorize",
     "lane": "load_faults",
     "lanes": "client",
     "peer": "command",

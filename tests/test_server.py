@@ -1,7 +1,6 @@
-"""A service as a whole, by either shell: messages, faults, who may ask, who is told."""
+"""A service as a whole, by either shell: messages, faults, who is told."""
 
 import asyncio
-import sys
 
 import pytest
 from kit.asks import ask_asgi, ask_direct, run
@@ -119,95 +118,6 @@ def test_batches_of_one_are_an_ordinary_case(echo, ask):
     app = echo(max_batch_size=1)
     answers = run(app, *(ask(app, b'{"data":[%d, %d]}' % (i, -i)) for i in range(2)))
     assert [answer.json["data"] for answer in answers] == [[0, 0], [1, -1]]
-
-
-def test_authorize_guards_everything_but_health_before_the_body_is_read(ask):
-    seen = []
-
-    def authorize(head):
-        seen.append((head.method, head.path))
-        return None if (b"authorization", b"Bearer good") in head.headers else 401
-
-    app = http_server("guarded", Echo(), authorize=authorize)
-    good = [(b"authorization", b"Bearer good")]
-    let_in, kept_out, root, figures, health = run(
-        app,
-        ask(app, BODY, headers=good),
-        ask(app, BODY),
-        ask(app, method="GET"),
-        ask(app, method="GET", path="/metrics/live"),
-        ask(app, method="GET", path="/health/ready"),
-    )
-    assert let_in.status == 200
-    assert (kept_out.status, root.status, figures.status) == (401, 401, 401)
-    assert kept_out.headers[b"www-authenticate"] == b"Bearer" and kept_out.error == "not authorized"
-    assert health.status == 200
-    assert ("GET", "/health/ready") not in seen
-
-
-@pytest.mark.parametrize("status_page", [True, False])
-def test_authorize_is_not_asked_for_the_page_in_which_nothing_stands(status_page, ask):
-    html = [(b"accept", b"text/html")]
-    app = http_server("guarded", Echo(), authorize=lambda head: 401, status_page=status_page)
-    page, head, post, figures = run(
-        app,
-        ask(app, method="GET", headers=html),
-        ask(app, method="HEAD", headers=html),
-        ask(app, BODY, headers=html),
-        ask(app, method="GET", path="/metrics/live", headers=html),
-    )
-    assert (page.status, head.status) == ((200, 200) if status_page else (401, 401))
-    assert (post.status, figures.status) == (401, 401)
-    assert b"guarded" not in page.body
-
-
-def test_authorize_is_asked_again_for_a_head_that_is_the_same():
-    allowed = [None, 403]
-    app = http_server("guarded", Echo(), authorize=lambda head: allowed.pop(0))
-    head = Head("POST", "/", [], None, None)
-
-    async def main():
-        await app.startup()
-        first = app.open(head, 0)
-        first.cancel("enough")
-        second = app.open(head, 0)
-        await app.shutdown()
-        return second.status
-
-    assert asyncio.run(main()) == 403
-
-
-def test_what_authorize_does_to_a_head_does_not_come_back_with_the_next_request():
-    seen = []
-
-    def authorize(head):
-        seen.append((head.method, head.path, head.headers[:]))
-        head.method, head.path = "GET", "/health/live"
-        head.headers.append((b"x-user", b"one"))
-
-    app = http_server("guarded", Echo(), authorize=authorize)
-    head = Head("POST", "/a", [(b"host", b"b")], None, None)
-
-    async def main():
-        await app.startup()
-        for _ in range(2):
-            app.open(head, 0).cancel("enough")
-        await app.shutdown()
-
-    asyncio.run(main())
-    assert seen == [("POST", "/a", [(b"host", b"b")])] * 2
-
-
-@pytest.mark.parametrize(
-    "authorize",
-    [lambda head: 1 / 0, lambda head: 200, lambda head: True, lambda head: sys.exit(3)],
-    ids=["raises", "200", "True", "exits"],
-)
-def test_an_authorize_that_fails_lets_nobody_in(authorize, ask, caplog):
-    app = http_server("guarded", Echo(), authorize=authorize)
-    (answer,) = run(app, ask(app, BODY))
-    assert answer.status == 500
-    assert "authorize" in caplog.text
 
 
 def test_a_client_that_leaves_before_the_cut_costs_no_inference_and_after_it_only_the_answer():

@@ -48,7 +48,7 @@ class Words(RequestHandler):
 def authorize(head):
     return None if (b"authorization", b"Bearer swordfish") in head.headers else 401
 
-app = http_server(name="words", handler=Words, authorize=authorize)
+app = http_server(name="words", handler=Words, GUARD)
 """
 SHOWS = "document.querySelectorAll('#tiles dd').length > 0 && samples.length > 1"
 
@@ -204,8 +204,9 @@ def test_what_is_sent_can_be_changed_and_a_refusal_is_shown(page):
     assert json.loads(page.text("#answer"))["error"]
 
 
-def test_with_authorize_it_asks_for_a_key_and_forgets_it(browser):
-    with serving("gunicorn", GUARDED) as server:
+@pytest.mark.parametrize("guard", ["authorize=authorize", 'api_key="swordfish"'])
+def test_it_asks_for_a_key_where_one_is_needed_and_forgets_it(guard, browser):
+    with serving("gunicorn", GUARDED.replace("GUARD", guard)) as server:
         server.wait_log("is ready; workers=1")
         url = f"http://127.0.0.1:{server.port}/"
         browser.open(url)

@@ -43,7 +43,7 @@ class HttpClient:
     url: where `post(message)` goes, http:// or https://; `post(url, message)` goes elsewhere. timeout: seconds from the
     call of post() until it gives up, all its tries together; None is for ever. The service is told what is left, as
     X-Request-Timeout-Ms, which Virtex's does not look at yet. raise_errors: raise ClientError instead of answering
-    HttpMessage(data=[], error=...). headers: sent with every request.
+    HttpMessage(data=[], error=...). headers: sent with every request. api_key: sent as `Authorization: Bearer KEY`.
     max_connections: how many messages of a bundle are under way at once, and how many idle connections are kept, of
     plain code and of each event loop. ssl_context: for https, in place of one that trusts whom the system trusts.
     uds: the path of a unix socket to connect to, whatever the URL's host is; the URL may then be left out. retry: what
@@ -71,6 +71,7 @@ class HttpClient:
         ssl_context: SSLContext | None = None,
         uds: str | os.PathLike[str] | None = None,
         retry: str = "safe",
+        api_key: str | None = None,
     ) -> None:
         if timeout is not None and not 0 < timeout <= 1e9:
             raise ValueError(f"timeout: expected seconds above 0 or None, got {timeout!r}")
@@ -84,7 +85,7 @@ class HttpClient:
         self.timeout = timeout
         self.raise_errors = raise_errors
         self.max_connections = max_connections
-        self._headers = headers_of(headers or {})
+        self._headers = headers_of(headers or {}, api_key)
         self._context = ssl_context or _system_trust()
         self._uds = None if uds is None else os.fspath(uds)
         self._retries = Retries(retry)
@@ -157,8 +158,7 @@ class HttpClient:
     ) -> list[HttpMessage]:
         """Post many messages as `post_bundle` does, without blocking the running loop.
 
-        url: where to, if not to the client's. messages: what to post. progress: show a bar on stderr; needs tqdm, of
-        the extra [loadtest].
+        url: where to, if not to the client's. messages: what to post. progress: show a bar on stderr; needs tqdm.
         """
         url, messages = _given(url, messages)
         bundle = _checked(messages)

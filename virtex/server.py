@@ -21,17 +21,18 @@ from dataclasses import replace
 from typing import Any
 
 from .batch.company import Peer
-from .errors import Headers, RequestError
+from .errors import RequestError
 from .handler import RequestHandler, Worker
 from .limits import Limits
 from .metrics import board
 from .observer import Observer
 from .service import asgi_app, routes
+from .service.authorize import Authorize, guard_of
 from .service.bodies import Bodies
 from .service.cors import Cors
 from .service.exchange import Exchange
 from .service.model import READY, Model
-from .service.options import Options, is_number, is_whole, prom_of
+from .service.options import Options, is_number, prom_of
 from .service.seam import REGISTER, Head, Response, Service
 from .service.submission import submission
 
@@ -52,7 +53,14 @@ class Server(Service):
 
     budget: Bodies
 
-    def __init__(self, name: str, handler: RequestHandler | Callable[[], RequestHandler], **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: RequestHandler | Callable[[], RequestHandler],
+        *,
+        api_key: str | None = None,
+        **options: Any,
+    ) -> None:
         self.options = Options(name=name, handler=handler, **options)
         super().__init__(self.options.limits, Bodies(self.options.limits.max_bytes))
         # Process
@@ -60,7 +68,7 @@ class Server(Service):
         self.max_batch_size: int = self.options.max_batch_size
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock
-        self._authorize = self.options.authorize
+        self._guard = guard_of(api_key, self.options.authorize)
         self._cors = None if self.options.cors is None else Cors(self.options.cors)
         self._cells = board.cells(name)
         self.is_shared = False  # it is one of Services
@@ -144,7 +152,8 @@ class Server(Service):
             if is_lazy and not self.is_hosted:
                 log.warning(LEFT_ALONE, self.name, extra={"event": "unhosted", "service": self.name})
             worker = self._worker or Worker()
-            asked = self._authorize is not None or type(self).open is not Server.open
+            # The key's answer to the same head is the same one; that of the user's function may change.
+            asked = self.options.authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)
             model.admission.cors = self._cors
             self._shell = asgi_app.Shell(model.admission, self._clock, self.max_time_on_queue > 0)
@@ -165,9 +174,9 @@ class Server(Service):
         REGISTER.remove(self)
 
     def check_admits(self, head: Head) -> None:
-        """Raise RequestError where authorize does not let a request in."""
-        if self._authorize is not None:
-            self._check_authorized(self._authorize, head)
+        """Raise RequestError where the key or authorize does not let a request in."""
+        if self._guard is not None:
+            self._guard.check(head, self.model.batcher.tracebacks)
 
     # ---- from within a program
 
@@ -238,8 +247,8 @@ class Server(Service):
         try:
             if cors is not None and (allowed := cors.preflight(head)) is not None:
                 return admission.answer(allowed, head, now)
-            if self._authorize is not None and not routes.is_open(head, self.options.status_page):
-                self._check_authorized(self._authorize, head)
+            if self._guard is not None and not routes.is_open(head, self.options.status_page):
+                self._guard.check(head, model.batcher.tracebacks)
             if head.wants is None and not routes.is_message(head):
                 answer = routes.answer(head, model)
                 return admission.answer(answer if cors is None else cors.marked(answer, head), head, now)
@@ -248,23 +257,6 @@ class Server(Service):
         except RequestError as error:
             return admission.refuse(error, head, now)
         return admission.open(head, now)
-
-    def _check_authorized(self, authorize: Callable[[Head], int | None], head: Head) -> None:
-        """Raise RequestError with the status that the user's function wants, 500 for what it should not do."""
-        try:
-            # What it does to its copy does not come back with the next request that has the same head.
-            status = authorize(Head(head.method, head.path, head.headers[:], head.length, head.peer))
-        except (Exception, SystemExit) as error:
-            self.model.batcher.tracebacks.log(error, "authorize raised")
-            raise RequestError(500, "authorize raised") from None
-        if status is None:
-            return
-        if not is_whole(status, 400, 599):
-            log.error("authorize returned %r; expected None, or a status from 400 to 599", status)
-            raise RequestError(500, "authorize returned no status")
-        # RFC 9110 section 15.5.2: a 401 says by what scheme to do better
-        challenge: Headers = ((b"www-authenticate", b"Bearer"),) if status == 401 else ()
-        raise RequestError(status, "not authorized", challenge)
 
     def leave(self, peer: Peer) -> None:
         """A connection is gone, and its exchanges are cancelled: nobody waits for it any more. peer: join() made it."""
@@ -326,10 +318,11 @@ def http_server(
     limits: Limits | None = None,
     observer: Observer | Sequence[Observer] | None = None,
     watchdog: float | None = None,
-    authorize: Callable[[Head], int | None] | None = None,
+    authorize: Authorize | None = None,
     status_page: bool = True,
     log: str | None = None,
     cors: Sequence[str] | None = None,
+    api_key: str | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -342,7 +335,8 @@ def http_server(
     watchdog: seconds after which a batch that has not come back makes /health/live answer 503; for "thread" and async
     methods.
     authorize: gets the head of every request but those for /health/ and the status page, before its body is read;
-    returns None, or the status to refuse it with (401, 403, 429). It must return at once: the loop waits.
+    returns True or None to let it in, False for 401, or the status to refuse it with (403, 429). It must return at
+    once: the loop waits.
     status_page: whether a browser's GET / is answered by a page that shows how the service does; else it is JSON, as
     for everyone. The page holds nothing of the service: what it shows it fetches, and authorize is asked for that.
     log: "json" makes what the process logs lines of JSON, "text" does not; None: as VIRTEX_LOG says in the environment.
@@ -354,6 +348,9 @@ def http_server(
     with or without http://. prom_port: from 1 to 65535. prom_interval: seconds between two pushes at least.
     prom_push_interval: an older name of it. prom_legacy_names: the names of Virtex 0.1 are there too.
     prom_delete_group: when the service stops, what it has pushed is deleted.
+    api_key: what the same requests have to bear, as `Authorization: Bearer KEY`, else 401: signs of ASCII without
+    spaces. None: the variable VIRTEX_API_KEY of the environment, if there is one. With authorize, both have to let a
+    request in.
 
     Raises ValueError for an argument that is not as said here.
     """
@@ -374,4 +371,5 @@ def http_server(
         log=log,
         cors=cors,
         prom=prom,
+        api_key=api_key,
     )

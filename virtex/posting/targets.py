@@ -11,11 +11,16 @@ from functools import lru_cache
 import httpcore2
 import httpx2
 
+from ..keys import key_in
+
 Target = tuple[httpcore2.URL, bytes, str]  # as the connection knows it, the header Host, as errors show it
 
 
-def headers_of(given: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Header fields as they are sent, names in lower case. Raises ValueError for what can't be one."""
+def headers_of(given: Mapping[str, str], api_key: str | None = None) -> dict[bytes, bytes]:
+    """Header fields as they are sent, names in lower case. Raises ValueError for what can't be one, or is there twice.
+
+    api_key: is one more, authorization.
+    """
     fields = {}
     for name, value in given.items():
         if name.lower() in ("connection", "content-length", "host", "transfer-encoding"):
@@ -27,6 +32,10 @@ def headers_of(given: Mapping[str, str]) -> dict[bytes, bytes]:
         if not isinstance(value, str) or not value.isprintable() or max(value, default="") > "\xff":
             raise ValueError(f"headers: {name}: expected printable characters of Latin-1, got {value!r}")
         fields[name.lower().encode()] = value.encode("latin-1")
+    if api_key is not None:
+        if b"authorization" in fields:
+            raise ValueError("expected api_key or an authorization among headers, got both")
+        fields[b"authorization"] = b"Bearer " + key_in(api_key, "HttpClient(api_key=...)")
     return fields
 
 
@@ -46,6 +55,8 @@ def _parsed(url: str) -> Target:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"expected a URL like http://host:8081/path, got {url!r}")
     if parsed.userinfo:
-        raise ValueError("credentials in a URL end up in logs: put them in HttpClient(headers={'authorization': ...})")
+        raise ValueError(
+            "credentials in a URL end up in logs: put them in HttpClient(api_key=...) or headers={'authorization': ...}"
+        )
     target = httpcore2.URL(scheme=parsed.raw_scheme, host=parsed.raw_host, port=parsed.port, target=parsed.raw_path)
     return target, parsed.netloc, str(parsed)

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any
 
 from ..handler import RequestHandler
@@ -62,6 +63,11 @@ def _is_origin(value: object) -> bool:
     return port is None or (port != _OWN_PORTS.get(scheme) and int(port) <= 65535)
 
 
+def is_function(value: object) -> bool:
+    """Whether it is None, or something to call that answers at once: a coroutine would let nobody in."""
+    return value is None or (callable(value) and not iscoroutinefunction(value))
+
+
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("name", lambda v: isinstance(v, str) and v != "", "a string that is not empty"),
     ("handler", lambda v: isinstance(v, RequestHandler) or callable(v), "a RequestHandler, its class or a factory"),
@@ -76,7 +82,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("limits", lambda v: isinstance(v, Limits), "a Limits, or None"),
     ("observer", lambda v: v is None or are_observers(v), "an Observer, a sequence of them, or None"),
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
-    ("authorize", lambda v: v is None or callable(v), "a function of the head, or None"),
+    ("authorize", is_function, "a function of the head that is not async, or None"),
     ("status_page", lambda v: isinstance(v, bool), "True or False"),
     ("cors", lambda v: v is None or are_origins(v), CORS),
     ("log", lambda v: v in (None, *FORMS), '"text", "json", or None'),
@@ -97,7 +103,7 @@ class Options:
     limits: Limits
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
-    authorize: Callable[[Head], int | None] | None
+    authorize: Callable[[Head], bool | int | None] | None
     log: str | None = None
     cors: Sequence[str] | None = None
     prom: Prom = OFF

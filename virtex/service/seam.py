@@ -66,6 +66,14 @@ class Head:
         self.keep_alive = True
         self.expects = False
 
+    def header(self, name: str) -> str:
+        """The value of a field, one that came several times joined by ", "; "" where none came.
+
+        name: in any case. Bytes are read as Latin-1, as RFC 9110 section 5.5 has it.
+        """
+        wanted = name.lower().encode("latin-1")
+        return b", ".join([value for field, value in self.headers if field == wanted]).decode("latin-1")
+
 
 def id_in(headers: list[tuple[bytes, bytes]]) -> bytes:
     """The id that a client gave its request; b"" for none, and for one that can't be repeated as it is."""
