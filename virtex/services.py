@@ -67,7 +67,6 @@ class Services(Service):
         self.servers = servers
         self.name = ", ".join(server.name for server in servers)
         self._by_name = {server.name: server for server in servers}
-        self._paths = ", ".join(_path_of(server) for server in servers)
         for server in servers:
             server.share(limits, self.budget)
         REGISTER.add(self)
@@ -162,9 +161,9 @@ class Services(Service):
         try:
             tell = _ROUTES.get(head.path)
             if tell is None:
-                raise RequestError(404, f"nothing at {quoted(head.path)}; the services are at {self._paths}")
+                raise RequestError(404, f"nothing at {quoted(head.path)}; the services are at {self._paths(head)}")
             if head.method not in ("GET", "HEAD"):
-                reason = f"{quoted(head.method)} {quoted(head.path)}: messages are POSTed to {self._paths}"
+                reason = f"{quoted(head.method)} {quoted(head.path)}: messages are POSTed to {self._paths(head)}"
                 raise RequestError(405, reason, ((b"allow", b"GET, HEAD"),))
             for server in self.servers:
                 server.begin()  # to have a state
@@ -172,8 +171,26 @@ class Services(Service):
         except RequestError as error:
             return super().refuse(error)
 
+    def _open_to(self, head: Head) -> list[Server]:
+        """The services that let a request in. Raises RequestError, the first one's, where none does."""
+        refused: RequestError | None = None
+        found = []
+        for server in self.servers:
+            try:
+                server.check_admits(head)
+                found.append(server)
+            except RequestError as error:
+                refused = refused or error
+        if not found and refused is not None:
+            raise refused
+        return found
+
+    def _paths(self, head: Head) -> str:
+        return ", ".join(map(_path_of, self._open_to(head)))
+
     def _list(self, head: Head) -> Response:
-        said = [{"name": one.name, "path": _path_of(one), "state": one.model.state} for one in self.servers]
+        servers = self._open_to(head)
+        said = [{"name": one.name, "path": _path_of(one), "state": one.model.state} for one in servers]
         return Response(200, JSON, [orjson.dumps({"version": __version__, "services": said})])
 
     def _health(self, head: Head) -> Response:
@@ -187,18 +204,9 @@ class Services(Service):
 
     def _metrics(self, head: Head) -> Response:
         """Those of the services that let the request in."""
-        refused: RequestError | None = None
-        exports = []
-        for server in self.servers:
-            if server.model.export is None:
-                continue
-            try:
-                server.check_admits(head)
-                exports.append(server.model.export)
-            except RequestError as error:
-                refused = refused or error
+        exports = [server.model.export for server in self._open_to(head) if server.model.export is not None]
         if not exports:
-            raise refused or RequestError(404, f"nothing at '/metrics': {self._paths} have prom_mode='off'")
+            raise RequestError(404, f"nothing at '/metrics': {self._paths(head)} have prom_mode='off'")
         return routes.metrics(head, lambda accept: render_all(exports, accept))
 
 
