@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from .batch.company import Peer
 from .errors import RequestError
@@ -224,6 +224,22 @@ class Server(Service):
         if model.state is not READY:
             model.check_takes()
         return model
+
+    def run(self, host: str = "127.0.0.1", port: int = 8000, workers: int = 1, **settings: Any) -> NoReturn:
+        """Serve it: `python server.py` becomes gunicorn, with VirtexWorker. It does not return.
+
+        Each worker runs the script afresh, under the name __virtex_main__, and takes the service of this name: one that
+        is made below `if __name__ == "__main__":` is not there then. A reload (SIGHUP) runs the script as it is by then.
+
+        host, port: where to listen. workers: how many processes. settings: gunicorn's, by their names
+        (docs/gunicorn.md); they win over gunicorn.conf.py and GUNICORN_CMD_ARGS.
+
+        Raises TypeError for a setting that there is not, ValueError for a value that it can't have, RuntimeError where
+        no script runs: in a notebook, under pytest, within an event loop, while a module is imported.
+        """
+        from .workers import starting
+
+        starting.run(self, host, port, workers, settings)
 
     # ---- the seam
 

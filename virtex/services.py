@@ -159,14 +159,14 @@ class Services(Service):
     def _answer(self, head: Head) -> Response:
         """The answer to a request that is for none of them."""
         try:
+            for server in self.servers:
+                server.begin()  # to have a state
             tell = _ROUTES.get(head.path)
             if tell is None:
                 raise RequestError(404, f"nothing at {quoted(head.path)}; the services are at {self._paths(head)}")
             if head.method not in ("GET", "HEAD"):
                 reason = f"{quoted(head.method)} {quoted(head.path)}: messages are POSTed to {self._paths(head)}"
                 raise RequestError(405, reason, ((b"allow", b"GET, HEAD"),))
-            for server in self.servers:
-                server.begin()  # to have a state
             return tell(self, head)
         except RequestError as error:
             return super().refuse(error)

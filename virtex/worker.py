@@ -43,6 +43,7 @@ from .workers import logs, settings, signals
 from .workers.access_log import AccessLog
 from .workers.loading import resolve, stand_in
 from .workers.memory import keep_freed_memory
+from .workers.program import Program
 from .workers.scoreboard import DRAINING, READY, RESTARTING, Scoreboard
 from .workers.share import Share
 
@@ -268,6 +269,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.scoreboard.set_state(self.index, READY)
         self.notify()
         self._tell("ready", "is ready", workers=self.count)
+        if self.index == 0 and isinstance(self.app, Program):
+            self.app.greet(self, self.wsgi)
 
     def _freeze(self) -> None:
         """Spare the garbage collector what lives as long as the worker: model and libraries, 10 to 100 ms each time.
