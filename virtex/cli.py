@@ -26,6 +26,8 @@ ENDINGS = (".html", ".json", ".csv")
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 EXAMPLES = """examples:
+  virtex serve server:app --workers 2
+  virtex check server:app
   virtex info
   virtex loadtest http://127.0.0.1:8081/ --rate 500
   virtex tune server:app --p99 50ms
@@ -51,6 +53,31 @@ LOADTEST_EXAMPLES = """examples:
 
 """
 
+SERVE = """Serve an application: gunicorn with Virtex's worker, in the place of this process.
+
+MODULE:APP is a module in the working directory and the name of the application in it: server:app for `app` in
+server.py. What follows is gunicorn's: `gunicorn --help` has its options, docs/gunicorn.md what they do here. When the
+first worker is ready, the log says where the service is, and how to ask it by curl."""
+
+SERVE_EXAMPLES = """examples:
+  virtex serve server:app
+  virtex serve server:app --host 0.0.0.0 --port 8081 --workers 2
+  virtex serve server:app --reload                                         # while you write it
+  virtex serve server:app --max-requests 10000 --certfile cert.pem --keyfile key.pem
+
+"""
+
+CHECK = """Try a service's handler before anybody else does: with one item of its example(), with max_batch_size items,
+and with the longest item; each as one message, and then all of them in turn, while memory is watched.
+
+It listens nowhere. The handler is made and set up in this process, as a worker would."""
+
+CHECK_EXAMPLES = """examples:
+  virtex check server:app
+  virtex check server:app --duration 1m                                    # a slow leak takes longer to show
+
+"""
+
 TUNE = """Find the settings with which a service holds a p99 at the highest rate.
 
 The service is started under gunicorn, with one worker, on a port of the loopback interface. What a batch costs is
@@ -68,7 +95,10 @@ TUNE_EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit code. arguments: those of the process by default."""
     parser = build()
-    asked = parser.parse_args(arguments)
+    asked, options = parser.parse_known_args(arguments)
+    asked.options = options
+    if options and "passes_on" not in asked:
+        asked.parser.error(f"unrecognized arguments: {' '.join(options)}")
     try:
         code: int = asked.run(asked)
     except argparse.ArgumentError as error:
@@ -99,7 +129,7 @@ def build() -> argparse.ArgumentParser:
     """The parser of everything. What it gives has `run`, and `parser`, of the subcommand."""
     parser = argparse.ArgumentParser(
         prog="virtex",
-        description="Virtex serves machine-learning models over HTTP. This command tests and tunes services.",
+        description="Virtex serves machine-learning models over HTTP. This command starts, tests and tunes services.",
         epilog=f"{EXAMPLES}\n\n{CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -107,6 +137,8 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"virtex {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _info(_command(commands, "info", run_info, "say what is installed here, and on what it runs", "", ""))
+    _serve(_command(commands, "serve", run_serve, "serve an application", SERVE, SERVE_EXAMPLES))
+    _check(_command(commands, "check", run_check, "try a service's handler", CHECK, CHECK_EXAMPLES))
     _loadtest(_command(commands, "loadtest", run_loadtest, "test a service under load", LOADTEST, LOADTEST_EXAMPLES))
     _tune(_command(commands, "tune", run_tune, "find a service's best settings", TUNE, TUNE_EXAMPLES))
     return parser
@@ -134,6 +166,19 @@ def _command(
 
 def _info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("app", metavar="MODULE:APP", type=_app, help="as gunicorn is told it")
+    parser.add_argument("--host", metavar="HOST", help="where to listen (127.0.0.1)")
+    parser.add_argument("--port", type=int, metavar="PORT", help="where to listen (8000)")
+    parser.set_defaults(passes_on=True)
+    parser.usage = "virtex serve MODULE:APP [--host HOST] [--port PORT] [OPTIONS OF GUNICORN]"
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("app", metavar="MODULE:APP", type=_app, help="as gunicorn is told it")
+    parser.add_argument("--duration", type=_some_seconds, default=10.0, metavar="TIME", help="of the rounds (10s)")
 
 
 def _loadtest(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +260,14 @@ def _shown(parser: argparse.ArgumentParser) -> None:
 
 
 # ---- values
+
+
+def _app(text: str) -> str:
+    module, colon, name = text.partition(":")
+    if not (module and colon and name):
+        near = f"{module.removesuffix('.py').replace('/', '.')}:app" if module.strip("-0123456789") else "server:app"
+        raise argparse.ArgumentTypeError(f"expected MODULE:APP first, such as {near}, got {text!r}")
+    return text
 
 
 def _above(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -301,6 +354,21 @@ def run_info(asked: argparse.Namespace) -> int:
     found = info.gather()
     print(json.dumps(found, indent=1) if asked.json else info.as_text(found))
     return FINE
+
+
+def run_serve(asked: argparse.Namespace) -> int:
+    from .workers import starting
+
+    try:
+        starting.serve(asked.app, asked.host, asked.port, asked.options)
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from error
+
+
+def run_check(asked: argparse.Namespace) -> int:
+    from . import check
+
+    return FINE if check.check(asked) else MISSED
 
 
 def run_loadtest(asked: argparse.Namespace) -> int:

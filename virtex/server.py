@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -77,6 +77,10 @@ class Server(Service):
         self._model: Model | None = None  # the latest life
         self._shell: asgi_app.Shell
         REGISTER.add(self)
+        if "gunicorn.arbiter" in sys.modules and "virtex.worker" not in sys.modules:  # nobody has said -k
+            from .workers import wrong
+
+            wrong.check()
 
     @property
     def model(self) -> Model:
@@ -228,8 +232,8 @@ class Server(Service):
     def run(self, host: str = "127.0.0.1", port: int = 8000, workers: int = 1, **settings: Any) -> NoReturn:
         """Serve it: `python server.py` becomes gunicorn, with VirtexWorker. It does not return.
 
-        Each worker runs the script afresh, under the name __virtex_main__, and takes the service of this name: one that
-        is made below `if __name__ == "__main__":` is not there then. A reload (SIGHUP) runs the script as it is by then.
+        Each worker runs the script afresh, under the name __virtex_main__, and takes the service of this name: one
+        that is made below `if __name__ == "__main__":` is not there then. SIGHUP has new workers run it anew.
 
         host, port: where to listen. workers: how many processes. settings: gunicorn's, by their names
         (docs/gunicorn.md); they win over gunicorn.conf.py and GUNICORN_CMD_ARGS.

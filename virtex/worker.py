@@ -39,9 +39,9 @@ from .logs import event
 from .wire.connections import Connections
 from .wire.guests import limits_of
 from .wire.listener import Listener
-from .workers import logs, settings, signals
+from .workers import logs, settings, signals, uvicorn
 from .workers.access_log import AccessLog
-from .workers.loading import resolve, stand_in
+from .workers.loading import load, stand_in
 from .workers.memory import keep_freed_memory
 from .workers.program import Program
 from .workers.scoreboard import DRAINING, READY, RESTARTING, Scoreboard
@@ -95,6 +95,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn in the master, ahead of the first fork."""
         settings.check(cfg)
+        for line in uvicorn.ignored(cls):
+            log.warning("%s", line)
 
     # --- from gunicorn, in order ----------------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         try:
             super().init_process()
         except Exception:
-            if self.booted or not self.scoreboard.has_served():
+            if self.booted or (not self.scoreboard.has_served() and self.scoreboard.may_end_service()):
                 raise
             self.log.exception("the worker could not be started")  # a hook raised: of the new settings, say
             self._leave_after_failure()
@@ -124,7 +126,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         try:
-            self.wsgi: Any = resolve(self.app.wsgi())
+            self.wsgi: Any = load(self.app)
         except (Exception, SystemExit) as error:
             self._join_logs()
             if self.reloader is not None and self.alive:
@@ -171,7 +173,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def _leave_after_failure(self) -> None:
         """End the service if it never worked; else this process only, after a pause, for it is respawned at once."""
         if not self.scoreboard.has_served():
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR if self.scoreboard.may_end_service() else 1)
         pause = min(60, 2 ** self.scoreboard.count_failure())
         if self.scoreboard.is_proven():
             self.log.error("worker %d did not start; another try in %d s", self.index, pause)

@@ -23,21 +23,26 @@ from ..workers.loading import resolve
 ASKED = "VIRTEX_TRIAL"  # {"app": "module:app", "options": {"max_batch_size": 64, ...}, "told": "where own() goes"}
 
 
+def application(name: str) -> Any:
+    """An application by its name, module:app. Raises ValueError where there is none."""
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise ValueError(f"{name!r}: expected module:app")
+    app: Any = import_module(module_name)
+    for part in path.split("."):
+        if not hasattr(app, part):
+            raise ValueError(f"{name}: {module_name} has no {path}")
+        app = getattr(app, part)
+    return resolve(app)
+
+
 def load(name: str) -> tuple[Any, Server]:
     """An application by its name, module:app, and its service: itself, or the one that its module holds.
 
     Raises ValueError where there is none, or more than one.
     """
-    module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path):
-        raise ValueError(f"{name!r}: expected module:app")
-    module = import_module(module_name)
-    app: Any = module
-    for part in path.split("."):
-        if not hasattr(app, part):
-            raise ValueError(f"{name}: {module_name} has no {path}")
-        app = getattr(app, part)
-    app = resolve(app)
+    app = application(name)
+    module = sys.modules[name.partition(":")[0]]
     held = [app] if isinstance(app, Server) else [one for one in vars(module).values() if isinstance(one, Server)]
     if len(held) != 1:
         raise ValueError(f"{name}: expected a Server, or one in its module that the app wraps; found {len(held)}")

@@ -49,14 +49,14 @@ def url_of(sock: Any, is_tls: bool) -> tuple[str, str]:
     scheme, options = ("https", "-k ") if is_tls else ("http", "")
     if not isinstance(name, tuple):
         return f"{options}--unix-socket {shlex.quote(os.fsdecode(name))} ", f"{scheme}://localhost"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
+    host: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
     return options, f"{scheme}://{f'[{host}]' if ':' in host else host}:{name[1]}"
 
 
 def curl(info: dict[str, Any], options: str, url: str) -> str:
     """A command of a shell, in one line, that the service answers with results."""
     ask = f"curl {options}{url}"
-    example, inputs = info.get("example"), info.get("inputs")
+    example, inputs = info.get("example"), info.get("inputs") or {}
     zeros = _zeros(inputs)
     if zeros is not None and (not example or _is_base64(example[0])):
         return _posting(ask, zeros, f"python3 -c {_quoted(_written(inputs))}", _count(inputs))
@@ -71,9 +71,9 @@ def curl(info: dict[str, Any], options: str, url: str) -> str:
 
 def _posting(ask: str, item: Any, command: str, length: int) -> str:
     """Post an item: as it is, or, where that is long, by a command that writes the message."""
-    return (
-        f"{command} | {ask} -d @-" if length > MOST_SHOWN else f"{ask} -d {shlex.quote(json.dumps({'data': [item]}))}"
-    )
+    if length > MOST_SHOWN:
+        return f"{command} | {ask} -d @-"
+    return f"{ask} -d {shlex.quote(json.dumps({'data': [item]}))}"
 
 
 def _quoted(item: str) -> str:
@@ -86,9 +86,9 @@ def _tensors(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"": inputs} if isinstance(inputs.get("dtype"), str) else inputs
 
 
-def _zeros(inputs: dict[str, Any] | None) -> Any:
+def _zeros(inputs: dict[str, Any]) -> Any:
     """An item of zeros for declared inputs, as JSON has it; None where it has no such numbers."""
-    made = {name: _nested(**tensor) for name, tensor in _tensors(inputs or {}).items()}
+    made = {name: _nested(**tensor) for name, tensor in _tensors(inputs).items()}
     return None if not made or None in made.values() else made.get("", made)
 
 
@@ -120,13 +120,11 @@ def _is_base64(item: Any) -> bool:
 
 
 def _bytes(n: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if n < 1000:
-            break
+    units = ["GB", "MB", "KB", "bytes"]
+    while n >= 1000 and len(units) > 1:
         n /= 1000
-    else:
-        unit = "GB"
-    return f"{n:.4g} {unit}"
+        units.pop()
+    return f"{n:.3g} {units[-1]}"
 
 
 def _resident() -> int:

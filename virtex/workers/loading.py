@@ -7,11 +7,31 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import traceback
 from functools import partial
 from typing import Any
 
+from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
+
 from ..service.seam import Service
+
+
+def load(app: Any) -> Any:
+    """What gunicorn's application loads, resolved. Raises AppImportError, which gunicorn prints as it is."""
+    try:
+        return resolve(app.wsgi())
+    except AppImportError as error:
+        raise AppImportError(f"{error}{_hint(app.app_uri)}") from error
+
+
+def _hint(uri: str) -> str:
+    """What there is in the module that has not the name asked for: `gunicorn server` asks for `application`."""
+    module = uri.partition(":")[0]
+    names = [name for name, one in vars(sys.modules.get(module, object)).items() if isinstance(one, Service)]
+    if not names:
+        return ""
+    return f" It has {', '.join(names)}: name it behind a colon, {module}:{names[0]}"
 
 
 def resolve(app: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from typing import NamedTuple
 
 from ..metrics.board import Board, WorkerState, is_alive
@@ -48,6 +49,10 @@ class Scoreboard:
     def __init__(self) -> None:
         words = _HEADER_WORDS + SLOTS * _SLOT_WORDS
         self._words = memoryview(mmap.mmap(-1, 4 * words)).cast("I")  # zeros: every slot is FREE
+        self._right, given = os.pipe()
+        os.write(given, b"1")
+        os.close(given)
+        weakref.finalize(self, os.close, self._right)
         self.board = Board()
         self.board.roster = self.roster
 
@@ -159,6 +164,13 @@ class Scoreboard:
         """One more worker could not start since the last one that could; returns how many now."""
         self._words[_FAILURES] += 1
         return self._words[_FAILURES]
+
+    def may_end_service(self) -> bool:
+        """Whether a worker that can't start is to end all of them: true once.
+
+        Another one that fails by then would have gunicorn break off its own end, with exit code 1 and a traceback.
+        """
+        return bool(os.read(self._right, 1))  # whoever reads the one byte; the kernel sees to it
 
     def _write(self, index: int, entry: Entry) -> None:
         at = _at(index)

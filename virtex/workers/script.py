@@ -32,12 +32,10 @@ IMPORTED = (
     "service by `virtex serve module:app`"
 )
 NONE = (
-    '{script} makes no service named {name!r} when a worker runs it, for what stands below `if __name__ == "__main__":` '
-    "is left out then. Make the service above that line{others}"
+    "{script} makes no service named {name!r} when a worker runs it: what stands below "
+    '`if __name__ == "__main__":` is left out then. Make the service above that line{others}'
 )
-SEVERAL = (
-    "{script} makes {count} services named {name!r}, and a worker can't tell which one called run(). Give each a name"
-)
+SEVERAL = "{script} makes {count} services named {name!r}: give each a name of its own, for workers find it by that"
 
 _is_afresh = False  # a worker runs the script
 
@@ -101,9 +99,8 @@ def run_afresh(asked: dict[str, Any]) -> Service:
     except Chosen as chosen:
         return chosen.service
     except SystemExit as error:
-        raise ScriptError(
-            f"{_shown(asked)} ended itself, by SystemExit({error.code!r}), when a worker ran it"
-        ) from error
+        why = f"{_shown(asked)} ended itself by SystemExit({error.code!r}) when a worker ran it, ahead of its run()"
+        raise ScriptError(why) from error
     finally:
         _is_afresh = False
     return _named(asked)
@@ -124,12 +121,8 @@ def _loaded(asked: dict[str, Any]) -> tuple[ModuleType, CodeType]:
     code = getattr(spec.loader, "get_code", lambda name: None)(name) if spec is not None else None
     if spec is None or code is None:
         raise ScriptError(f"there is no module {name} with code of Python any more")
-    module.__spec__, module.__loader__, module.__file__, module.__package__ = (
-        spec,
-        spec.loader,
-        spec.origin,
-        spec.parent,
-    )
+    module.__spec__, module.__loader__ = spec, spec.loader
+    module.__file__, module.__package__ = spec.origin, spec.parent
     return module, code
 
 

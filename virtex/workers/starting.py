@@ -35,6 +35,21 @@ def run(service: Service, host: str, port: int, workers: int, more: dict[str, An
     become(asked)
 
 
+def serve(app: str, host: str | None, port: int | None, options: list[str]) -> NoReturn:
+    """Serve an application by its name, module:app. options: of gunicorn's command line.
+
+    Raises ValueError for a host and port that are none.
+    """
+    flags = {flag for setting in make_settings().values() for flag in setting.cli or ()}
+    for option in options:
+        flag = option.partition("=")[0]
+        instead = uvicorn.INSTEAD.get(flag.removeprefix("--").replace("-", "_"))
+        if flag.startswith("--") and flag not in flags and instead:
+            raise ValueError(f"{flag} is uvicorn's; in gunicorn's settings (docs/gunicorn.md): {instead}")
+    bind = [address(_DEFAULT[0] if host is None else host, _DEFAULT[1] if port is None else port)]
+    become({"app": app, "settings": {} if host is None and port is None else {"bind": bind}}, *options)
+
+
 def become(asked: dict[str, Any], *options: str) -> NoReturn:
     """Put gunicorn in the place of this process. asked: what program.py reads. options: of gunicorn's command line."""
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # what multiprocessing does, too

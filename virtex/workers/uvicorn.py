@@ -1,6 +1,8 @@
-"""What uvicorn's settings are called here, for who comes from there. Rules: a table, and nothing else."""
+"""What uvicorn's settings are called here, for who comes from there. Rules: a table, and who asks it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 _PROXIES = "forwarded_allow_ips and secure_scheme_headers"
 _LIMITS = "http_server(limits=Limits(...))"
@@ -60,3 +62,13 @@ INSTEAD = {  # of uvicorn's settings, gunicorn's or Virtex's
     "ws_ping_interval": _NO_WEBSOCKET,
     "ws_ping_timeout": _NO_WEBSOCKET,
 }
+
+
+def ignored(worker_class: Any) -> list[str]:
+    """A line for each key of CONFIG_KWARGS: Virtex 0.1's worker was uvicorn's, and passed them on to it."""
+    given = getattr(worker_class, "CONFIG_KWARGS", None) or {}
+    return [
+        f"{worker_class.__name__}.CONFIG_KWARGS[{key!r}] has no effect, for VirtexWorker is not uvicorn's; "
+        f"in its place: {INSTEAD.get(key, 'nothing, for uvicorn has no such setting')}"
+        for key in given
+    ]

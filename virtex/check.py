@@ -1,0 +1,175 @@
+"""What `virtex check module:app` does: each service is set up and given batches of every size, again and again.
+
+Rules: no sockets, and no gunicorn; a handler runs where the server would run it. What can't be meant is
+argparse.ArgumentError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from itertools import cycle, islice
+from typing import Any
+
+from .errors import HandlerError, ItemError
+from .handler import RequestHandler
+from .load import tried
+from .message import HttpMessage, encode_data
+from .server import Server
+from .service.model import Model
+from .service.seam import REGISTER
+
+FEWEST = 8  # rounds that say something about memory
+LEAK = 1 << 20  # bytes of growth() that are no accident
+
+
+def check(asked: argparse.Namespace) -> bool:
+    """Check each service of an application, and say how it went; gives whether all is well."""
+    logging.getLogger("virtex").setLevel(logging.WARNING)
+    servers = _services(asked.app)
+    well = [asyncio.run(_Check(server, asked.duration).run()) for server in servers]
+    print("all is well" if all(well) else "FAILED: see above")
+    return all(well)
+
+
+def _services(name: str) -> list[Server]:
+    """Those of an application: itself, those that it holds, or those that its module makes."""
+    sys.path.insert(0, os.getcwd())  # as gunicorn does
+    try:
+        app = tried.application(name)
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise RuntimeError(f"{name.partition(':')[0]} could not be imported from {os.getcwd()}") from error
+    gc.collect()
+    there = [app] if isinstance(app, Server) else getattr(app, "servers", None) or REGISTER.services()
+    servers = [one for one in there if isinstance(one, Server)]
+    if not servers:
+        raise argparse.ArgumentError(None, f"{name}: expected a Server, or an app that holds some; it makes none")
+    for server in servers:
+        tried.change(server, {})  # its counts go nowhere
+    return servers
+
+
+class _Check:
+    """One service. seconds: for which it is tried after each size went well once."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self._server = server
+        self._seconds = seconds
+
+    async def run(self) -> bool:
+        server = self._server
+        print(f"service {server.name!r}: max_batch_size {server.max_batch_size}, executor {server.options.executor}")
+        begun = time.perf_counter()
+        try:
+            await server.startup()
+        except Exception as error:
+            return _failed("setup", error)
+        _line("setup", time.perf_counter() - begun)
+        try:
+            return await self._try(server.model)
+        finally:
+            await server.shutdown()
+
+    async def _try(self, model: Model) -> bool:
+        handler = model._handler
+        assert handler is not None
+        try:
+            items = await self._call(model, handler, handler.example)
+        except Exception as error:
+            return _failed("example()", error)
+        if not isinstance(items, list) or not items:
+            print(f'  {"example()":32} gives no items; define it: a list of what stands in a request\'s "data"')
+            return False
+        sizes = list(self._sizes(items))
+        for what, batch in sizes:
+            begun = time.perf_counter()
+            try:
+                await self._validate(model, handler, batch)
+            except Exception as error:
+                return _failed(what, error)
+            _line(what, time.perf_counter() - begun)
+        return await self._loop(model, handler, [batch for _, batch in sizes])
+
+    def _sizes(self, items: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+        most = self._server.max_batch_size
+        yield "1 item", items[:1]
+        yield f"{most} items", list(islice(cycle(items), most))
+        if len(items) > 1:
+            lengths = [len(encode_data([item])) for item in items]
+            longest = items[lengths.index(max(lengths))]
+            yield f"1, the longest ({max(lengths)} bytes)", [longest]
+            yield f"{most} of the longest", [longest] * most
+
+    async def _loop(self, model: Model, handler: RequestHandler, batches: list[list[Any]]) -> bool:
+        begun = time.perf_counter()
+        memory: list[int] = []
+        while time.perf_counter() - begun < self._seconds:
+            for batch in batches:
+                try:
+                    await self._validate(model, handler, batch)
+                except Exception as error:
+                    return _failed(f"round {len(memory) + 1}", error)
+            memory.append(_resident())
+        grown = growth(memory)
+        _line(f"{len(memory)} rounds of these", time.perf_counter() - begun)
+        if grown is None:
+            print(f"  memory: not judged, for it takes {FEWEST} rounds; give it more time by --duration")
+            return True
+        if grown < LEAK:
+            print("  memory: steady")
+            return True
+        each = (memory[-1] - memory[0]) / len(memory)
+        print(f"  memory: GROWS, by about {_mb(each)} in each round; what does the handler keep?")
+        return False
+
+    async def _validate(self, model: Model, handler: RequestHandler, items: list[Any]) -> None:
+        """Run a message through the three methods, on the thread or the loop that setup() ran on."""
+        await self._call(model, handler, handler.validate, HttpMessage(data=list(items)), True)
+
+    async def _call(self, model: Model, handler: RequestHandler, method: Any, *arguments: Any) -> Any:
+        result = method(*arguments) if model._thread is None else await model._thread.call(method, *arguments)
+        return await result if asyncio.iscoroutine(result) else result
+
+
+def growth(memory: list[int]) -> int | None:
+    """Bytes by which it has grown for certain, from the second quarter of the rounds to the last; None for too few."""
+    quarter = len(memory) // 4
+    return min(memory[-quarter:]) - max(memory[quarter : 2 * quarter]) if len(memory) >= FEWEST else None
+
+
+def _line(what: str, seconds: float) -> None:
+    print(f"  {what:32} {seconds:9.4f} s   memory {_mb(_resident()):>9}", flush=True)
+
+
+def _failed(what: str, error: Exception) -> bool:
+    """Say what raised, and where in the user's code; the server's own frames say nothing to him."""
+    print(f"  {what:32} FAILED: {error if isinstance(error, (HandlerError, ItemError)) else repr(error)}", flush=True)
+    cause = error.__cause__ if isinstance(error, HandlerError) else error
+    if cause is not None and not isinstance(cause, ItemError):
+        print("".join(traceback.format_exception(cause)), end="", file=sys.stderr)
+    return False
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has; where the system does not say that, the most that it had."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def _mb(n: float) -> str:
+    return f"{n / 1e6:.2f} MB"
