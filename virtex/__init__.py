@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.5.0"
 
 _HOME = {
+    "Content": "message",
     "HttpClient": "client",
     "HttpLoadTest": "load.result",
     "HttpMessage": "message",
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/api.md)
     "Tensor",
     "Limits",
     "ItemError",
+    "Content",
     "Observer",
     "serve",
     "HttpProtocol",
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from .handler import RequestHandler, TensorHandler
     from .limits import Limits
     from .load.result import HttpLoadTest, LoadTestMetrics, LoadTestResult
-    from .message import HttpMessage
+    from .message import Content, HttpMessage
     from .observer import Observer
     from .server import Server, http_server
     from .service.request import Request

@@ -40,10 +40,11 @@ def encode_numpy(obj: ArrayLike) -> str:
     units), another shape, and for a masked array.
     """
 
-def decode_numpy(bytestr: str | _Buffer) -> NDArray[Any]:
+def decode_numpy(bytestr: str | _Buffer | NDArray[Any]) -> NDArray[Any]:
     """The array whose .npy document's base64 `bytestr` is.
 
-    bytestr: strict base64, of one .npy document, versions 1.0 to 3.0, of a dtype and shape that encode_numpy writes.
+    bytestr: strict base64, of one .npy document, versions 1.0 to 3.0, of a dtype and shape that encode_numpy writes; or
+    the bytes of that document itself. An array, as a body of .npy brings it, is returned as it is.
     Returns: an array of its own memory, writable, data aligned to 64 bytes; in Fortran order if the document is.
     Raises: ItemError (422) with the offset in characters: not strict base64 (RFC 4648 sections 3.5 and 4), not one
     whole .npy document, a dtype or shape that encode_numpy does not write, bools that are neither 0 nor 1, text that is

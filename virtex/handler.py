@@ -9,7 +9,7 @@ import asyncio
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -24,7 +24,7 @@ from .batch.outputs import Rows
 from .batch.rows import allocate
 from .batch.steps import Outcome, Steps, TensorSteps
 from .errors import HandlerError, ItemError
-from .message import HttpMessage, encode_data
+from .message import Content, HttpMessage, encode_data
 from .service.request import Request
 from .tensor import Inputs, Tensor
 
@@ -46,7 +46,13 @@ class RequestHandler(ABC):
     enters the batch. encode_item: a function of what process_response() gave, `encode_numpy` say; it makes the JSON
     value, and process_response() may be left out: it then gets the row. Both are plain functions, called without
     `self`. Set on an instance, by setup() at the latest, they hold for that one.
+
+    accepts: media types, as ("image/jpeg", "text/*", "multipart/form-data"), whose bodies are items beside those of
+    messages. Such a body is one item: bytes, of text/* a str. Each file of a form is one, as bytes, in order. JSON and
+    application/x-npy are always messages, whatever wildcard stands here.
     """
+
+    accepts: Sequence[str] = ()
 
     decode_item: Callable[[Any], Any] | None = None
     encode_item: Callable[[Any], Any] | None = None
@@ -62,8 +68,8 @@ class RequestHandler(ABC):
     def process_request(self, data: list[Any]) -> Any:
         """Turn items into what the model takes.
 
-        data: the JSON values of 1 to max_batch_size items, from any number of requests; where decode_item is declared,
-        what it made of them.
+        data: the JSON values of 1 to max_batch_size items, from any number of requests, and bytes where `accepts` says
+        so; where decode_item is declared, what it made of them.
 
         Raise ItemError for an item that the service does not take (422 for its request alone; every decode_* of
         virtex.serial does). When it raises, it is called again with the items of one request at a time, and may be
@@ -83,10 +89,12 @@ class RequestHandler(ABC):
 
     @abstractmethod
     def process_response(self, model_output_item: Any) -> Any:
-        """Turn one row into a JSON value; numpy scalars and arrays may stay as they are.
+        """Turn one row into a JSON value; arrays, tensors, scalars of NumPy and what pandas has may stay as they are.
 
         model_output_item: one row of what run_inference() gave. Where encode_item is declared, it makes the JSON value
         of what is returned.
+
+        A Content in its place is the whole answer of a request of one item; more items in that request are a 422.
 
         It is the answer as it is now: the dict that is returned may be filled again for the next row.
         """
@@ -115,9 +123,10 @@ class RequestHandler(ABC):
     ) -> HttpMessage | None:
         """Run the three methods over a message's items as the server would: on this thread, within an event loop.
 
-        message: as a client would send it. strict: raise HandlerError naming the step, with the cause attached, or
-        ItemError, where a step failed. request: who is to have asked, for methods that are told; its parameters are
-        those of the message where that has some. None: a POST to / without headers.
+        message: as a client would send it; items that are all bytes stand for files, where `accepts` takes any.
+        strict: raise HandlerError naming the step, with the cause attached, or ItemError, where a step failed.
+        request: who is to have asked, for methods that are told; its parameters are those of the message where that has
+        some. None: a POST to / without headers.
 
         Where a loop runs here already, it is that one, as it stands; async methods have a thread of their own then.
         Returns the reply, or None with a line in the log when a step failed.
@@ -134,7 +143,8 @@ class RequestHandler(ABC):
         items = message.data
         if not isinstance(items, list):
             raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
-        items = orjson.loads(encode_data(items, "message"))
+        if not self.accepts or not all(isinstance(item, bytes) for item in items):
+            items = orjson.loads(encode_data(items, "message"))
         if not items:
             return HttpMessage(data=[])
         steps, work = self._planned(items)
@@ -144,13 +154,16 @@ class RequestHandler(ABC):
             raise outcome
         if isinstance(outcome, Rows):
             return HttpMessage(**orjson.loads(outcome.json(self._have_numbers(items))))
+        if len(outcome) == 1 and type(outcome[0]) is Content:
+            return HttpMessage(data=outcome)
         return HttpMessage(data=orjson.loads(encode_data(outcome)))
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
         dtype = array_dtype(self)
-        most = len(orjson.dumps(items))
-        return steps_for(self), [items if dtype is None else stacked(items, dtype, _as_admitted, most)]
+        if dtype is None:
+            return steps_for(self), [items]
+        return steps_for(self), [stacked(items, dtype, _as_admitted, len(orjson.dumps(items)))]
 
     def _have_numbers(self, items: list[Any]) -> bool:
         """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Protocol
@@ -17,7 +18,8 @@ import numpy as np
 import orjson
 
 from ._codec import big_int_offset, orjson_takes
-from .errors import HandlerError, RequestError
+from .errors import HandlerError, ItemError, RequestError, quoted
+from .serial._foreign import plain
 from .serial._json import json_value
 
 log = logging.getLogger("virtex")
@@ -82,6 +84,35 @@ class HttpMessage(dict[str, Any]):
         Raises TypeError for what JSON can't carry: encode() it first.
         """
         return _dumps(self)
+
+
+class Content:
+    """An answer that is no JSON: an image, say. process_response() gives it for the one item of a request.
+
+    body: its bytes, copied where they could be changed. type: its Content-Type, as "image/png" or
+    "text/csv; charset=utf-8". Raises TypeError for another body or type, ValueError for what is no media type (RFC 9110
+    section 8.3.1).
+    """
+
+    __slots__ = ("body", "type")
+
+    def __init__(self, body: bytes | bytearray | memoryview, type: str) -> None:  # noqa: A002 (as HTTP calls it)
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            remedy = ": encode it, as in text.encode()" if isinstance(body, str) else ""
+            raise TypeError(f"Content(body): expected bytes, got {body.__class__.__name__}{remedy}")
+        if not isinstance(type, str):
+            raise TypeError(f"Content(type): expected a media type, got {type.__class__.__name__}")
+        if not _MEDIA_TYPE.fullmatch(type):
+            raise ValueError(f"Content(type={quoted(type)!r}): expected a media type, as image/png")
+        self.body = bytes(body)
+        self.type = type
+
+    def __repr__(self) -> str:
+        return f"Content({len(self.body)} bytes, {self.type!r})"
+
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_MEDIA_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}(?: *; *{_TOKEN}=(?:{_TOKEN}|"[ !#-\[\]-~]*"))*')  # one line of ASCII
 
 
 def decode_message(body: bytes | bytearray | memoryview, account: Account | None = None) -> list[Any]:
@@ -158,6 +189,11 @@ class Account(Protocol):
     def admit_documents(self, before: int, count: int) -> None:
         """Behind `before` others, so many arrays are about to be made. Raises RequestError: 413, 503."""
 
+    def admit_parts(self, items: int, nbytes: int) -> None:
+        """So many items there are by now, and so many bytes more than the body has. Raises RequestError: 413, 503."""
+
+    parameters: dict[str, Any] | None  # what a form says beside its files; None where nothing is said
+
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
     """The JSON list of a reply's rows; numpy scalars become numbers, arrays nested lists.
@@ -189,6 +225,8 @@ def _encode_carefully(rows: list[Any], step: str) -> bytes:
         return _dumps(rows)
     except TypeError as error:
         for i, row in enumerate(rows):
+            if type(row) is Content:
+                raise ItemError(f"its answer is of type {row.type}: send such items one by one", i) from None
             try:
                 _dumps(row)
             except TypeError as cause:
@@ -231,6 +269,7 @@ def _dumps_asking(value: Any) -> bytes:
 
 def _non_finite(value: Any) -> float | None:
     """The first float in a JSON value that is not finite. Depth is bounded: orjson has written the value before."""
+    value = plain(value)
     if isinstance(value, (float, np.floating)):
         return None if math.isfinite(value) else float(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":

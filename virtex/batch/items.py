@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import HandlerError, ItemError
-from ..message import encode_row
+from ..message import Content, encode_row
 from .arrays import ArraySteps, array_dtype
 from .asked import each, methods_that_ask
 from .isolate import failure, run_without_the_guilty
@@ -33,6 +33,11 @@ def steps_for(handler: Methods, clock: Callable[[], int] | None = None) -> Steps
             raise TypeError(
                 f"{type(handler).__name__} declares decode_item, and that process_request takes an array: expected one "
                 "of them, for what decodes single items gives a list"
+            )
+        if getattr(handler, "accepts", ()):
+            raise TypeError(
+                f"{type(handler).__name__} declares accepts, and that process_request takes an array: expected one of "
+                "them, for such items are bytes"
             )
         return ArraySteps(methods, clock)
     return Steps(methods, clock) if decode is None else ItemSteps(methods, decode, clock)
@@ -70,11 +75,15 @@ def _check_takes_one(function: Function, where: str) -> None:
 
 
 def refuse_declared(handler: object) -> None:
-    """Raise TypeError for either of the two on a handler whose inputs are declared: neither would ever run."""
+    """Raise TypeError for what would never be used on a handler whose inputs are declared."""
     remedies = {"decode_item": "its inputs are declared", "encode_item": "override process_response in its place"}
     for name, why in remedies.items():
         if inspect.getattr_static(handler, name, None) is not None:
             raise TypeError(f"{type(handler).__name__}.{name} would never run on a TensorHandler: {why}")
+    if getattr(handler, "accepts", ()):
+        raise TypeError(
+            f"{type(handler).__name__}.accepts means nothing on a TensorHandler: its inputs say what is taken"
+        )
 
 
 class Encoding:
@@ -97,6 +106,8 @@ def _with(encode: Function, respond: Callable[..., Any], asks: bool) -> Callable
             raise
         except Exception as error:
             raise failure("encode_item", error) from error
+        if type(text) is Content:
+            return text
         # Base64 is ready to be sent; of anything else, it is found out now whether JSON can carry it, and named.
         return text if type(text) is str and text.isascii() else encode_row(text, "encode_item")
 

@@ -18,6 +18,7 @@ from numpy import ndarray
 from .._codec import encode_npy, encode_numpy, encode_rows
 from ..errors import HandlerError
 from ..message import encode_data
+from ..serial._foreign import array_of_torch
 from ..serial._json import as_numbers, check_text
 from ..tensor import Array, Inputs, Tensor
 
@@ -29,14 +30,7 @@ def on_host(outputs: Any) -> Any:
     if isinstance(outputs, Mapping):
         return {name: on_host(value) for name, value in outputs.items()}
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(outputs, torch.Tensor):
-        host = outputs.detach().resolve_conj().resolve_neg().cpu()
-        if host.dtype is torch.bfloat16:  # NumPy has none of its own
-            import ml_dtypes
-
-            return host.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return host.numpy()
-    return outputs
+    return array_of_torch(outputs) if torch is not None and isinstance(outputs, torch.Tensor) else outputs
 
 
 def rows_of(outputs: Any, count: int) -> list[Any]:

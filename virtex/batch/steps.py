@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..errors import HandlerError, ItemError
-from ..message import encode_row
+from ..message import Content, encode_row
 from ..metrics._metrics import Clock
 from ..tensor import Inputs
 from .asked import each, methods_that_ask
@@ -325,7 +325,7 @@ def _owned(result: Any) -> Any:
         return result.copy()
     if isinstance(result, ndarray) and not result.dtype.hasobject:
         return result.copy()
-    return encode_row(result)
+    return result if kind is Content else encode_row(result)
 
 
 def _is_flat(values: dict[Any, Any]) -> bool:

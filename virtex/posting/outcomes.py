@@ -116,4 +116,6 @@ def _message(name: str, outcome: Outcome, body: bytes) -> HttpMessage:
 def _came(outcome: Outcome, body: bytes) -> str:
     if outcome.status in (301, 302, 303, 307, 308) and outcome.header("location"):
         return f", a redirect to {outcome.header('location')}, which is not followed"
-    return f" with {len(body)} bytes: {body[:200].decode('utf-8', 'replace')!r}"
+    kind = outcome.header("content-type")
+    of = f" of type {kind}" if kind and not kind.startswith("application/json") else ""
+    return f" with {len(body)} bytes{of}: {body[:200].decode('utf-8', 'replace')!r}"

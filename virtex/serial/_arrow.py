@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from .._codec import decode_block, encode_pieces
@@ -58,6 +59,16 @@ def to_text(batch: Any) -> str:
     return encode_pieces(sink.pieces)
 
 
+def _memory(bytestr: str | bytes) -> Any:
+    """The bytes of a stream, writable and aligned to 64 bytes; of base64, or of what base64 has not, as they are."""
+    if isinstance(bytestr, str) or bytes(bytestr[:1]) != b"\xff":
+        return decode_block(bytestr)
+    room = np.empty(len(bytestr) + 64, np.uint8)
+    memory = room[-room.ctypes.data % 64 :][: len(bytestr)]
+    memory[:] = np.frombuffer(bytestr, np.uint8)
+    return memory
+
+
 class Stream:
     """A stream's one batch, and the writable memory that its buffers are views of.
 
@@ -65,7 +76,7 @@ class Stream:
     """
 
     def __init__(self, bytestr: str | bytes) -> None:
-        self.memory = decode_block(bytestr)
+        self.memory = _memory(bytestr)
         refuse_pickle(self.memory[:2].tobytes(), EXPECTED)
         _check_messages(self.memory.data)
         buffer = pa.py_buffer(self.memory)

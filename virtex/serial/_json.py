@@ -1,6 +1,6 @@
 """What JSON has no word for: the arrays and scalars of NumPy that orjson does not write, or writes wrong.
 
-Rules: knows values of NumPy, not messages.
+Rules: knows values of NumPy, not messages; _foreign.py makes such of other libraries' values.
 
 orjson 3.13 aborts the process on a datetime of several units and writes a date for NaT, so it is given none of them.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from .._codec import orjson_takes
+from ._foreign import plain, remedy
 from ._npy import number_dtype
 
 _YEARS = (1 - 1970, 9999 - 1970)  # that RFC 3339 and datetime have, as NumPy counts them
@@ -71,13 +72,19 @@ def decimals(dtype: Any) -> Any:
 
 
 def json_value(value: Any) -> Any:
-    """What stands for a value that orjson asks about: numbers, text, None, and nested lists of them.
+    """What stands for a value that orjson asks about: numbers, text, None, nested lists of them, and objects.
 
-    Datetimes become RFC 3339 text, to the microsecond, timedeltas ISO 8601 durations, NaT of both None. Raises
-    TypeError for what JSON can't carry, with the remedy where there is one.
+    Tensors become lists, Series and DataFrames as plain() says. Datetimes become RFC 3339 text, to the microsecond,
+    timedeltas ISO 8601 durations, NaT of both None. Raises TypeError for what JSON can't carry, with the remedy where
+    there is one.
     """
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"{type(value).__name__} is no JSON value")
+        found = plain(value)
+        if found is value:
+            raise TypeError(f"{type(value).__name__} is no JSON value{remedy(value)}")
+        if not isinstance(found, (np.ndarray, np.generic)):
+            return found
+        value = found
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError("a masked value has no JSON form: fill it first, as in array.filled(0)")
     if value.dtype.char in "gG":

@@ -32,8 +32,9 @@ def encode_pandas(obj: pd.DataFrame | pd.Series) -> str:
 def decode_pandas(bytestr: str | bytes) -> pd.DataFrame | pd.Series:
     """The frame or series whose Arrow IPC stream's base64 `bytestr` is.
 
-    bytestr: what encode_pandas wrote; or any uncompressed stream of plain Arrow types: then numbers, text, datetimes
-    and categories become those of pandas, other types pandas.ArrowDtype, and the index counts the rows.
+    bytestr: what encode_pandas wrote, or the bytes that it is the base64 of; or any uncompressed stream of plain Arrow
+    types: then numbers, text, datetimes and categories become those of pandas, other types pandas.ArrowDtype, and the
+    index counts the rows.
     Raises: ItemError (422) for anything else: not strict base64, not a valid stream, compressed, of an extension type,
     or with notes that do not fit. ImportError without pandas and pyarrow.
     """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ __all__ = ["decode_pil", "decode_pil_from_bytes", "encode_pil"]
 MAX_PIXELS = 25_000_000  # a security limit: 100 MB as Pillow holds RGB; WebP takes up to 400 MB while it is decoded
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # whose size is known before their pixels are decoded
 
+_BASE64 = re.compile(rb"[A-Za-z0-9+/=]*")
 _MAX_SIDE = 1 << 24  # pixels: a row of none costs 8 bytes
 _EXPECTED = "the base64 of a safetensors document as encode_pil writes it"
 _BYTES_INFO = ("exif", "icc_profile", "xmp")  # of Image.info
@@ -76,9 +78,13 @@ def encode_pil(image: Image.Image) -> str:
 def decode_pil(bytestr: str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image that encode_pil was given, of its own memory.
 
-    bytestr: what encode_pil wrote. max_pixels: width times height, at most.
-    Raises: ItemError (422) for another text, and for more pixels. ImportError without Pillow.
+    bytestr: what encode_pil wrote; or a file's bytes, as an upload brings them, for decode_pil_from_bytes. max_pixels:
+    width times height, at most.
+    Raises: ItemError (422) for another text, as decode_pil_from_bytes for bytes, and for more pixels. ImportError
+    without Pillow.
     """
+    if not isinstance(bytestr, str) and _is_file(bytestr):
+        return decode_pil_from_bytes(bytestr, max_pixels)
     with needs("decode_pil", "Pillow", "pillow"):
         from PIL import Image
     data = decode_block(bytestr).data
@@ -132,6 +138,14 @@ def decode_pil_from_bytes(
     except Exception as error:  # OSError, SyntaxError, struct.error, ...: each of Pillow's readers has its own
         raise ItemError(f"expected a whole, sound image: {type(error).__name__}: {quoted(error)}") from error
     return image
+
+
+def _is_file(data: Any) -> bool:
+    """Whether these are no base64, or begin as a file does: as base64 that would be a document's header of 32 KB."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        return False
+    first = bytes(data[:12])
+    return first.startswith((b"BM", b"GIF8", b"II", b"MM", b"RIFF")) or not _BASE64.fullmatch(first)
 
 
 def _check_pixels(size: tuple[int, int], most: int) -> None:

@@ -61,7 +61,9 @@ class Admission(Keeper):
         try:
             wants = head.wants
             if wants is None:
-                wants = head.wants = self._wanted(head)
+                wants = self.wanted(head)
+                if not self.is_starting:  # by then, it may be another
+                    head.wants = wants
             ring, bodies = self.batcher.ring, self.bodies
             if ring.size >= ring.capacity:
                 self.batcher.room_for(1)
@@ -103,10 +105,11 @@ class Admission(Keeper):
             self.batcher.tell(self._observer.request_done, response.status, 0, took / 1e9)
         return response
 
-    def _wanted(self, head: Head) -> Wants:
+    def wanted(self, head: Head) -> Wants:
+        """How its body is read, and its answer written. Raises RequestError."""
         if head.length is not None and head.length > self.most_bytes:
             raise too_large(head.length, self.most_bytes)
-        wants = negotiate(head.headers)
+        wants = negotiate(head.headers, self.kinds)
         return wants if self.cors is None else self.cors.wants(wants, head)
 
     # ---- before the handler is there

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import Headers, RequestError, VirtexError, quoted
+from ..message import Content
 from .formats import Format, Wants
 from .seam import Head, Response
 
@@ -40,6 +41,12 @@ class Crossing(Format):
         """The answer of these rows. Raises as the other one."""
         response = self._writes.reply(rows, in_numbers)
         response.headers = self.joined(response.headers)
+        return response
+
+    def content(self, content: Content) -> Response:
+        """The answer that is one Content."""
+        response = self._writes.content(content)
+        response.headers = response.headers + self._added
         return response
 
     def refuse(self, error: VirtexError) -> Response:
@@ -91,7 +98,7 @@ class Cors:
 
     def wants(self, wants: Wants, head: Head) -> Wants:
         """The same formats; the answer's says whose page may read it."""
-        return Wants(wants.reads, self.writes(wants.writes, head))
+        return Wants(wants.reads, self.writes(wants.writes, head), wants.accept)
 
     def writes(self, writes: Format, head: Head) -> Format:
         """The format of an answer to this request."""

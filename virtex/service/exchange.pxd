@@ -9,7 +9,7 @@ from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
 
 
 cdef class Keeper(Gate):
-    cdef public object loop, limits, inputs, dtype
+    cdef public object loop, limits, inputs, dtype, kinds
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company
@@ -51,7 +51,7 @@ cdef class Exchange(BaseExchange):
     cpdef deliver(self, rows, error)
 
     @cython.locals(reads=Format)
-    cdef _admit(self)
+    cdef _admit(self, bint was_early=*)
 
     @cython.locals(length=Py_ssize_t, bodies=Budget)
     cdef Response _affordable(self, Response response)

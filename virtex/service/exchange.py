@@ -22,7 +22,8 @@ from ..message import decode_message
 from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
-from .formats import Wants
+from .failures import logged
+from .formats import UNDECIDED, Kinds, Wants
 from .request import Request
 from .seam import IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
@@ -41,6 +42,7 @@ class Keeper(Gate):
     is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
     the array that a list handler takes its items as, None for a list. asks: whether the handler is told who asked.
     bodies: the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
+    kinds: of bodies and answers, once the handler is there.
     """
 
     def __init__(
@@ -64,8 +66,13 @@ class Keeper(Gate):
         self.inputs: Inputs | None = None
         self.dtype: np.dtype[Any] | None = None
         self.asks = False
+        self.kinds: Kinds = UNDECIDED
         self.is_starting = True
         self._clock = Clock(clock)
+
+    def wanted(self, head: Head) -> Wants:
+        """How its body is read, and its answer written. Raises RequestError as formats.negotiate(), and 413."""
+        raise NotImplementedError
 
     def wait_for_start(self, exchange: Exchange) -> None:
         """Keep a complete request until there is a handler."""
@@ -211,6 +218,11 @@ class Exchange(BaseExchange):
         self.keeper.batcher.room_for(before + count)
         self.charge(count * ARRAY_BYTES)
 
+    def admit_parts(self, items: int, nbytes: int) -> None:
+        """Charge what a body becomes beyond its own length. Raises RequestError: 413 or 503."""
+        self.keeper.batcher.room_for(items)
+        self.charge(nbytes)
+
     def _charge_values(self, values: int, wider: int) -> None:
         most = self.keeper.most_values
         if values > most:
@@ -247,11 +259,13 @@ class Exchange(BaseExchange):
     def start(self) -> None:
         """The handler is there now: admit what waited for it."""
         self.whole = self.keeper._clock.now()
-        if not self.resolved and self._admit() is not None:
+        if not self.resolved and self._admit(True) is not None:
             self._call_back()
 
-    def _admit(self) -> Response | None:
+    def _admit(self, was_early: bool = False) -> Response | None:
         try:
+            if was_early:
+                self._wants = self.keeper.wanted(self._head)
             reads, inputs = self._wants.reads, self.keeper.inputs
             if inputs is None:
                 dtype = self.keeper.dtype
@@ -337,7 +351,7 @@ class Exchange(BaseExchange):
         keeper = self.keeper
         started = keeper._clock.now()
         try:
-            response = self._wants.writes.reply(rows, self._in_numbers) if error is None else self.refuse(error)
+            response = self._wants.reply(rows, self._in_numbers) if error is None else self.refuse(error)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
         self.made = keeper._clock.now()
@@ -372,21 +386,10 @@ class Exchange(BaseExchange):
         return self._wants.writes.refuse(known)
 
     def _failure(self, error: Exception) -> VirtexError:
-        """A 500 names the step and an id; the log has the cause under that id, its traceback now and then."""
-        if not isinstance(error, HandlerError):
-            raised, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
-            error.__cause__ = raised
-        self.request_id = self.request_id or self._head.request_id or IDS.next()
-        name = self.request_id.decode()
-        cause, error.__cause__ = error.__cause__, None  # once per batch, whose requests may share the error
-        told = {"event": "request_failure", "request_id": name, "items": self.count, "batch_size": self.batch_size}
-        if cause is None:
-            log.error("request %s: %s", name, error, extra=told)
-        else:
-            self.keeper.batcher.tracebacks.log(cause, "request %s: %s", name, error, **told)
-        told_client = RequestError(500, f"{error}; request id {name}")
-        told_client.index = error.index
-        return told_client
+        """A 500 names the step and an id; the log has the cause under that id."""
+        self.request_id = self._head.request_id or IDS.next()
+        told = {"request_id": self.request_id.decode(), "items": self.count, "batch_size": self.batch_size}
+        return logged(error, self.keeper.batcher.tracebacks, told)
 
     def _finish(self, response: Response) -> Response:
         self.response = response

@@ -17,5 +17,11 @@ cdef class Npy(Format):
     pass
 
 
+cdef class Other(Format):
+    cdef object why
+
+
 cdef class Wants:
     cdef readonly Format reads, writes
+    cdef readonly str accept
+    cpdef Response reply(self, rows, bint in_numbers=*)

@@ -1,7 +1,8 @@
-"""The formats of bodies: one row each for how it is read and how it is written; negotiation chooses two of them once.
+"""The formats of messages: one row each for how it is read and how it is written; negotiation chooses two of them once.
 
 Rules: values and functions of them; no clock, no batcher. A request has a format that reads its body and one that
-writes its answer. They need not be the same, so a format that is only read or only written can have a row too.
+writes its answer. They need not be the same, so a format that is only read or only written can have a row too. Bodies
+that are no messages are in uploads.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from .._codec import decode_npy, encode_npy, items_of, scan, scan_npy, strings
 from ..batch.arrays import rows_of_any, stacked
 from ..errors import Headers, RequestError, VirtexError, quoted
-from ..message import Account, encode_data
+from ..message import Account, Content, encode_data
 from ..tensor import Inputs, Source, Tensor
 from .seam import JSON as JSON_HEADERS
 from .seam import Response, refusal
@@ -54,6 +55,10 @@ class Format:
         in_numbers: arrays of Rows that stand in JSON are lists of numbers there, not base64.
         """
         raise NotImplementedError
+
+    def content(self, content: Content) -> Response:
+        """The answer that is one Content, whose type was asked for."""
+        return Response(200, ((b"content-type", content.type.encode()),), [content.body])
 
     def refuse(self, error: VirtexError) -> Response:
         """The answer that says what went wrong; JSON for every format so far."""
@@ -131,29 +136,116 @@ def _stacked(rows: list[Any]) -> bytes | None:
         return None
 
 
+class Other(Format):
+    """What is written where neither JSON nor .npy may be: nothing but a Content. why: the refusal of all else."""
+
+    def __init__(self, why: RequestError) -> None:
+        self.why = why
+
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """Raises RequestError (406)."""
+        raise self.why
+
+
 JSON, NPY = Json(), Npy()
 FORMATS: tuple[Format, ...] = (JSON, NPY)  # the first where a client leaves it open; of two liked as well, the last
-ACCEPTS = ", ".join(each.name for each in FORMATS)
+MESSAGES = tuple(each.name for each in FORMATS)
 
 _NPY_HEADERS: Headers = ((b"content-type", NPY.name.encode()),)
 _TEXT = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"})
+
+
+class Kinds:
+    """The kinds of bodies that a service takes, and of answers that it gives; as it is, messages.
+
+    accepts, answers: their media types, as GET / shows them. gives_content: whether a Content may be among them.
+    """
+
+    def __init__(
+        self,
+        accepts: tuple[str, ...] = MESSAGES,
+        answers: tuple[str, ...] = MESSAGES,
+        gives_content: bool = False,
+    ) -> None:
+        self.accepts = accepts
+        self.answers = answers
+        self.gives_content = gives_content
+
+    def read_by(self, content_type: bytes) -> Format:
+        """The format that reads bodies of that type. Raises RequestError (415)."""
+        kind = kind_of(content_type)
+        for each in FORMATS:
+            if each.takes(kind):
+                return each
+        raise self.refusal(kind)
+
+    def refusal(self, kind: str) -> RequestError:
+        """The answer to a body of another type."""
+        taken = ", ".join(self.accepts)
+        return RequestError(415, f"Content-Type {quoted(kind)!r}: send one of {taken}", ((b"accept", taken.encode()),))
+
+    def written_by(self, accept: str) -> Format:
+        """The format that is named and liked best; a wildcard means the first. Raises RequestError (406)."""
+        quality = qualities(accept, _RANGES)
+        best = max(reversed(FORMATS), key=lambda each: quality.get(each.name, 0.0))
+        if quality.get(best.name):
+            return best
+        if accept.strip() and not json_quality(quality):
+            why = RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {', '.join(self.answers)}")
+            if self.gives_content:  # so what the answer is will be seen when it is there
+                return Other(why)
+            raise why
+        return JSON
+
+
+def kind_of(content_type: bytes) -> str:
+    """The media type of a Content-Type: in lower case, without parameters."""
+    return content_type.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+class Undecided(Kinds):
+    """Those of a service whose handler is not there yet: nothing is refused that it may take."""
+
+    def read_by(self, content_type: bytes) -> Format:
+        """Any."""
+        return JSON
+
+
+KINDS = Kinds()
+UNDECIDED = Undecided(gives_content=True)
 
 
 # ---- negotiation
 
 
 class Wants:
-    """What the headers of a request say: the format that reads its body, and the one that writes its answer."""
+    """What the headers of a request say: the format that reads its body, and the one that writes its answer.
 
-    def __init__(self, reads: Format, writes: Format) -> None:
+    accept: its Accept, in lower case.
+    """
+
+    def __init__(self, reads: Format, writes: Format, accept: str = "") -> None:
         self.reads = reads
         self.writes = writes
+        self.accept = accept
+
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """The answer of these rows, as Format.reply() has it, or the one Content. Raises RequestError (406) as well."""
+        if type(rows) is list and len(rows) == 1 and type(rows[0]) is Content:
+            return self._content(rows[0])
+        return self.writes.reply(rows, in_numbers)
+
+    def _content(self, content: Content) -> Response:
+        if not likes(self.accept, content.type.partition(";")[0].strip().lower()):
+            raise RequestError(406, f"Accept {quoted(self.accept)!r}: this answer is of type {content.type}")
+        return self.writes.content(content)
 
 
-def negotiate(headers: list[tuple[bytes, bytes]]) -> Wants:
+def negotiate(headers: list[tuple[bytes, bytes]], kinds: Kinds = KINDS) -> Wants:
     """Read the three headers that say it (RFC 9110 sections 8.3, 8.4, 12.5.1); names in lower case.
 
-    Raises RequestError: 415 for a body of another type or a compressed one, 406 when no format may be sent.
+    kinds: what there is to choose from. Raises RequestError: 415 for a body of another type or a compressed one, 406
+    when no format may be sent, 400 for a type whose parameters are wrong.
     """
     content_type = content_encoding = accept = b""
     for name, value in headers:
@@ -163,28 +255,22 @@ def negotiate(headers: list[tuple[bytes, bytes]]) -> Wants:
             accept = accept + b"," + value if accept else value
         elif name == b"content-encoding":
             content_encoding = value
-    if len(content_type) + len(content_encoding) + len(accept) <= USUAL:
-        return _usual(content_type, content_encoding, accept)
-    return _negotiated(content_type, content_encoding, accept)
+    # Each form has a boundary of its own, so that nothing would be found again.
+    if len(content_type) + len(content_encoding) + len(accept) <= USUAL and b"boundary" not in content_type:
+        return _usual(content_type, content_encoding, accept, kinds)
+    return _negotiated(content_type, content_encoding, accept, kinds)
 
 
-def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes) -> Wants:
+def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes, kinds: Kinds) -> Wants:
     if content_encoding.strip().lower() not in (b"", b"identity"):
         coding = quoted(content_encoding.decode("latin-1"))
         encoding = (b"accept-encoding", b"identity")
         raise RequestError(415, f"Content-Encoding {coding!r}: send the body as it is", (encoding,))
-    return Wants(_read_by(content_type), _written_by(accept.decode("latin-1").lower()))
+    liked = accept.decode("latin-1").lower()
+    return Wants(kinds.read_by(content_type), kinds.written_by(liked), liked)
 
 
 _usual = lru_cache(256)(_negotiated)
-
-
-def _read_by(content_type: bytes) -> Format:
-    kind = content_type.partition(b";")[0].strip().lower().decode("latin-1")
-    for each in FORMATS:
-        if each.takes(kind):
-            return each
-    raise RequestError(415, f"Content-Type {quoted(kind)!r}: send one of {ACCEPTS}", ((b"accept", ACCEPTS.encode()),))
 
 
 # One search finds what concerns us in a long Accept; taking all of it apart would cost a worker 0.1 s for 60 KB.
@@ -208,15 +294,13 @@ def json_quality(quality: dict[str, float]) -> float:
     return next((quality[kind] for kind in (JSON.name, "application/*", "*/*") if kind in quality), 0.0)
 
 
-_RANGES = ranges_of(*(each.name for each in FORMATS))
+def likes(accept: str, kind: str) -> bool:
+    """Whether an Accept, in lower case, takes that media type: the narrowest range that has it says so."""
+    if accept.strip() in ("", "*/*"):
+        return True
+    ranges = (kind, kind.partition("/")[0] + "/*", "*/*")
+    quality = qualities(accept, ranges_of(*ranges[:2]))
+    return next((quality[each] > 0 for each in ranges if each in quality), False)
 
 
-def _written_by(accept: str) -> Format:
-    """The format that is named and liked best; a wildcard means the first."""
-    quality = qualities(accept, _RANGES)
-    best = max(reversed(FORMATS), key=lambda each: quality.get(each.name, 0.0))
-    if quality.get(best.name):
-        return best
-    if accept.strip() and not json_quality(quality):
-        raise RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {ACCEPTS}")
-    return JSON
+_RANGES = ranges_of(*MESSAGES)

@@ -39,8 +39,9 @@ from ..metrics.export import Export
 from ..tensor import Tensor, describe
 from .admission import Admission
 from .bodies import Bodies
-from .formats import ACCEPTS
+from .formats import KINDS, Kinds
 from .options import Options
+from .uploads import kinds_of
 
 log = logging.getLogger("virtex")
 
@@ -109,14 +110,14 @@ class Model:
         if self.admission.is_starting and not self._is_lazy:
             raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
 
-    def _describe(self, **more: Any) -> bytes:
+    def _describe(self, kinds: Kinds = KINDS, **more: Any) -> bytes:
         options = self.options
         return json.dumps(
             {
                 "name": options.name,
                 "version": __version__,
-                "accepts": ACCEPTS.split(", "),
-                "answers": ACCEPTS.split(", "),
+                "accepts": kinds.accepts,
+                "answers": kinds.answers,
                 "max_batch_size": options.max_batch_size,
                 "max_time_on_queue": options.max_time_on_queue,
                 "max_queue_size": self.max_queue_size,
@@ -141,7 +142,9 @@ class Model:
             handler = await _call(thread, self._make)
             await _call(thread, handler.setup, worker)
             run = self._plan(handler, thread)
-            self.info = self._describe(**_declared(handler), **await self._example(handler, thread))
+            self.info = self._describe(
+                self.admission.kinds, **_declared(handler), **await self._example(handler, thread)
+            )
         except BaseException as error:
             self._fail(doing, error)
             if thread is not None:
@@ -174,6 +177,7 @@ class Model:
         clock = self.options.clock
         if not isinstance(handler, TensorHandler):
             self.admission.dtype = dtype = array_dtype(handler)
+            self.admission.kinds = kinds_of(handler)
             ring = None if dtype is None else ArrayRing(self.max_queue_size)
             steps = steps_for(handler, clock)
             self.admission.asks = steps.asks
@@ -188,6 +192,7 @@ class Model:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
         rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
+        self.admission.kinds = kinds_of(handler)
         steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
         self.admission.asks = steps.asks
         return partial(self.batcher.run_with, executor, steps, rows)

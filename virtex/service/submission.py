@@ -17,7 +17,7 @@ from numpy.ma import MaskedArray
 from .._codec import items_of
 from ..batch.arrays import stacked
 from ..errors import HandlerError, ItemError, RequestError, VirtexError
-from ..message import Account
+from ..message import Account, Content
 from ..tensor import Inputs, Source, Tensor
 from .admission import Admission
 from .exchange import Exchange
@@ -61,6 +61,10 @@ class Objects(Format):
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values of the program's own: no batch that comes later writes to them."""
         return Values(200, [_opened(row) for row in rows] if type(rows) is list else _arrays(rows), None)
+
+    def content(self, content: Content) -> Response:
+        """The one Content, as it is."""
+        return Values(200, [content], None)
 
     def refuse(self, error: VirtexError) -> Response:
         """What is to be raised; of its own, for the requests of a batch may share one."""

@@ -1,0 +1,34 @@
+"""What the client is told of a request that failed by no fault of its own, and what the log is told.
+
+Rules: errors in, an error out; no exchange.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..errors import HandlerError, RequestError
+from ..logs import Tracebacks
+
+log = logging.getLogger("virtex")
+
+
+def logged(error: Exception, tracebacks: Tracebacks, told: dict[str, Any]) -> RequestError:
+    """A 500 that names the step and an id; the log has the cause under that id, its traceback now and then.
+
+    told: request_id, and what else the line of the log has.
+    """
+    if not isinstance(error, HandlerError):
+        raised, error = error, HandlerError(f"the message could not be handled: {type(error).__name__}")
+        error.__cause__ = raised
+    name = told["request_id"]
+    cause, error.__cause__ = error.__cause__, None  # once per batch, whose requests may share the error
+    told = {"event": "request_failure", **told}
+    if cause is None:
+        log.error("request %s: %s", name, error, extra=told)
+    else:
+        tracebacks.log(cause, "request %s: %s", name, error, **told)
+    told_client = RequestError(500, f"{error}; request id {name}")
+    told_client.index = error.index
+    return told_client
