@@ -67,6 +67,7 @@ ONLY = {  # who alone may import it
     "uvloop": {"worker"},
     "httpx2": {"client", "posting"},
     "httpcore2": {"client", "posting"},
+    "multipart": {"service"},
 }
 NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
 WITH_A_WORD = {"serial.pickle": {"pickle"}}
@@ -114,11 +115,13 @@ NO_LOOP = {
     "service.authorize",
     "service.bodies",
     "service.formats",
+    "service.forms",
     "service.options",
     "service.page",
     "service.request",
     "service.routes",
     "service.seam",
+    "service.uploads",
     "tensor",
     "wire.chunked",
     "wire.grammar",

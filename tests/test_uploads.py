@@ -2,11 +2,14 @@
 
 import asyncio
 import io
+import shutil
+import subprocess
 
 import numpy as np
 import orjson
 import pytest
 from kit.asks import ask_asgi, ask_direct, run
+from kit.servers import serving
 
 from virtex import Content, HttpMessage, ItemError, Limits, RequestHandler, Tensor, TensorHandler, http_server
 from virtex.errors import HandlerError
@@ -464,3 +467,64 @@ def test_an_array_reaches_the_same_handler_as_npy_file_or_text(ask):
 def test_parameters_of_a_content_type():
     kind = b'text/plain; A=1 ; b="x; c=3"; d="\\"e"; f='
     assert [parameter(kind, name) for name in "abcdfg"] == ["1", "x; c=3", "", '"e', "", ""]
+
+
+SERVICE = """
+from virtex import Content, RequestHandler, http_server
+from virtex.serial import decode_pil
+
+class Sees(RequestHandler):
+    accepts = ("image/*", "multipart/form-data")
+    decode_item = decode_pil
+
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, images):
+        return [(image, len(images)) for image in images]
+
+    def process_response(self, row):
+        image, _ = row
+        return Content(image.tobytes(), "application/x-raw") if image.width == 3 else list(image.size)
+
+app = http_server(name="sees", handler=Sees)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl_sends_pictures_and_gets_bytes_through_a_real_server(tmp_path):
+    from PIL import Image
+
+    from virtex import HttpClient
+    from virtex.serial import encode_pil
+
+    Image.new("RGB", (300, 200)).save(tmp_path / "x.jpg")
+    (tmp_path / "small.png").write_bytes(picture())
+    (tmp_path / "large.bmp").write_bytes(b"BM" + b"x" * 300_000)
+
+    with serving("gunicorn", SERVICE) as server:
+        url = f"http://127.0.0.1:{server.port}/"
+
+        def curl(*arguments):
+            line = ["curl", "-sS", "-w", "\n%{http_code} %{content_type}", "--max-time", "20", url, *arguments]
+            body, _, end = subprocess.run(line, capture_output=True, check=True, cwd=tmp_path).stdout.rpartition(b"\n")
+            return body, end.decode()
+
+        sizes = b'{"data":[[300,200]],"error":null}', "200 application/json"
+        assert curl("-H", "Content-Type: image/jpeg", "--data-binary", "@x.jpg") == sizes
+        assert curl("-F", "file=@x.jpg") == sizes
+        assert curl("-F", "top=3", "-F", "file=@x.jpg;filename=../../x", "-F", "more=@x.jpg")[0].count(b"300") == 2
+        assert curl("-H", "Transfer-Encoding: chunked", "-F", "file=@x.jpg") == sizes
+        raw = b"\xff\0\0" * 6, "200 application/x-raw"
+        assert curl("-F", "file=@small.png") == raw
+        assert curl("-F", "file=@small.png", "-H", "Accept: application/json")[1] == "406 application/json"
+        assert curl("-F", "top=3")[1] == "422 application/json"
+        assert curl("-F", "file=@large.bmp")[1] == "422 application/json"
+        assert curl("-H", "Content-Type: multipart/form-data", "-d", "x")[1] == "400 application/json"
+        with HttpClient(url) as client:
+            assert client.post(HttpMessage(data=[encode_pil(Image.new("L", (5, 4)))])).data == [[5, 4]]
+            text = encode_pil(Image.new("L", (3, 1)))
+            error = client.post(HttpMessage(data=[text])).error
+        assert error.endswith(
+            "expected a message, got status 200 with 3 bytes of type application/x-raw: '\\x00\\x00\\x00'"
+        )

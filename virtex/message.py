@@ -192,8 +192,6 @@ class Account(Protocol):
     def admit_parts(self, items: int, nbytes: int) -> None:
         """So many items there are by now, and so many bytes more than the body has. Raises RequestError: 413, 503."""
 
-    parameters: dict[str, Any] | None  # what a form says beside its files; None where nothing is said
-
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:
     """The JSON list of a reply's rows; numpy scalars become numbers, arrays nested lists.

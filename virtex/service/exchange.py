@@ -16,7 +16,7 @@ import numpy as np
 from .._codec import count_values, weigh
 from ..batch.batcher import Batcher
 from ..batch.company import Peer
-from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError, too_large
+from ..errors import RETRY_SOON, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
 from ..message import decode_message
 from ..metrics._metrics import Cells, Clock
@@ -387,7 +387,7 @@ class Exchange(BaseExchange):
 
     def _failure(self, error: Exception) -> VirtexError:
         """A 500 names the step and an id; the log has the cause under that id."""
-        self.request_id = self._head.request_id or IDS.next()
+        self.request_id = self.request_id or self._head.request_id or IDS.next()
         told = {"request_id": self.request_id.decode(), "items": self.count, "batch_size": self.batch_size}
         return logged(error, self.keeper.batcher.tracebacks, told)
 
