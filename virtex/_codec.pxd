@@ -9,10 +9,14 @@ cdef extern from "Python.h":
     void *PyUnicode_DATA(object text)
     bint PyUnicode_IS_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    cnp.PyObject *new_bytes "PyBytes_FromStringAndSize" (const char *data, Py_ssize_t size) except NULL
+    int _PyBytes_Resize(cnp.PyObject **data, Py_ssize_t size) except -1
     int PyFloat_Pack2(double number, char *to, int little_endian) except -1
     int PY_LITTLE_ENDIAN
 
 cdef extern from "numpy/arrayobject.h":
+    enum:
+        NPY_USERDEF
     object PyArray_NewFromDescr(
         type cls, cnp.dtype dtype, int ndim, cnp.npy_intp *dims, cnp.npy_intp *strides, void *data, int flags,
         object like)
@@ -104,6 +108,13 @@ cdef extern from "numbers.h" nogil:
     const uint8_t *vx_take_form(const vx_form *, const uint8_t *, const uint8_t *, uint8_t *)
     const uint8_t *vx_skip_items(const uint8_t *, const uint8_t *, const uint8_t *, size_t)
     size_t vx_take_forms(const vx_form *, const uint8_t **, const uint8_t *, uint8_t *, size_t)
+
+cdef extern from "shortest.h" nogil:
+    enum:
+        VX_BF16
+        VX_SLACK
+    size_t vx_most_text(const vx_form *, size_t *)
+    uint8_t *vx_put_forms(const vx_form *, uint8_t *, const uint8_t *, size_t)
 
 cdef extern from "values.h" nogil:
     void vx_weigh(const uint8_t *, size_t, size_t *, int *)

@@ -135,6 +135,18 @@ def encode_rows(values: NDArray[Any]) -> bytes:
     Raises: TypeError as encode_numpy; ValueError for an array without dimensions.
     """
 
+def encode_numbers(values: NDArray[Any], start: int, stop: int) -> bytes | None:
+    """The reply body {"data":[...],"error":null} of rows [start, stop) of an array, as JSON numbers in nested lists.
+
+    values: shape (n, ...), 0 <= start <= stop <= n; those rows are copied first if they are not C-contiguous. Of a float
+    the text is the shortest that reads back as the same value of its dtype, laid out as orjson lays it out.
+    Returns: None for a dtype that is neither bool, integers, floats of 16 to 64 bits nor bfloat16.
+    Raises: ValueError for a number that is not finite.
+    """
+
+def number_texts(values: NDArray[Any]) -> list[bytes] | None:
+    """The JSON of each row of an array, as encode_numbers() writes it; None, and ValueError, as from that."""
+
 def encode_bytes(_bytes: _Buffer) -> str:
     """Base64 of RFC 4648 section 4, padded, in one line. _bytes: any number of bytes."""
 

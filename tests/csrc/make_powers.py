@@ -4,10 +4,9 @@ For each q the leading 128 bits of 5**q, truncated for q >= 0; for q < 0 those o
 "Number Parsing at a Gigabyte per Second" (D. Lemire, arXiv 2101.11408, section 5) needs them.
 """
 
-LOWEST, HIGHEST = (
-    -342,
-    308,
-)  # of a number of 19 digits: below, it is less than half of the least double; above, infinite
+# Of a number of 19 digits that is read: below, it is less than half of the least double; above, infinite.
+LOWEST, HIGHEST = -342, 308
+WRITTEN = 324  # what the least double is multiplied by, to be written
 
 
 def power(q):
@@ -32,11 +31,11 @@ def text():
         "",
         "#include <stdint.h>",
         "",
-        f"enum {{ VX_LOWEST_POWER = {LOWEST}, VX_HIGHEST_POWER = {HIGHEST} }};",
+        f"enum {{ VX_LOWEST_POWER = {LOWEST}, VX_HIGHEST_POWER = {HIGHEST} }}; /* that are read; written: to {WRITTEN} */",
         "",
-        f"static const uint64_t vx_powers[{HIGHEST - LOWEST + 1}][2] = {{",
+        f"static const uint64_t vx_powers[{WRITTEN - LOWEST + 1}][2] = {{",
     ]
-    for q in range(LOWEST, HIGHEST + 1):
+    for q in range(LOWEST, WRITTEN + 1):
         high, low = divmod(power(q), 2**64)
         lines.append(f"    {{0x{high:016x}, 0x{low:016x}}},")
     return "\n".join([*lines, "};", "", "#endif", ""])

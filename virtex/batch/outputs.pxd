@@ -16,7 +16,6 @@ cdef class Rows:
     cpdef json(self, bint in_numbers=*)
     cdef _json(self, bint in_numbers)
     cdef _numbers(self)
-    cdef list _texts(self, Py_ssize_t chunk, Py_ssize_t depth)
     cdef _view(self, str name)
     cdef list _column(self, str name, bint in_numbers)
     cdef list _values_of(self, str name)

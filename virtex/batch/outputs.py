@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy import ndarray
 
-from .._codec import encode_npy, encode_numpy, encode_rows
+from .._codec import encode_npy, encode_numbers, encode_numpy, encode_rows, number_texts
 from ..errors import HandlerError
 from ..message import encode_data
 from ..serial._foreign import array_of_torch
@@ -90,19 +90,13 @@ def _owned_row(row: Any) -> Any:
 _LISTS = (list, dict, bytearray)
 
 
-SHARED = 64  # rows that are written at once where single ones are wanted
-SMALL = 64  # numbers of a row, at most: else writing others for nothing would take longer than a call for each
-_OPENS, _CLOSES = b"[" * 64, b"]" * 64  # as deep as NumPy's arrays are
-
-
 class Rows:
     """Answers to consecutive items: the rows [start, stop) of an array, or of one per name.
 
-    values: of the whole arrays, by name, which the parts of a batch share; each is made when it is first needed. By
-    number, texts of so many SHARED rows.
+    values: of the whole arrays, by name, which the parts of a batch share; each is made when it is first needed.
     """
 
-    def __init__(self, arrays: dict[str, Array], start: int, stop: int, values: dict[Any, list[Any] | None]) -> None:
+    def __init__(self, arrays: dict[str, Array], start: int, stop: int, values: dict[str, list[Any] | None]) -> None:
         self._arrays = arrays
         self._start = start
         self._stop = stop
@@ -160,55 +154,42 @@ class Rows:
         return array if self._stop - self._start == len(array) else array[self._start : self._stop]
 
     def _json(self, in_numbers: bool) -> bytes:
-        data = None
         if "" not in self._arrays:
             columns = {name: self._column(name, in_numbers) for name in self._arrays}
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        elif self._values_of("") is None and self._arrays[""].ndim > 1:
-            data = self._numbers() if in_numbers else None
-            if data is None:
-                return encode_rows(self._view(""))
+        elif self._arrays[""].ndim > 1:
+            return self._numbers() if in_numbers else encode_rows(self._view(""))
         else:
             rows = self._column("", in_numbers)
-        return b'{"data":%b,"error":null}' % (encode_data(rows, "run_inference") if data is None else data)
+        return b'{"data":%b,"error":null}' % encode_data(rows, "run_inference")
 
     def _column(self, name: str, in_numbers: bool) -> list[Any]:
         """JSON values: of rows of no dimension numbers, booleans and text; of others base64 of .npy, or numbers."""
         values = self._values_of(name)
         if values is not None:
             return values[self._start : self._stop]
-        numbers = as_numbers(self._view(name)) if in_numbers else None
-        return [encode_numpy(row) for row in self._view(name)] if numbers is None else list(numbers)
+        view = self._view(name)
+        try:
+            texts = number_texts(view) if in_numbers else None
+        except ValueError:
+            return list(view)  # a number is not finite: encode_data() says of which item
+        if texts is not None:
+            return list(map(orjson.Fragment, texts))
+        numbers = as_numbers(view) if in_numbers else None
+        return [encode_numpy(row) for row in view] if numbers is None else list(numbers)
 
-    def _numbers(self) -> bytes | None:
-        """The JSON list of rows of one dimension or more, in numbers; None where the dtype has none."""
-        array = self._arrays[""]
-        depth = array.ndim - 1
-        if self._stop - self._start == 1 and 0 < array.size <= SMALL * len(array):
-            chunk = self._start // SHARED
-            texts = self._values[chunk] if chunk in self._values else self._texts(chunk, depth)
-            if texts is None:
-                return None
-            data: bytes = b"%b%b%b" % (_OPENS[: depth + 1], texts[self._start % SHARED], _CLOSES[: depth + 1])
-        else:
-            numbers = as_numbers(self._view(""))
-            if numbers is None:
-                return None
-            data = orjson.dumps(numbers, None, orjson.OPT_SERIALIZE_NUMPY)
-        # Only null, which orjson writes for a float that is not finite, has an n; to look for it takes a third of a
-        # microsecond where np.isfinite() takes four, and no longer where there are many.
-        return data if data.find(b"n") < 0 else encode_data(list(as_numbers(self._view(""))), "run_inference")
-
-    def _texts(self, chunk: int, depth: int) -> list[bytes] | None:
-        """What stands within the brackets of each of SHARED rows: of a batch of single items, all are wanted."""
-        numbers = as_numbers(self._arrays[""][chunk * SHARED : (chunk + 1) * SHARED])
+    def _numbers(self) -> bytes:
+        """The body of rows of one dimension or more, in numbers where the dtype has such."""
+        try:
+            body = encode_numbers(self._arrays[""], self._start, self._stop)
+        except ValueError:  # a number is not finite: encode_data() says of which item
+            return encode_data(list(self._view("")), "run_inference")
+        if body is not None:
+            return body
+        numbers = as_numbers(self._view(""))
         if numbers is None:
-            texts = None
-        else:
-            inner = orjson.dumps(numbers, None, orjson.OPT_SERIALIZE_NUMPY)[depth + 1 : -depth - 1]
-            texts = inner.split(b"%b,%b" % (_CLOSES[:depth], _OPENS[:depth]))
-        self._values[chunk] = texts
-        return texts
+            return encode_rows(self._view(""))
+        return b'{"data":%b,"error":null}' % encode_data(list(numbers), "run_inference")
 
     def _values_of(self, name: str) -> list[Any] | None:
         """The values of the whole array: of a batch of single items, all are wanted, and made in one go."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._codec import big_int_offset, items_of, scan
+from .._codec import big_int_offset, items_of, number_texts, scan
 from ..errors import ItemError
 from ._npy import named_dtype
 
@@ -54,17 +54,18 @@ def encode_json(obj: ArrayLike) -> str:
     decode_json of the same dtype and shape gives an equal array.
     Raises: TypeError for another dtype, and for a float that is not finite: JSON has none (RFC 8259 section 6).
     """
-    import orjson
-
     array = np.asarray(obj)
     if array.dtype.kind == "V" and array.dtype.type.__module__ == "ml_dtypes":
         array = array.astype(np.int8 if "int" in array.dtype.name else np.float32)
     if array.dtype.kind not in "biuf" or array.dtype.char == "g":
         raise TypeError(f"expected an array of bool, integers or floats up to 64 bits, got {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise TypeError(f"{array[~np.isfinite(array)][0]} is no JSON number")
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
-    return orjson.dumps(array if array.ndim else array[()], option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    if array.dtype.char == "e":
+        array = array.astype(np.float32)
+    try:
+        (text,) = number_texts(array[None, ...]) or ()
+    except ValueError:
+        raise TypeError(f"{array[~np.isfinite(array)][0]} is no JSON number") from None
+    return text.decode()
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
