@@ -41,7 +41,6 @@ cdef enum:
     STAGED = 1 << 16          # numbers that NumPy converts at once
     MANY = 1 << 16            # strings that are made of a body before anybody has counted them
     TEXT = 4096               # bytes of a text that is written on the stack, and copied once its length is known
-    WRITABLE = 1 << 48        # bytes of one that is tried at all
     DIMS = 31                 # of an item, at most, where its shape is not declared: rows have one more
     DEEP = 254                # lists in lists: as many as orjson writes
     LEAST = 3                 # characters that an item has beside its text: two quotes and a comma, or more
@@ -1457,6 +1456,7 @@ def encode_rows(values):
 
 # -- numbers out
 
+cdef size_t WRITABLE = <size_t>1 << 48  # bytes of a text that is tried at all
 cdef int _bfloat16 = -1       # its number among NumPy's dtypes, once it was met
 
 

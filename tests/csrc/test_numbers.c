@@ -1,7 +1,9 @@
 /* Numbers of JSON against the C library's strtod and a grammar written from RFC 8259, not from the kernels:
  *   texts of all lengths and exponents, close to half way between doubles, cut, damaged; each as float64, float32, float16,
  *   int64, uint8 and bool, where it ends at a page that faults: a byte read outside kills us;
- *   lists in lists, measured by every kernel this CPU allows, cut at every byte.
+ *   lists in lists, measured by every kernel this CPU allows, cut at every byte;
+ *   numbers written, into memory that ends at such a page: read back as the same, and no text of printf that does is shorter,
+ *   or as short and nearer. Every float16 and bfloat16.
  * test_numbers [ROUNDS [SEED]]. Prints what it ran; exits 1 at the first difference.
  */
 #define _GNU_SOURCE
@@ -13,6 +15,7 @@
 
 #include "cpu.h"
 #include "numbers.h"
+#include "shortest.h"
 
 enum { ROOM = 8192 };
 
@@ -252,6 +255,145 @@ static void check_lists(void)
     }
 }
 
+/* ---- numbers out */
+
+static double widened(int kind, uint64_t bits)
+{
+    float f;
+    uint32_t four = (uint32_t)(kind == VX_BF16 ? bits << 16 : bits);
+    if (kind == VX_F64)
+        return vx_double_of(bits);
+    if (kind == VX_F16) {
+        int e = (int)(bits >> 10 & 31), c = (int)(bits & 1023);
+        double size = e == 31 ? INFINITY : e ? ldexp(1024 + c, e - 25) : ldexp(c, -24);
+        return bits >> 15 ? -size : size;
+    }
+    memcpy(&f, &four, sizeof f);
+    return f;
+}
+
+/* The bits of the value of a kind nearest to the text. */
+static uint64_t read_back(int kind, const char *text)
+{
+    double d = strtod(text, NULL);
+    float f = strtof(text, NULL);
+    uint64_t eight;
+    uint32_t four;
+    memcpy(&eight, &d, sizeof eight);
+    if (kind == VX_F64)
+        return eight;
+    if (kind == VX_F16)
+        return half_of(d);
+    if (kind == VX_BF16) {
+        f = (float)d;
+        memcpy(&four, &f, sizeof four);
+        return (four + 0x7fff + (four >> 16 & 1)) >> 16; /* ties to even */
+    }
+    memcpy(&four, &f, sizeof four);
+    return four;
+}
+
+static size_t significant(const char *text, char *digits)
+{
+    size_t n = 0, last = 0;
+    for (; *text && *text != 'e'; text++)
+        if (*text >= '0' && *text <= '9' && (n || *text != '0')) {
+            digits[n++] = *text;
+            if (*text != '0')
+                last = n;
+        }
+    digits[last] = 0;
+    return last;
+}
+
+static void check_written(int kind, uint64_t bits)
+{
+    static char text[ROOM], tried[64], own[64], other[64];
+    size_t most = vx_written[kind].most + 1u;
+    uint8_t *place = fence - most - VX_SLACK, from[8];
+    double value = widened(kind, bits);
+    cases++;
+    memcpy(from, &bits, vx_written[kind].size);
+    uint8_t *end = vx_written[kind].put(place, from, 1);
+    if ((end != NULL) != (isfinite(value) != 0))
+        fail("written", "what isn't finite");
+    if (!end)
+        return;
+    if (end[-1] != ',' || end > place + most)
+        fail("written", "the length");
+    memcpy(text, place, (size_t)(end - place - 1));
+    text[end - place - 1] = 0;
+    if (grammar(text) != 2 || read_back(kind, text) != bits)
+        fail("written, and not read back", text);
+    size_t n = significant(text, own);
+    for (int p = 1; p <= (int)n && value != 0; p++) {
+        snprintf(tried, sizeof tried, "%.*e", p - 1, value);
+        if (read_back(kind, tried) != bits)
+            continue;
+        if (significant(tried, other) < n || strcmp(own, other))
+            fail("written, not the shortest or nearest", text);
+        return;
+    }
+}
+
+static void check_whole(uint64_t n)
+{
+    char expected[32];
+    uint8_t *place = fence - vx_written[VX_I64].most - 1 - VX_SLACK;
+    cases++;
+    sprintf(expected, "%lld,", (long long)n);
+    uint8_t *end = vx_written[VX_I64].put(place, (const uint8_t *)&n, 1);
+    if ((size_t)(end - place) != strlen(expected) || memcmp(place, expected, strlen(expected)))
+        fail("int64 written", expected);
+    sprintf(expected, "%llu,", (unsigned long long)n);
+    end = vx_written[VX_U64].put(place, (const uint8_t *)&n, 1);
+    if ((size_t)(end - place) != strlen(expected) || memcmp(place, expected, strlen(expected)))
+        fail("uint64 written", expected);
+}
+
+/* Lists written, and read again. */
+static void check_rows(void)
+{
+    static uint8_t rows[ROOM], back[ROOM];
+    intptr_t dims[3];
+    int kind = (int)draw(VX_KINDS), ndim = (int)draw(4);
+    size_t numbers = 1, size = 0, count = draw(5);
+    for (int i = 0; i < ndim; i++)
+        numbers *= (size_t)(dims[i] = (intptr_t)draw(4));
+    const vx_form form = {kind, ndim, dims};
+    size_t most = vx_most_text(&form, &size) * count;
+    for (size_t i = 0; i < count * size; i++) /* of which no float is infinite */
+        rows[i] = (uint8_t)(kind == VX_BOOL ? draw(2) : draw(kind >= VX_F16 ? 60 : 256));
+    uint8_t *place = fence - most - VX_SLACK;
+    uint8_t *end = vx_put_forms(&form, place, rows, count);
+    const uint8_t *at = place;
+    cases++;
+    if (!end || end > place + most || size != numbers * vx_written[kind].size)
+        fail("rows written", "the length");
+    if (vx_take_forms(&form, &at, end, back, count) != count || memcmp(rows, back, count * size))
+        fail("rows written", "and not read back");
+    if (count && (at + 1 != end || *at != ','))
+        fail("rows written", "the end");
+}
+
+static void check_all_written(unsigned long long rounds)
+{
+    for (uint64_t bits = 0; bits < 65536; bits++) {
+        check_written(VX_F16, bits);
+        check_written(VX_BF16, bits);
+    }
+    for (uint64_t i = 0; i < rounds; i++) {
+        uint64_t bits = draw(UINT64_MAX), shift = draw(64);
+        check_written(VX_F64, bits);
+        check_written(VX_F32, bits >> 32);
+        check_written(VX_F64, (uint64_t)draw(2047) << 52 | draw(3));
+        check_written(VX_F32, (uint64_t)draw(255) << 23 | draw(3));
+        check_written(VX_F64, bits >> shift);
+        check_whole(bits >> shift);
+        check_rows();
+    }
+}
+
 static void set_fence(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (ROOM + page - 1) / page * page;
@@ -279,6 +421,7 @@ int main(int argc, char **argv)
         if (i % 64 == 0)
             check_lists();
     }
+    check_all_written(rounds / 2);
     check("true");
     check("false");
     printf("numbers: %llu cases, no difference\n", cases);

@@ -5,7 +5,7 @@
  * a 2^q of it. For the k with 10^k <= 2^q < 10^(k+1) this interval holds a multiple of 10^k, and at most one of 10^(k+1),
  * which is shorter. All three, the value and both ends, are whole multiples of one product with a power of ten: so that
  * one multiplication is enough. The power is rounded up in its last bit; the paper shows that what isn't a whole number
- * differs from one by far more than that (for 32 bits and fewer: tests/csrc/every_float.c, which tries them all).
+ * differs from one by far more than that (for 32 bits and fewer: tests/fuzz/every_float.py, which tries them all).
  *
  * The text is laid out as orjson does it: 0.001, 12.0, 1.5e+16, 1e-7. Every writer may write VX_SLACK bytes too far.
  */
@@ -40,7 +40,7 @@ VX_ALWAYS int vx_log2_of_ten(int k) /* floor(log2(10^k)) */
 VX_ALWAYS uint64_t vx_choose_digits(uint64_t whole, unsigned nearer, uint64_t lowest, uint64_t highest)
 {
     uint64_t tens = whole / 10 * 10;
-    uint64_t down = tens >= lowest, up = tens + 10 <= highest;
+    uint64_t down = tens >= lowest, up = (tens + 10 <= highest) & (tens > 0); /* 10 is no shorter than 9 */
     uint64_t near = whole + ((whole < lowest) | ((whole < highest) & nearer));
     uint64_t is_short = 0 - (down | up); /* without branches, half of which would be missed */
     return ((tens + 10 * up) & is_short) | (near & ~is_short);
@@ -334,7 +334,7 @@ typedef uint8_t *(*vx_putter)(uint8_t *to, const uint8_t *from, size_t n);
 #define VX_PUTTER(KIND)                                                                                                        \
     static uint8_t *vx_put_all_##KIND(uint8_t *to, const uint8_t *from, size_t n)                                              \
     {                                                                                                                          \
-        return vx_put_all(KIND, to, from, n);                                                                                                            \
+        return vx_put_all(KIND, to, from, n);                                                                                  \
     }
 VX_PUTTER(VX_BOOL)
 VX_PUTTER(VX_I8)
