@@ -347,6 +347,40 @@ def test_large_floats_need_no_parser_and_no_room_for_its_values(ask):
     assert refused.status == 422 and f"exactly, got -{HUGE} at [1]" in refused.error
 
 
+LARGE = {
+    "float64": (Doubles, [2**53, -(2**53), 2**60, 12345678901234568, -(2**63), 3 * 2**62]),
+    "float32": (Singles, [2**24, 123456000, -(2**40) * 3, 2**63]),
+}
+
+
+@pytest.mark.parametrize(("kind", "integers"), LARGE.values(), ids=LARGE)
+def test_large_integers_that_the_dtype_holds_need_no_parser_either(ask, kind, integers):
+    app = http_server("arrays", kind(), limits=Limits(values=3 * len(integers)))
+    rows = [[n, 0.5] for n in integers]
+    fits, refused, first = run(
+        app,
+        ask(app, data(*rows)),
+        ask(app, data(*rows, [integers[0] + 1, 0])),
+        ask(app, data([HUGE, 0], ["1", 0])),
+    )
+    assert fits.status == 200, fits.error
+    assert (np.asarray(fits.json["data"], array_dtype(kind())) == np.asarray([[2 * n, 1] for n in integers], "f8")).all()
+    assert refused.status == 413 and "limits.values" in refused.error  # a parser says what is wrong
+    assert first.error.startswith("item 1: expected numbers that float")  # lists that are none come first
+
+
+def test_what_a_parser_makes_of_a_body_is_charged_once(ask):
+    limits = Limits(max_bytes=700_000, body=100_000)  # 5000 values are 400_000
+
+    class Complex(Base):
+        def process_request(self, data: npt.NDArray[np.complex128]):
+            return data.real
+
+    app = http_server("arrays", Complex(), limits=limits)
+    (taken,) = run(app, ask(app, b'{"data":[[' + b"%d," % HUGE * 4999 + b"1]]}"))
+    assert taken.status == 422 and "expected integers that complex128 holds exactly" in taken.error
+
+
 def test_nothing_is_decoded_of_more_items_than_there_is_room_for():
     def refuse(count, nbytes):
         raise OverflowError(count)

@@ -1,7 +1,7 @@
 # What the codec takes from C: CPython, NumPy, and the headers in csrc/, whose comments say what each function does.
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "Python.h":
@@ -104,10 +104,12 @@ cdef extern from "numbers.h" nogil:
     ctypedef struct vx_form:
         int kind, ndim
         const cnp.npy_intp *dims
-    const uint8_t *vx_space(const uint8_t *, const uint8_t *)
-    const uint8_t *vx_take_form(const vx_form *, const uint8_t *, const uint8_t *, uint8_t *)
-    const uint8_t *vx_skip_items(const uint8_t *, const uint8_t *, const uint8_t *, size_t)
-    size_t vx_take_forms(const vx_form *, const uint8_t **, const uint8_t *, uint8_t *, size_t)
+        uint64_t most, odd
+    size_t vx_take_rows(
+        const vx_form *, const uint8_t *, const uint8_t **, const uint8_t *, uint8_t *, size_t, size_t, int)
+    size_t vx_take_members(
+        const vx_form *, const uint8_t *, const uint8_t *, const size_t *, size_t, uint8_t *, size_t, size_t)
+    int vx_shape_of(const uint8_t *, const uint8_t *, const uint8_t *, int, cnp.npy_intp *)
 
 cdef extern from "shortest.h" nogil:
     enum:

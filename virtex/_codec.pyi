@@ -89,6 +89,15 @@ class Items:
         be JSON. ValueError, TypeError: rows that are no such arrays.
         """
 
+    def into_exact(self, rows: NDArray[Any], most: int) -> bool:
+        """Decodes all items, as into(), of a body without names; whether it is sure that no integer was rounded.
+
+        rows: of floats, of which `most` is one, and each whole number below it. Where it is not sure, values() tell.
+        """
+
+    def values(self) -> list[Any]:
+        """The items as a JSON parser makes them, once; those that items_of() was given. Raises what the parser does."""
+
 class _Account(Protocol):
     def parse(self, body: _Buffer) -> list[Any]: ...
 

@@ -25,7 +25,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsUnsignedLongLon
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.math cimport isfinite
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport UINT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 
 cnp.import_array()
@@ -623,6 +623,13 @@ cdef class Items:
         else:
             self._columns_into(rows, start, end)
 
+    def into_exact(self, rows, uint64_t most):
+        self.into(rows)
+        return False
+
+    def values(self):
+        raise NotImplementedError
+
     cdef _columns_into(self, rows, Py_ssize_t start, Py_ssize_t stop):
         """Of several items that are wrong, the lowest is named, whichever its column."""
         if len(rows) != len(self.names):
@@ -663,7 +670,8 @@ cdef class _Spans(Items):
     cdef size_t *starts        # offset of each value (or of raw data) in the body, items x columns
     cdef uint32_t numeric      # a bit for each column of numbers; without names, only the first item's start is kept
     cdef Py_ssize_t next       # of such without names, which item stands
-    cdef size_t next_at        # at this offset
+    cdef const uint8_t *next_at  # here
+    cdef uint64_t most, odd    # of an integer for a float: as in numbers.h
     cdef object body, account
     cdef _Values parsed        # what a parser made of the body, once numbers were not what they seemed
     cdef size_t few[FEW]
@@ -776,41 +784,31 @@ cdef class _Spans(Items):
     cdef Py_ssize_t take_plain(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop) except -1:
         cdef vx_form form
         cdef uint8_t *to = <uint8_t *>cnp.PyArray_DATA(rows)
-        cdef const uint8_t *at
-        cdef const uint8_t *end = self.source.data + self.source.size
-        cdef size_t size, good, count = stop - start
+        cdef const uint8_t *begin = self.source.data
+        cdef size_t size
         form.kind, form.ndim, form.dims = _kind_of(rows), cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_DIMS(rows) + 1
+        form.most, form.odd = self.most, self.odd
         if self.names is None:
             return self.take_rows(&form, to, start, stop)
         size = cnp.PyArray_NBYTES(rows) // cnp.PyArray_DIMS(rows)[0]
-        for good in range(count):
-            at = self.source.data + self.starts[(start + good) * self.columns + column]
-            at = vx_take_form(&form, at, end, to + good * size)
-            if at == NULL or vx_take(at, end, b",") == NULL and vx_take(at, end, b"}") == NULL:
-                return good
-        return count
+        return vx_take_members(&form, begin, begin + self.source.size, self.starts + start * self.columns + column,
+                               self.columns, to, size, stop - start)
 
     cdef Py_ssize_t take_rows(self, const vx_form *form, uint8_t *to, Py_ssize_t start, Py_ssize_t stop) except -1:
         cdef const uint8_t *begin = self.source.data
         cdef const uint8_t *end = begin + self.source.size
-        cdef const uint8_t *at
-        cdef size_t good, count = stop - start
-        if start != self.next:
-            self.next, self.next_at = 0, self.starts[0]
-        at = vx_skip_items(begin, begin + self.next_at, end, start - self.next)
-        if at == NULL:
-            return 0
-        if end - at < RELEASE_GIL:
-            good = vx_take_forms(form, &at, end, to, count)
+        cdef size_t good, skip, count = stop - start
+        cdef bint last = stop == self.count
+        if start < self.next:
+            self.next, self.next_at = 0, begin + self.starts[0]
+        skip = start - self.next
+        if end - self.next_at < RELEASE_GIL:
+            good = vx_take_rows(form, begin, &self.next_at, end, to, skip, count, last)
         else:
             with nogil:
-                good = vx_take_forms(form, &at, end, to, count)
-        if good < count:
-            return good
-        at = vx_take(at, end, b"]" if stop == self.count else b",")
-        if at == NULL:
-            return good - 1
-        self.next, self.next_at = stop, vx_space(at, end) - begin
+                good = vx_take_rows(form, begin, &self.next_at, end, to, skip, count, last)
+        if good == count:
+            self.next = stop
         return good
 
     cdef int parse(self, Py_ssize_t i) except -1:
@@ -828,39 +826,28 @@ cdef class _Spans(Items):
         self.parsed = items_of(data, self.names)
         return 0
 
+    def into_exact(self, rows, uint64_t most):
+        self.most, self.odd = most, most if _kind_of(rows) >= 0 else 0  # of what NumPy converts, nothing more is proved
+        self.into(rows)
+        return self.parsed is None
+
+    def values(self):
+        self.parse(0)
+        return self.parsed.elements
+
     def shape(self):
-        cdef const uint8_t *at
-        cdef const uint8_t *end = self.source.data + self.source.size
-        cdef Py_ssize_t dims[DIMS]
-        cdef int depth = 0, ndim = 0, known = DIMS  # how deep the lists are, of which none has ended yet
-        cdef bint is_empty = False
+        cdef cnp.npy_intp dims[DIMS]
+        cdef const uint8_t *begin = self.source.data
+        cdef const uint8_t *end = begin + self.source.size
+        cdef int ndim
         if not self.numeric or self.names is not None:
             return None
-        at = self.source.data + self.starts[0]
-        while at < end:
-            if at[0] == c"[":
-                if depth == ndim and known == DIMS and (is_empty or depth == 0):  # the first in its list
-                    if ndim == DIMS:
-                        return None
-                    dims[depth] = 1
-                    ndim += 1
-                depth += 1
-                is_empty = True
-            elif at[0] == c"]":
-                depth -= 1
-                if depth < known:
-                    known = depth
-                    if is_empty:
-                        dims[depth] = 0
-                is_empty = False
-            elif at[0] > c" ":
-                if at[0] == c"," and 0 < depth <= known:
-                    dims[depth - 1] += 1
-                is_empty = False
-            if depth == 0:
-                break
-            at += 1
-        return tuple([dims[i] for i in range(ndim)])
+        if self.source.size < RELEASE_GIL:
+            ndim = vx_shape_of(begin, begin + self.starts[0], end, DIMS, dims)
+        else:
+            with nogil:
+                ndim = vx_shape_of(begin, begin + self.starts[0], end, DIMS, dims)
+        return None if ndim < 0 else tuple([dims[i] for i in range(ndim)])
 
     cdef array(self, int column, Py_ssize_t i):
         """One item as an array of its own."""
@@ -953,7 +940,8 @@ def scan(body, names=None, account=None):
     items.count = walk.count
     items.numeric, items.has_numbers = walk.numeric, walk.numeric != 0
     if walk.numeric:
-        items.next_at = items.starts[0]
+        items.next_at = items.source.data + items.starts[0]
+        items.most = items.odd = UINT64_MAX
         items.body, items.account = body, account
     return items
 
@@ -1196,7 +1184,10 @@ cdef class _Numbers:
 cdef class _Values(Items):
     """Items that a JSON parser made, or arrays."""
 
-    cdef list values
+    cdef list elements
+
+    def values(self):
+        return self.elements
 
     cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
         cdef _Numbers numbers = None
@@ -1228,7 +1219,7 @@ cdef class _Values(Items):
                 raise self.wrong(column, start + error.index, error)
 
     cdef member(self, int column, Py_ssize_t i):
-        value = self.values[i]
+        value = self.elements[i]
         if self.names is None:
             return value
         if not isinstance(value, dict):
@@ -1240,10 +1231,10 @@ cdef class _Values(Items):
 
 def items_of(values, names=None):
     cdef _Values items = _Values.__new__(_Values)
-    items.values = list(values)
+    items.elements = list(values)
     items.names = None if names is None else tuple(names)
-    items.count = len(items.values)
-    items.has_numbers = _have_numbers(items.values, items.names is not None)
+    items.count = len(items.elements)
+    items.has_numbers = _have_numbers(items.elements, items.names is not None)
     return items
 
 

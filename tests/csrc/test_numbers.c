@@ -22,6 +22,7 @@ enum { ROOM = 8192 };
 static uint64_t state = 88172645463325252u;
 static unsigned long long cases;
 static uint8_t *fence;
+static const vx_form any_integer = {.most = UINT64_MAX};
 
 static uint64_t draw(uint64_t below)
 {
@@ -83,7 +84,7 @@ static int take(int kind, const char *text, void *to)
     const uint8_t *at = place;
     memcpy(place, text, n);
     cases++;
-    return vx_takers[kind](&at, fence, to, 1) == 1 && vx_space(at, fence) == fence;
+    return vx_takers[kind](&any_integer, &at, fence, to, 1) == 1 && vx_space(at, fence) == fence;
 }
 
 /* Half precision by its definition: the nearest of the numbers k * 2^e, of two the even one. */
@@ -230,7 +231,7 @@ static void check_lists(void)
     char *stop = lists(text, dims, ndim, &expected);
     size_t n = (size_t)(stop - text);
     memset(stop, 'x', draw(40));
-    const vx_form form = {VX_U8, ndim, dims};
+    const vx_form form = {.kind = VX_U8, .ndim = ndim, .dims = dims};
     for (size_t cut = n + 3; cut-- > 0;) {
         uint8_t *place = fence - cut;
         memcpy(place, text, cut);

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, get_args, get_origin
 
 import numpy as np
@@ -20,6 +20,8 @@ from ..serial._npy import MAX_DIMS, number_dtype, place_of
 from ..tensor import Array
 from .ring import Batch, Ring, Ticket
 from .steps import Methods, Steps
+
+MOST = (1 << 64) - 1  # the largest integer that is read from JSON
 
 # ---- what a handler says
 
@@ -93,33 +95,22 @@ def stacked(values: list[Any], dtype: np.dtype[Any], admit: Admit, most: int) ->
     """
     admit(len(values), 0)  # before any is decoded
     values = [_array_of(value, dtype, i, admit) for i, value in enumerate(values)]
-    return rows_of_any(items_of(values), _shape_of(values[0]), dtype, admit, most, lambda: values)
+    return rows_of_any(items_of(values), _shape_of(values[0]), dtype, admit, most)
 
 
-def rows_of_any(
-    items: Items,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    admit: Admit,
-    most: int,
-    values: Callable[[], list[Any]],
-    text: bytes | bytearray | memoryview | None = None,
-) -> Array:
-    """The same for items of which the first has that shape, as far as its first lists tell.
-
-    values: gives what a parser makes of them, for errors. text: the JSON in which all of them stand.
-    """
+def rows_of_any(items: Items, shape: tuple[int, ...], dtype: np.dtype[Any], admit: Admit, most: int) -> Array:
+    """The same for items of which the first has that shape, as far as its first lists tell."""
     count, size = len(items), math.prod(max(length, 1) for length in shape)  # a list of nothing takes its brackets
     admit(count, min(count * size, most) * dtype.itemsize)
     if size > most:
-        _check_lists(values()[0], shape, f"{dtype} {shape}")
+        _check_lists(items.values()[0], shape, f"{dtype} {shape}")
     if count * size > most:  # so not all are as large as the first: no memory is taken for what nobody sent
         row = np.empty((1, *shape), dtype)
         for i in range(count):
             items.into(row, i, i + 1)
     rows = np.empty((count, *shape), dtype)
-    items.into(rows)
-    check_exact(rows, values, text)
+    if not items.into_exact(rows, _exact_up_to(dtype)):
+        check_exact(rows, items.values())
     return rows
 
 
@@ -176,22 +167,12 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
     return cast
 
 
-def check_exact(
-    rows: Array, values: Callable[[], list[Any]], text: bytes | bytearray | memoryview | None = None
-) -> None:
-    """Raise ItemError for an integer that rows of floats could not hold. values: gives what they were made of.
-
-    text: their JSON; large floats alone are no reason to have values made of it, which is slow and may be refused.
-    """
-    dtype = rows.dtype
-    if not rows.size or dtype.kind in "iub" or dtype.name in ("int2", "uint2", "int4", "uint4"):
+def check_exact(rows: Array, values: list[Any]) -> None:
+    """Raise ItemError for an integer that rows of floats could not hold. values: what they were made of."""
+    dtype, most = rows.dtype, _exact_up_to(rows.dtype)
+    if most == MOST or not rows.size or max(abs(rows.max()), abs(rows.min())) <= most:  # np.abs() would take memory
         return
-    exact_below = _exact_below(dtype)
-    if max(abs(rows.max()), abs(rows.min())) < exact_below:  # np.abs(rows) would be as large again
-        return
-    if text is not None and not _has_integers(text, len(str(exact_below))):
-        return
-    for i, value in enumerate(values()):
+    for i, value in enumerate(values):
         for place, number in _integers(value, ()):
             if int(rows[(i, *place)].real) != number:
                 at = "".join(f"[{n}]" for n in place)
@@ -199,18 +180,16 @@ def check_exact(
                 raise ItemError(f"expected integers that {dtype} holds exactly, got {number}{where}", i)
 
 
-def _has_integers(text: bytes | bytearray | memoryview, digits: int) -> bool:
-    """Whether numbers of JSON have, among them, integers of so many digits or more. O(n)."""
-    return re.search(rb"(?<![\d.eE+-])-?\d{%d,}+(?![.eE])" % digits, text) is not None
-
-
-def _exact_below(dtype: np.dtype[Any]) -> int:
-    """Integers of which all smaller ones are floats of that dtype."""
+@cache
+def _exact_up_to(dtype: np.dtype[Any]) -> int:
+    """An integer of at most 64 bits; it and all smaller ones are values of that dtype, or are refused as beyond it."""
+    if dtype.kind in "iub" or dtype.name in ("int2", "uint2", "int4", "uint4"):
+        return MOST
     if dtype.kind in "fc" and dtype.char in "efdgFDG":
-        return 1 << int(np.finfo(dtype).nmant + 1)
+        return min((1 << int(np.finfo(dtype).nmant + 1)) - 1, MOST)
     import ml_dtypes
 
-    return 1 << int(ml_dtypes.finfo(dtype).nmant + 1)
+    return (1 << int(ml_dtypes.finfo(dtype).nmant + 1)) - 1
 
 
 def _integers(value: Any, place: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:

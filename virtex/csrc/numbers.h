@@ -80,6 +80,14 @@ static inline const uint8_t *vx_take_exponent(const uint8_t *at, const uint8_t *
 
 /* ---- one number */
 
+/* What an item is: lists in lists, `ndim` deep, of so many numbers of a kind; or one number. An integer for a float may have
+ * any value up to `most`; a larger one goes up to `odd` once its lowest bits that are 0 are left out. */
+typedef struct {
+    int kind, ndim;
+    const intptr_t *dims;
+    uint64_t most, odd;
+} vx_form;
+
 /* An integer's digits and no more; *w below 2^64. */
 VX_ALWAYS const uint8_t *vx_take_whole(const uint8_t *at, const uint8_t *end, uint64_t *w)
 {
@@ -153,7 +161,7 @@ VX_ALWAYS const uint8_t *vx_take_scaled(int kind, const uint8_t *first, const ui
     return at;
 }
 
-VX_ALWAYS const uint8_t *vx_take_double(int kind, const uint8_t *at, const uint8_t *end, double *to)
+VX_ALWAYS const uint8_t *vx_take_double(int kind, const vx_form *form, const uint8_t *at, const uint8_t *end, double *to)
 {
     uint64_t w = 0;
     int negative = at < end && *at == '-';
@@ -176,6 +184,8 @@ VX_ALWAYS const uint8_t *vx_take_double(int kind, const uint8_t *at, const uint8
     if (at - first > 19 && !(at = vx_take_whole(first, end, &w)))
         return NULL;
     if (negative && w > (uint64_t)1 << 63)
+        return NULL;
+    if (w > form->most && w >> __builtin_ctzll(w) > form->odd)
         return NULL;
     *to = negative && w ? -(double)w : (double)w; /* -0 is the integer 0 */
     return at;
@@ -207,7 +217,7 @@ VX_ALWAYS const uint8_t *vx_take_bool(const uint8_t *at, const uint8_t *end, uin
 }
 
 /* One number of a kind, written at `to`. */
-VX_ALWAYS const uint8_t *vx_take_number(int kind, const uint8_t *at, const uint8_t *end, uint8_t *to)
+VX_ALWAYS const uint8_t *vx_take_number(int kind, const vx_form *form, const uint8_t *at, const uint8_t *end, uint8_t *to)
 {
     double d;
     float f;
@@ -242,12 +252,12 @@ VX_ALWAYS const uint8_t *vx_take_number(int kind, const uint8_t *at, const uint8
         VX_UNSIGNED(VX_U32, 32, uint32_t)
         VX_UNSIGNED(VX_U64, 64, uint64_t)
     case VX_F16:
-        if (!(at = vx_take_double(kind, at, end, &d)) || ((h = vx_half(d)) & 0x7fff) >= 0x7c00)
+        if (!(at = vx_take_double(kind, form, at, end, &d)) || ((h = vx_half(d)) & 0x7fff) >= 0x7c00)
             return NULL;
         memcpy(to, &h, sizeof h);
         return at;
     case VX_F32:
-        if (!(at = vx_take_double(kind, at, end, &d)))
+        if (!(at = vx_take_double(kind, form, at, end, &d)))
             return NULL;
         f = (float)d;
         if (!(f >= -3.4028235e38f && f <= 3.4028235e38f))
@@ -255,7 +265,7 @@ VX_ALWAYS const uint8_t *vx_take_number(int kind, const uint8_t *at, const uint8
         memcpy(to, &f, sizeof f);
         return at;
     default:
-        if (!(at = vx_take_double(kind, at, end, &d)))
+        if (!(at = vx_take_double(kind, form, at, end, &d)))
             return NULL;
         memcpy(to, &d, sizeof d);
         return at;
@@ -267,7 +277,7 @@ VX_ALWAYS const uint8_t *vx_take_number(int kind, const uint8_t *at, const uint8
 static const uint8_t vx_widths[VX_KINDS] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 4, 8};
 
 /* n numbers with commas between them, to rows of their kind. At *at, which moves past each that was taken; how many were. */
-VX_ALWAYS size_t vx_take_all(int kind, const uint8_t **at, const uint8_t *end, uint8_t *to, size_t n)
+VX_ALWAYS size_t vx_take_all(int kind, const vx_form *form, const uint8_t **at, const uint8_t *end, uint8_t *to, size_t n)
 {
     const uint8_t *p = *at;
     for (size_t i = 0; i < n; i++, to += vx_widths[kind]) {
@@ -276,19 +286,19 @@ VX_ALWAYS size_t vx_take_all(int kind, const uint8_t **at, const uint8_t *end, u
             if (p == end || *p++ != ',')
                 return i;
         }
-        if (!(p = vx_take_number(kind, vx_space(p, end), end, to)))
+        if (!(p = vx_take_number(kind, form, vx_space(p, end), end, to)))
             return i;
         *at = p;
     }
     return n;
 }
 
-typedef size_t (*vx_taker)(const uint8_t **at, const uint8_t *end, uint8_t *to, size_t n);
+typedef size_t (*vx_taker)(const vx_form *form, const uint8_t **at, const uint8_t *end, uint8_t *to, size_t n);
 
 #define VX_TAKER(KIND)                                                                                                         \
-    static size_t vx_take_all_##KIND(const uint8_t **at, const uint8_t *end, uint8_t *to, size_t n)                            \
+    static size_t vx_take_all_##KIND(const vx_form *form, const uint8_t **at, const uint8_t *end, uint8_t *to, size_t n)       \
     {                                                                                                                          \
-        return vx_take_all(KIND, at, end, to, n);                                                                              \
+        return vx_take_all(KIND, form, at, end, to, n);                                                                        \
     }
 VX_TAKER(VX_BOOL)
 VX_TAKER(VX_I8)
@@ -308,12 +318,6 @@ static const vx_taker vx_takers[VX_KINDS] = {
     vx_take_all_VX_U16,  vx_take_all_VX_U32, vx_take_all_VX_U64, vx_take_all_VX_F16, vx_take_all_VX_F32, vx_take_all_VX_F64,
 };
 
-/* What an item is: lists in lists, `ndim` deep, of so many numbers of a kind; or one number. */
-typedef struct {
-    int kind, ndim;
-    const intptr_t *dims;
-} vx_form;
-
 /* The lists from one dimension on. *to moves behind what they hold. As deep as the service declared, no deeper. */
 static const uint8_t *vx_take_lists(const vx_form *form, int depth, const uint8_t *at, const uint8_t *end, uint8_t **to)
 {
@@ -321,7 +325,7 @@ static const uint8_t *vx_take_lists(const vx_form *form, int depth, const uint8_
     if (!(at = vx_take(at, end, '[')))
         return NULL;
     if (depth == form->ndim - 1) {
-        if (vx_takers[form->kind](&at, end, *to, n) != n)
+        if (vx_takers[form->kind](form, &at, end, *to, n) != n)
             return NULL;
         *to += n * vx_widths[form->kind];
     } else {
@@ -337,7 +341,7 @@ static const uint8_t *vx_take_form(const vx_form *form, const uint8_t *at, const
 {
     if (form->ndim)
         return vx_take_lists(form, 0, at, end, &to);
-    return vx_takers[form->kind](&at, end, to, 1) ? at : NULL;
+    return vx_takers[form->kind](form, &at, end, to, 1) ? at : NULL;
 }
 
 /* Where the item stands that is `count` items further on; NULL if there is none. */
@@ -356,7 +360,7 @@ static inline const uint8_t *vx_skip_items(const uint8_t *begin, const uint8_t *
 static inline size_t vx_take_forms(const vx_form *form, const uint8_t **at, const uint8_t *end, uint8_t *rows, size_t count)
 {
     if (!form->ndim)
-        return vx_takers[form->kind](at, end, rows, count);
+        return vx_takers[form->kind](form, at, end, rows, count);
     for (size_t i = 0; i < count; i++) {
         const uint8_t *p = *at;
         if ((i && !(p = vx_take(p, end, ','))) || !(p = vx_take_lists(form, 0, p, end, &rows)))
@@ -364,6 +368,93 @@ static inline size_t vx_take_forms(const vx_form *form, const uint8_t **at, cons
         *at = p;
     }
     return count;
+}
+
+/* `count` items into rows, the first of them `skip` items behind *at, the last of them the body's last or not. How many are
+ * good; *at moves behind them if all are. */
+static inline size_t vx_take_rows(const vx_form *form, const uint8_t *begin, const uint8_t **at, const uint8_t *end,
+                                  uint8_t *rows, size_t skip, size_t count, int last)
+{
+    const uint8_t *p = vx_skip_items(begin, *at, end, skip);
+    size_t good = p ? vx_take_forms(form, &p, end, rows, count) : 0;
+    if (!p || good < count)
+        return good;
+    if (!(p = vx_take(p, end, last ? ']' : ',')))
+        return count - 1; /* more follows what looked like a number */
+    *at = vx_space(p, end);
+    return count;
+}
+
+/* Members of as many objects, at offsets `step` apart in `starts`, into rows of `size` bytes. How many are good. */
+static inline size_t vx_take_members(const vx_form *form, const uint8_t *begin, const uint8_t *end, const size_t *starts,
+                                     size_t step, uint8_t *rows, size_t size, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *at = vx_take_form(form, begin + starts[i * step], end, rows + i * size);
+        if (!at || !(vx_take(at, end, ',') || vx_take(at, end, '}')))
+            return i;
+    }
+    return count;
+}
+
+/* ---- what they may be */
+
+/* How many bytes are c. */
+static inline size_t vx_count(const uint8_t *at, const uint8_t *end, uint8_t c)
+{
+    enum { LANES = 64 };
+    size_t found = 0;
+    while (end - at >= LANES) {
+        uint8_t counts[LANES] = {0};
+        for (int round = 0; round < 255 && end - at >= LANES; round++, at += LANES)
+            for (int i = 0; i < LANES; i++)
+                counts[i] += at[i] == c;
+        for (int i = 0; i < LANES; i++)
+            found += counts[i];
+    }
+    for (; at < end; at++)
+        found += *at == c;
+    return found;
+}
+
+/* Behind the list whose first element stands at `at`, with its commas in *commas; NULL if it doesn't end. */
+static inline const uint8_t *vx_measure(const uint8_t *begin, const uint8_t *at, const uint8_t *end, intptr_t *commas)
+{
+    while (at && at < end && *at != ']') {
+        *commas += *at == ',';
+        at = *at == '[' ? vx_active->skip(begin, at + 1, end) : at + 1;
+    }
+    return at && at < end ? at + 1 : NULL;
+}
+
+/* The same for a list that has none in it, as most of the innermost; NULL for others. */
+static inline const uint8_t *vx_measure_flat(const uint8_t *begin, const uint8_t *at, const uint8_t *end, intptr_t *commas)
+{
+    const uint8_t *close = vx_active->skip(begin, at, end);
+    if (!close || memchr(at, '[', (size_t)(close - at)))
+        return NULL;
+    *commas += (intptr_t)vx_count(at, close, ',');
+    return close;
+}
+
+/* The shape of numbers at `at`, as far as the first lists tell. How many dimensions; -1 for more than `most`. */
+static inline int vx_shape_of(const uint8_t *begin, const uint8_t *at, const uint8_t *end, int most, intptr_t *dims)
+{
+    int ndim = 0;
+    while ((at = vx_space(at, end)) < end && *at == '[') {
+        if (ndim == most)
+            return -1;
+        dims[ndim++] = 1;
+        at++;
+    }
+    if (!ndim)
+        return 0;
+    int depth = ndim - 1;
+    dims[depth] = at < end && *at != ']';
+    const uint8_t *after = vx_measure_flat(begin, at, end, &dims[depth]);
+    for (at = after ? after : vx_measure(begin, at, end, &dims[depth]); at && depth > 0;)
+        at = vx_measure(begin, at, end, &dims[--depth]);
+    return at ? ndim : -1;
 }
 
 #endif

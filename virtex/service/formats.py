@@ -8,7 +8,7 @@ that are no messages are in uploads.py.
 from __future__ import annotations
 
 import re
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Json(Format):
         shape = None if items is None else items.shape()
         if items is None or shape is None:
             return Format.array(self, body, dtype, account)
-        return rows_of_any(items, shape, dtype, account.admit_array, len(body), partial(account.parse, body), body)
+        return rows_of_any(items, shape, dtype, account.admit_array, len(body))
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values in a list, arrays as text or lists of numbers in it."""
