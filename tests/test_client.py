@@ -130,6 +130,8 @@ def test_data_that_is_no_list_is_refused(face: Face) -> None:
         ({"headers": {"x": "a\r\nhost: evil"}}, "expected printable characters"),
         ({"headers": {"x": "5 \u20ac"}}, "x: expected printable characters of Latin-1, got '5 \u20ac'"),
         ({"headers": {"x": 3}}, "x: expected printable characters of Latin-1, got 3"),
+        ({"headers": {"X-Request-Timeout-Ms": "5"}}, "'X-Request-Timeout-Ms' says what is left of timeout="),
+        ({"url": "http://host:65536/"}, "http://host:65536/: expected a port from 1 to 65535"),
         ({"headers": {"a b": "c"}}, "expected a name of letters"),
     ],
 )
@@ -661,7 +663,7 @@ def test_a_default_service_answers_every_message_of_a_bundle(size: int) -> None:
 def test_a_client_without_a_url_says_what_to_give_it(face: Face) -> None:
     with HttpClient() as client, pytest.raises(ValueError) as caught:
         face(client, "post", message(1))
-    assert str(caught.value) == "no URL to post to: expected HttpClient(url) or post(url, message), got None"
+    assert str(caught.value) == "no URL to post to: expected HttpClient(url) or post(url, message)"
 
 
 def test_validate_message_raises_for_what_can_not_be_posted() -> None:

@@ -43,7 +43,7 @@ MAY_KNOW = {
     "handler": {"batch", "tensor", "message", "service.request", "_codec"},
     "client": {"message", "posting"},
     "posting": {"message", "serial", "_codec"},
-    "load": {"message", "serial", "load.virtual", "load.tried"},
+    "load": {"message", "posting", "serial", "load.virtual", "load.tried"},
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},

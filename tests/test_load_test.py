@@ -197,6 +197,13 @@ def test_what_befell_a_request_is_the_error_of_its_response() -> None:
     assert all(isinstance(response, HttpMessage) for response in result.responses)
 
 
+def test_the_item_that_an_error_names_stands_in_its_response() -> None:
+    refusal = reply({"data": [], "error": "item 1: no", "index": 1}, "422 x")
+    with answering(always(refusal)) as peer:
+        (response,) = load(peer.url(), numbered(1), warmup=0).responses
+    assert response == {"data": [], "error": "item 1: no", "index": 1}
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

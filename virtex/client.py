@@ -26,7 +26,7 @@ from .posting.bundles import Bar, in_tasks, in_threads
 from .posting.lanes import AsyncLane, Lane
 from .posting.outcomes import Outcome, message_of
 from .posting.retries import Post, Retries, Turn
-from .posting.targets import Target, headers_of, target_of
+from .posting.targets import Target, check_message, checked, headers_of, target_of
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -86,6 +86,8 @@ class HttpClient:
         self.raise_errors = raise_errors
         self.max_connections = max_connections
         self._headers = headers_of(headers or {}, api_key)
+        if b"x-request-timeout-ms" in self._headers:
+            raise ValueError("headers: 'X-Request-Timeout-Ms' says what is left of timeout=, and is set by the client")
         self._context = ssl_context or _system_trust()
         self._uds = None if uds is None else os.fspath(uds)
         self._retries = Retries(retry)
@@ -108,7 +110,7 @@ class HttpClient:
         a URL, RuntimeError once closed.
         """
         url, message = _given(url, message)
-        (message,) = _checked([message])
+        check_message(message)
         post = self._post(url, message)
         return self._deliver(post, self._exchange(post))
 
@@ -118,7 +120,7 @@ class HttpClient:
         url: where to, if not to the client's. message: what to post.
         """
         url, message = _given(url, message)
-        (message,) = _checked([message])
+        check_message(message)
         post = self._post(url, message)
         return self._deliver(post, await self._exchange_async(post))
 
@@ -139,7 +141,7 @@ class HttpClient:
         is none; with raise_errors=True the first failure of the list is raised when all have ended.
         """
         url, messages = _given(url, messages)
-        bundle = _checked(messages)
+        bundle = checked(messages)
 
         def post_one(message: HttpMessage, turn: Turn) -> tuple[Post, Outcome]:
             post = self._post(url, message, turn)
@@ -161,7 +163,7 @@ class HttpClient:
         url: where to, if not to the client's. messages: what to post. progress: show a bar on stderr; needs tqdm.
         """
         url, messages = _given(url, messages)
-        bundle = _checked(messages)
+        bundle = checked(messages)
 
         async def post_one(message: HttpMessage, turn: Turn) -> tuple[Post, Outcome]:
             post = self._post(url, message, turn)
@@ -212,10 +214,7 @@ class HttpClient:
 
         message: what is to be posted.
         """
-        if not isinstance(message, HttpMessage):
-            raise TypeError(f"message: expected an HttpMessage, got {type(message).__name__}")
-        if not isinstance(message.data, list):
-            raise TypeError(f"message.data: expected a list of items, got {type(message.data).__name__}")
+        check_message(message)
 
     # The end
 
@@ -250,7 +249,10 @@ class HttpClient:
         return self._begin("POST", self._target(url), (JSON, JSON), message.json, turn)
 
     def _target(self, url: str | None) -> Target:
-        return target_of(self.url if url is None else url)
+        url = self.url if url is None else url
+        if url is None:
+            raise ValueError("no URL to post to: expected HttpClient(url) or post(url, message)")
+        return target_of(url)
 
     def _begin(
         self, method: str, target: Target, kinds: tuple[str, str], body: bytes = b"", turn: Turn | None = None
@@ -389,12 +391,3 @@ os.register_at_fork(after_in_child=_after_fork)
 def _given(url: Any, content: Any) -> tuple[str | None, Any]:
     """Tell `post(content)` from `post(url, content)`."""
     return (None, url) if content is None and not isinstance(url, str) else (url, content)
-
-
-def _checked(messages: Any) -> list[HttpMessage]:
-    if messages is None or isinstance(messages, (HttpMessage, str, bytes)):
-        raise TypeError(f"messages: expected an iterable of HttpMessages, got {type(messages).__name__}")
-    bundle = list(messages)
-    for message in bundle:
-        HttpClient.validate_message(message)
-    return bundle

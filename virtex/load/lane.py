@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import httptools
 
-from .plan import Plan, target_of
+from ..posting.targets import headers_of, target_of
+from .plan import Plan
 
 MOST_HEAD = 256 << 10  # bytes: whoever sends more of a head than this sends garbage
 
@@ -48,12 +49,10 @@ class Address(NamedTuple):
 
 def addresses_of(url: str) -> list[Address]:
     """Every address of a URL's host. Raises OSError where there is none."""
-    parts = target_of(url)
-    assert parts.hostname
-    secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    return [Address(family, where, parts.hostname if secure else None) for family, _, _, _, where in found]
+    target, _, _ = target_of(url)
+    secure, host = target.scheme == b"https", target.host.decode()
+    found = socket.getaddrinfo(host, target.port or (443 if secure else 80), type=socket.SOCK_STREAM)
+    return [Address(family, where, host if secure else None) for family, _, _, _, where in found]
 
 
 def reachable(addresses: Sequence[Address], timeout: float) -> Address:
@@ -68,15 +67,14 @@ def reachable(addresses: Sequence[Address], timeout: float) -> Address:
 
 def requests_of(plan: Plan) -> list[bytes]:
     """The bytes of the request for each payload."""
-    parts = target_of(plan.url)
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    fields = {"host": parts.netloc, "user-agent": "virtex-loadtest", "accept": "application/json"}
-    fields |= {name.lower(): words for name, words in plan.headers.items()}
+    target, host, _ = target_of(plan.url)
+    fields = {b"user-agent": b"virtex-loadtest", b"accept": b"application/json"} | headers_of(plan.headers)
     requests = []
     for payload in plan.payloads:
-        every = {"content-type": payload.content_type} | fields | {"content-length": str(len(payload.body))}
-        lines = "".join(f"{name}: {words}\r\n" for name, words in every.items())
-        requests.append(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + payload.body)
+        every = {b"host": host, b"content-type": payload.content_type.encode()} | fields
+        every[b"content-length"] = b"%d" % len(payload.body)
+        lines = b"".join(b"%b: %b\r\n" % field for field in every.items())
+        requests.append(b"POST %b HTTP/1.1\r\n%b\r\n%b" % (target.target, lines, payload.body))
     return requests
 
 

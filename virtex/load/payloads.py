@@ -17,6 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from ..message import HttpMessage
+from ..posting.targets import check_message
 from ..serial.numpy import encode_numpy
 
 Array = npt.NDArray[Any]
@@ -40,10 +41,7 @@ class Payload(NamedTuple):
 
 def payload_of(message: HttpMessage) -> Payload:
     """A message as a payload. Raises TypeError for what is no message, or what JSON can't carry."""
-    if not isinstance(message, HttpMessage):
-        raise TypeError(f"message: expected an HttpMessage, got {type(message).__name__}")
-    if not isinstance(message.data, list):
-        raise TypeError(f"message.data: expected a list of items, got {type(message.data).__name__}")
+    check_message(message)
     return Payload(message.json, len(message.data))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import SplitResult, urlsplit
 
+from ..posting.targets import headers_of, target_of
 from .payloads import Payload
 
 OPEN_MOST = 1000  # connections of an open loop, where the plan names no bound
@@ -68,35 +68,9 @@ class Plan:
             raise ValueError(
                 f"connections: expected 1 or more for each of {self.processes} processes, got {self.connections!r}"
             )
-        for name, words in self.headers.items():
-            _check_header(name, words)
+        headers_of(self.headers)
 
     @property
     def most_connections(self) -> int:
         """Of all processes together."""
         return self.connections or (64 if self.rate is None else OPEN_MOST)
-
-
-def target_of(url: str) -> SplitResult:
-    """The parts of a URL. Raises ValueError for one that can't be posted to."""
-    parts = urlsplit(url) if isinstance(url, str) else SplitResult("", "", "", "", "")
-    if isinstance(url, str) and not (url.isascii() and url.isprintable() and " " not in url):
-        raise ValueError(f"expected a URL in ASCII without spaces, the rest of it percent-encoded, got {url!r}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"expected a URL like http://host:8081/path, got {url!r}")
-    if parts.username is not None:
-        raise ValueError("credentials in a URL end up in logs: put them in headers={'authorization': ...}")
-    try:
-        parts.port  # noqa: B018  urllib reads it when it is asked for
-    except ValueError as error:
-        raise ValueError(f"{url}: {error}") from None
-    return parts
-
-
-def _check_header(name: str, words: str) -> None:
-    if name.lower() in ("connection", "content-length", "host", "transfer-encoding"):
-        raise ValueError(f"headers: {name!r} belongs to the connection and is set by the load test itself")
-    if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"headers: expected a name of letters, digits, '-' and '_', got {name!r}")
-    if not isinstance(words, str) or not words.isprintable() or max(words, default="") > "\xff":
-        raise ValueError(f"headers: {name}: expected printable characters of Latin-1, got {words!r}")

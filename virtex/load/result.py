@@ -11,9 +11,9 @@ from math import nan
 from typing import Any, Literal, Self
 
 import numpy as np
-import orjson
 
 from ..message import HttpMessage
+from ..posting.outcomes import failed, reply_of
 from .lane import KINDS
 from .payloads import Payload, payload_of
 from .plan import Plan
@@ -240,22 +240,7 @@ def _result(found: Run) -> LoadTestResult:
 
 def message_of(answer: Answer, plan: Plan) -> HttpMessage:
     """The message of an answer, or one whose error says what came instead."""
-    if not answer.status:
-        words = KINDS[answer.error]
-        within = f" within {plan.timeout:g} s" if answer.error in ("timeout", "unsent") else ""
-        return HttpMessage(data=[], error=f"{plan.url}: {words}{within}")
-    try:
-        content = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
-        content = None
-    match content:
-        case {"error": error} if error is not None:
-            words = error if isinstance(error, str) else orjson.dumps(error).decode()
-            refused = HttpMessage(data=[], error=words or f"{plan.url}: an error without words, status {answer.status}")
-            if type(index := content.get("index")) is int:
-                refused["index"] = index
-            return refused
-        case {"data": list(data)} if 200 <= answer.status < 300:
-            return HttpMessage(data=data)
-    came = f"{len(answer.body)} bytes: {answer.body[:200].decode('utf-8', 'replace')!r}"
-    return HttpMessage(data=[], error=f"{plan.url}: expected a message, got status {answer.status} with {came}")
+    if answer.status:
+        return reply_of(plan.url, answer.status, answer.body)
+    within = f" within {plan.timeout:g} s" if answer.error in ("timeout", "unsent") else ""
+    return failed(f"{plan.url}: {KINDS[answer.error]}{within}")

@@ -50,6 +50,11 @@ class Outcome:
         """Under what the server's log has the request."""
         return self.header("x-request-id") or None
 
+    @property
+    def redirect(self) -> str:
+        """Where it leads; "" for no redirect."""
+        return self.header("location") if self.status in (301, 302, 303, 307, 308) else ""
+
     def content(self) -> bytes:
         """What the body's bytes mean. Raises Unreadable."""
         content = self.body
@@ -88,7 +93,7 @@ def message_of(name: str, timeout: float | None, outcome: Outcome) -> tuple[int,
         content = outcome.content()
     except Unreadable as error:
         return 0, failed(f"{name}: {error}")
-    return outcome.status, _message(name, outcome, content)
+    return outcome.status, reply_of(name, outcome.status, content, outcome.redirect, outcome.header("content-type"))
 
 
 def failed(words: str) -> HttpMessage:
@@ -96,7 +101,11 @@ def failed(words: str) -> HttpMessage:
     return HttpMessage(data=[], error=words)
 
 
-def _message(name: str, outcome: Outcome, body: bytes) -> HttpMessage:
+def reply_of(name: str, status: int, body: bytes, redirect: str = "", kind: str = "") -> HttpMessage:
+    """The message in the body of a reply, or one whose error says what came instead.
+
+    name, redirect: URLs. kind: its Content-Type.
+    """
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -104,18 +113,17 @@ def _message(name: str, outcome: Outcome, body: bytes) -> HttpMessage:
     match content:
         case {"error": error} if error is not None:
             words = error if isinstance(error, str) else orjson.dumps(error).decode()
-            refused = failed(words or f"{name}: an error without words, status {outcome.status}")
+            refused = failed(words or f"{name}: an error without words, status {status}")
             if type(index := content.get("index")) is int:
                 refused["index"] = index
             return refused
-        case {"data": list(data)} if 200 <= outcome.status < 300:
+        case {"data": list(data)} if 200 <= status < 300:
             return HttpMessage(data=data)
-    return failed(f"{name}: expected a message, got status {outcome.status}{_came(outcome, body)}")
+    return failed(f"{name}: expected a message, got status {status}{_came(body, redirect, kind)}")
 
 
-def _came(outcome: Outcome, body: bytes) -> str:
-    if outcome.status in (301, 302, 303, 307, 308) and outcome.header("location"):
-        return f", a redirect to {outcome.header('location')}, which is not followed"
-    kind = outcome.header("content-type")
+def _came(body: bytes, redirect: str, kind: str) -> str:
+    if redirect:
+        return f", a redirect to {redirect}, which is not followed"
     of = f" of type {kind}" if kind and not kind.startswith("application/json") else ""
     return f" with {len(body)} bytes{of}: {body[:200].decode('utf-8', 'replace')!r}"
