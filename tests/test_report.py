@@ -9,6 +9,7 @@ import pytest
 from kit.runs import URL, make_empty, make_errors, make_run, make_sweep
 
 import virtex
+from virtex.load.modes import failed_share
 from virtex.load.payloads import Payload
 from virtex.load.plan import Plan
 from virtex.load.report import (
@@ -18,7 +19,6 @@ from virtex.load.report import (
     as_csv,
     as_json,
     as_table,
-    failed_share,
     knee,
     middles,
     milliseconds,

@@ -21,10 +21,10 @@ from ..message import HttpMessage
 from ..serial._needs import library
 from . import peer
 from .live import Line
-from .modes import Search, search
+from .modes import Search, failed_share, holds_at, search
 from .payloads import Payload, payloads_of
 from .plan import Plan
-from .report import Report, as_csv, as_json, as_table, failed_share, load_of, number
+from .report import Report, as_csv, as_json, as_table, load_of, number
 from .run import Run, run
 
 SECONDS = 10.0  # of a run, where nothing else is said
@@ -85,11 +85,6 @@ def _report(asked: argparse.Namespace, runs: list[Run], found: Search | None, si
         held = [at for at, run in enumerate(runs) if run is found.best]
     best = max(held, key=lambda at: load_of(runs[at].plan), default=None)
     return Report("search", runs, sizes, asked.slo, best, found.limited_by if found else "", interrupted)
-
-
-def holds_at(run: Run, p99: float, errors: float) -> bool:
-    """Whether a run held the bounds. errors: the share that may fail."""
-    return run.response.percentile(99) <= p99 and failed_share(run) <= errors
 
 
 def holds(report: Report, errors: float) -> bool:

@@ -10,10 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from .plan import Plan
-from .record import Slice
-from .run import Run, run, was_late
-
-Progress = Callable[[Slice], object]
+from .run import Progress, Run, run, was_late
 
 NEAR = 0.2  # of the bound: a p99 that near to it is measured again
 REPEATS = 3  # of such a run, of which the middle one counts
@@ -87,7 +84,7 @@ def search(
             tried.append(runner(at_rate, progress))
         found.runs += tried
         middle = sorted(tried, key=_p99)[len(tried) // 2]
-        if _holds(middle, p99, errors):
+        if holds_at(middle, p99, errors):
             found.best = middle
             return True
         found.limited_by = "client" if was_late(middle) else "service"
@@ -126,5 +123,12 @@ def _p99(found: Run) -> float:
     return found.response.percentile(99) if found.answered else math.inf
 
 
-def _holds(found: Run, p99: float, errors: float) -> bool:
-    return sum(found.errors.values()) <= errors * found.scheduled and _p99(found) <= p99
+def holds_at(found: Run, p99: float, errors: float) -> bool:
+    """Whether a run has answers, and holds the bounds. p99: seconds. errors: the share that may fail."""
+    return _p99(found) <= p99 and failed_share(found) <= errors
+
+
+def failed_share(found: Run) -> float:
+    """Which share of what came back, or was to, is an error."""
+    failed = sum(found.errors.values())
+    return failed / (found.answered + failed) if failed else 0.0

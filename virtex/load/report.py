@@ -113,12 +113,6 @@ def errors_of(run: Run) -> int:
     return sum(run.errors.values())
 
 
-def failed_share(run: Run) -> float:
-    """Which share of what came back, or was to, is an error."""
-    total = run.answered + errors_of(run)
-    return errors_of(run) / total if total else 0.0
-
-
 def number(load: float) -> str:
     """A rate or a number of connections, in as many digits as are of use."""
     return f"{load:,.0f}" if load >= 100 else f"{load:,.3g}"

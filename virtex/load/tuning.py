@@ -18,10 +18,10 @@ import orjson
 
 from ..message import HttpMessage
 from . import peer
-from .command import holds_at, line_for, need_for, payloads_for, refusing
+from .command import line_for, need_for, payloads_for, refusing
 from .fit import Cost, Proposal, Settings, candidates, fit, propose, sizes_to
 from .live import Line
-from .modes import search
+from .modes import holds_at, search
 from .payloads import NPY, Payload, payload_of
 from .plan import Plan
 from .report import number
