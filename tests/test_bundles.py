@@ -23,18 +23,18 @@ def face(request: pytest.FixtureRequest) -> Face:
 
 def test_after_a_refusal_as_many_are_under_way_as_found_room_and_none_begins_until_it_has_its_answer() -> None:
     pace = Pace(8)
-    turns = [pace.begin() for _ in range(8)]
+    places = [pace.begin() for _ in range(8)]
     assert not pace.is_open
-    turns[0].refuse()
-    turns[1].refuse()
-    turns[1].refuse()
+    places[0].refuse()
+    places[1].refuse()
+    places[1].refuse()
     assert pace.limit == 6
-    for turn in turns[2:]:
-        turn.end()
+    for place in places[2:]:
+        place.end()
     assert not pace.is_open  # two wait to be posted again
-    turns[0].end()
+    places[0].end()
     assert not pace.is_open
-    turns[1].end()
+    places[1].end()
     assert pace.is_open
     assert 6 < pace.limit < 8
 
@@ -60,19 +60,19 @@ def test_where_none_found_room_in_all_the_time_of_one_the_rest_does_not_wait_unt
 
 def test_one_is_always_under_way_and_the_limit_grows_back() -> None:
     pace = Pace(4)
-    turns = [pace.begin() for _ in range(4)]
-    for turn in turns:
-        turn.refuse()
+    places = [pace.begin() for _ in range(4)]
+    for place in places:
+        place.refuse()
     assert pace.limit == 1
-    for turn in turns:
-        turn.end()
+    for place in places:
+        place.end()
     for _ in range(20):
         pace.begin().end()
     assert pace.limit == 4
 
 
 def test_a_failure_in_a_thread_is_raised_when_the_others_are_done() -> None:
-    def post(number: int, turn: Any) -> int:
+    def post(number: int, place: Any) -> int:
         if number == 3:
             raise RuntimeError("three")
         return number

@@ -224,7 +224,7 @@ def test_a_folder_is_refused_as_output_before_the_test_and_not_after_it(capsys, 
 
 def test_a_service_that_takes_arrays_of_any_shape_gives_no_example(monkeypatch, capsys):
     says = {"inputs": {"dtype": "float64", "shape": None}}
-    monkeypatch.setattr("virtex.load.peer.ask", lambda *asked: says)
+    monkeypatch.setattr("virtex.load.about.ask", lambda *asked: says)
     error = refused(capsys, "loadtest", "http://127.0.0.1:1/")
     assert error.rstrip().endswith("gives no example: say by --data what to send")
 

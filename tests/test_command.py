@@ -14,8 +14,8 @@ import pytest
 from kit.servers import ECHO, ROOT, free_port, serving
 
 from virtex import cli
-from virtex.load import peer
-from virtex.load.live import Line, line_of
+from virtex.load import about
+from virtex.load.live import LiveLine, line_of
 from virtex.load.record import Histogram, Slice
 
 PICKY = """
@@ -260,7 +260,7 @@ def answering():
     ids=["404", "no JSON", "half", "a list", "no metrics", "garbage", "nothing"],
 )
 def test_a_service_that_is_none_of_ours_says_nothing(answer, answering):
-    assert peer.metrics(answering(answer), {}) is None
+    assert about.metrics(answering(answer), {}) is None
 
 
 def metrics(counts, total):
@@ -268,7 +268,7 @@ def metrics(counts, total):
 
 
 def test_sizes_are_what_came_between_two_looks():
-    found = peer.sizes_between(metrics([1, 2, 0], 5.0), metrics([1, 4, 1], 20.0))
+    found = about.sizes_between(metrics([1, 2, 0], 5.0), metrics([1, 4, 1], 20.0))
     assert (found.counts, found.mean) == ((0, 2, 1), 5.0)
 
 
@@ -281,7 +281,7 @@ SOME = metrics([1, 1, 1], 9.0)
     ids=["no first", "no second", "no batch", "started again"],
 )
 def test_where_there_is_nothing_to_compare_there_are_no_sizes(before, after):
-    assert peer.sizes_between(before, after) is None
+    assert about.sizes_between(before, after) is None
 
 
 # ---- the line
@@ -298,7 +298,7 @@ def test_a_run_that_was_stopped_has_the_seconds_that_were_over():
     from kit.runs import make_run
 
     whole = make_run(seconds=4, errors={"5xx": 8})
-    line = Line(None)
+    line = LiveLine(None)
     line.begin(whole.plan)
     assert line.partial() == []
     for each in whole.slices[:2]:

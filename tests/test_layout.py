@@ -43,7 +43,7 @@ MAY_KNOW = {
     "handler": {"batch", "tensor", "message", "service.request", "_codec"},
     "client": {"message", "posting"},
     "posting": {"message", "serial", "_codec"},
-    "load": {"message", "posting", "serial", "load.virtual", "load.tried"},
+    "load": {"info", "message", "posting", "serial", "load.virtual", "load.tried"},
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},
@@ -131,6 +131,7 @@ NO_LOOP = {
 }
 TESTED_BY = {  # where a file's tests have another name
     "__main__": "cli",
+    "about": "command",
     "acceptor": "listener",
     "access_log": "worker",
     "addresses": "listener",
@@ -145,7 +146,6 @@ TESTED_BY = {  # where a file's tests have another name
     "keys": "authorize",
     "lane": "load_faults",
     "lanes": "client",
-    "peer": "command",
     "outcomes": "client",
     "plan": "load",
     "plots": "document",

@@ -44,8 +44,8 @@ def retries(time: Time, mode: str = "safe") -> Retries:
     return Retries(mode, time.clock, time.dice)
 
 
-def tried(time: Time, times: int = 1, timeout: float | None = 60.0, turn: Any = None) -> Post:
-    post = Post("POST", target_of("http://there/"), [], b"", timeout, time.clock, turn)
+def tried(time: Time, times: int = 1, timeout: float | None = 60.0, place: Any = None) -> Post:
+    post = Post("POST", target_of("http://there/"), [], b"", timeout, time.clock, place)
     for _ in range(times):
         post.begin()
     return post
@@ -169,22 +169,22 @@ def test_a_bundle_waits_for_a_token_and_says_where_there_was_no_room() -> None:
     time, place = Time(), Place()
     policy = retries(time)
     policy.budget.tokens = 0.0
-    waits = [policy.wait(tried(time, turn=place), full("0")) for _ in range(3)]
+    waits = [policy.wait(tried(time, place=place), full("0")) for _ in range(3)]
     assert waits == pytest.approx([0.1, 0.2, 0.3])
     assert place.refusals == 3
-    assert policy.wait(tried(time, timeout=0.2, turn=place), full("0")) is None
+    assert policy.wait(tried(time, timeout=0.2, place=place), full("0")) is None
     assert policy.budget.tokens == pytest.approx(-3)
 
 
 def test_a_bundle_hears_what_is_given_up_and_says_where_a_wait_is_worth_nothing() -> None:
     time, place = Time(), Place()
     policy = retries(time)
-    assert policy.wait(tried(time, timeout=3.0, turn=place), full("2")) is not None
+    assert policy.wait(tried(time, timeout=3.0, place=place), full("2")) is not None
     assert not place.given_up
-    assert policy.wait(tried(time, timeout=2.0, turn=place), full("2")) is None
+    assert policy.wait(tried(time, timeout=2.0, place=place), full("2")) is None
     assert place.given_up
     place.has_hope = False
-    assert policy.wait(tried(time, timeout=3.0, turn=place), full("2")) is None
+    assert policy.wait(tried(time, timeout=3.0, place=place), full("2")) is None
 
 
 def test_each_try_tells_the_service_what_is_left_of_its_time() -> None:

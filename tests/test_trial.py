@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kit.servers import ECHO, ROOT, until
 
-from virtex.load.peer import ask
+from virtex.load.about import ask
 from virtex.load.trial import Trial, TrialError
 from virtex.load.tried import change, load, own
 from virtex.server import Server

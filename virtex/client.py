@@ -22,10 +22,10 @@ import httpx2
 from .errors import ClientError
 from .message import HttpMessage
 from .posting import arrays as of_arrays
-from .posting.bundles import Bar, in_tasks, in_threads
+from .posting.bundles import Bar, Place, in_tasks, in_threads
 from .posting.lanes import AsyncLane, Lane
 from .posting.outcomes import Outcome, message_of
-from .posting.retries import Post, Retries, Turn
+from .posting.retries import Post, Retries
 from .posting.targets import Target, check_message, checked, headers_of, target_of
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ class HttpClient:
         url, messages = _given(url, messages)
         bundle = checked(messages)
 
-        def post_one(message: HttpMessage, turn: Turn) -> tuple[Post, Outcome]:
-            post = self._post(url, message, turn)
+        def post_one(message: HttpMessage, place: Place) -> tuple[Post, Outcome]:
+            post = self._post(url, message, place)
             return post, self._exchange(post)
 
         with Bar(len(bundle), progress) as done:
@@ -165,8 +165,8 @@ class HttpClient:
         url, messages = _given(url, messages)
         bundle = checked(messages)
 
-        async def post_one(message: HttpMessage, turn: Turn) -> tuple[Post, Outcome]:
-            post = self._post(url, message, turn)
+        async def post_one(message: HttpMessage, place: Place) -> tuple[Post, Outcome]:
+            post = self._post(url, message, place)
             return post, await self._exchange_async(post)
 
         with Bar(len(bundle), progress) as done:
@@ -245,8 +245,8 @@ class HttpClient:
 
     # Inside
 
-    def _post(self, url: str | None, message: HttpMessage, turn: Turn | None = None) -> Post:
-        return self._begin("POST", self._target(url), (JSON, JSON), message.json, turn)
+    def _post(self, url: str | None, message: HttpMessage, place: Place | None = None) -> Post:
+        return self._begin("POST", self._target(url), (JSON, JSON), message.json, place)
 
     def _target(self, url: str | None) -> Target:
         url = self.url if url is None else url
@@ -255,14 +255,14 @@ class HttpClient:
         return target_of(url)
 
     def _begin(
-        self, method: str, target: Target, kinds: tuple[str, str], body: bytes = b"", turn: Turn | None = None
+        self, method: str, target: Target, kinds: tuple[str, str], body: bytes = b"", place: Place | None = None
     ) -> Post:
         """kinds: of the body, and of the answer."""
         if self._closed:
             raise RuntimeError("this HttpClient is closed")
         fields = {b"content-type": kinds[0].encode(), b"accept": kinds[1].encode()} | self._headers
         self._retries.budget.deposit()
-        return Post(method, target, list(fields.items()), body, self.timeout, self._retries.clock, turn)
+        return Post(method, target, list(fields.items()), body, self.timeout, self._retries.clock, place)
 
     def _exchange(self, post: Post) -> Outcome:
         outcome = self._try(post)

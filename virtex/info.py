@@ -32,8 +32,8 @@ def gather() -> dict[str, Any]:
         "dependencies": {name: _version(name) for name in CORE},
         "extras": _extras(),
         "system": platform.platform(),
-        "cpu": _cpu(),
-        "cores": _cores(),
+        "cpu": cpu(),
+        "cores": cores(),
         "codec": _codec(),
         "gpu": _gpus(),
         "open_files": _open_files(),
@@ -87,7 +87,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu() -> str | None:
+def cpu() -> str | None:
+    """The name of the processor."""
     if sys.platform == "darwin":
         return _said_by("sysctl", "-n", "machdep.cpu.brand_string")
     try:
@@ -97,7 +98,8 @@ def _cpu() -> str | None:
     return found[1].strip() if found else platform.processor() or platform.machine() or None
 
 
-def _cores() -> dict[str, int]:
+def cores() -> dict[str, int]:
+    """How many there are, and how many this process may use."""
     every = os.cpu_count() or 1
     return {"usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every, "all": every}
 

@@ -19,8 +19,8 @@ import orjson
 
 from ..message import HttpMessage
 from ..serial._needs import library
-from . import peer
-from .live import Line
+from . import about
+from .live import LiveLine
 from .modes import Search, failed_share, holds_at, search
 from .payloads import Payload, payloads_of
 from .plan import Plan
@@ -37,7 +37,7 @@ def loadtest(asked: argparse.Namespace) -> bool:
         plan = _plan(asked)
     need_for(asked.output)
     line = line_for(asked)
-    before = peer.metrics(plan.url, plan.headers)
+    before = about.metrics(plan.url, plan.headers)
     runs: list[Run] = []
     found: Search | None = None
     interrupted = False
@@ -48,7 +48,7 @@ def loadtest(asked: argparse.Namespace) -> bool:
         runs += line.partial()
     finally:
         line.wipe()
-    sizes = peer.sizes_between(before, peer.metrics(plan.url, plan.headers))
+    sizes = about.sizes_between(before, about.metrics(plan.url, plan.headers))
     report = _report(asked, runs, found, sizes, interrupted)
     publish(asked, report)
     if interrupted:
@@ -56,7 +56,7 @@ def loadtest(asked: argparse.Namespace) -> bool:
     return holds(report, asked.max_errors)
 
 
-def _go(asked: argparse.Namespace, plan: Plan, runs: list[Run], line: Line) -> Search | None:
+def _go(asked: argparse.Namespace, plan: Plan, runs: list[Run], line: LiveLine) -> Search | None:
     """Run what was asked; each run is in `runs` as soon as it is over."""
 
     def watched(plan: Plan, progress: Any = None) -> Run:
@@ -165,7 +165,7 @@ def _message(text: str) -> HttpMessage:
 
 
 def _samples(url: str, headers: Mapping[str, str]) -> list[HttpMessage] | str:
-    answer = peer.ask(url, "/", headers)
+    answer = about.ask(url, "/", headers)
     said = answer if isinstance(answer, dict) else {}
     if said.get("example"):
         return [HttpMessage(data=[item]) for item in said["example"]]
@@ -185,10 +185,10 @@ def need_for(output: Sequence[Path]) -> None:
         library("matplotlib", "an HTML report", "loadtest")
 
 
-def line_for(asked: argparse.Namespace) -> Line:
+def line_for(asked: argparse.Namespace) -> LiveLine:
     logging.getLogger("virtex").addHandler(logging.NullHandler())  # or warnings that the report repeats would be here
     shown = not asked.quiet and (asked.progress or sys.stderr.isatty())
-    return Line(sys.stderr if shown else None)
+    return LiveLine(sys.stderr if shown else None)
 
 
 def publish(asked: argparse.Namespace, report: Report) -> None:

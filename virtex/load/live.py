@@ -15,7 +15,7 @@ from .run import Run
 WIPE = "\r\x1b[K"  # to the start of the line, and clear to its end: ECMA-48 8.3.41, EL
 
 
-class Line:
+class LiveLine:
     """One line of a terminal; called with each second of a run. out: None shows nothing."""
 
     def __init__(self, out: TextIO | None) -> None:

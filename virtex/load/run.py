@@ -23,6 +23,7 @@ from typing import Any
 
 import virtex
 
+from .. import info
 from .drive import Drive
 from .lane import Address, addresses_of, reachable
 from .plan import Plan
@@ -237,15 +238,9 @@ def _child(plan: Plan, address: Address, index: int) -> Iterator[Child]:
 
 def machine() -> dict[str, Any]:
     """Where a test runs: CPU, cores that it may use, system, versions."""
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
     return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": info.cpu(),
+        "cores": info.cores()["usable"],
         "system": platform.platform(),
         "python": platform.python_version(),
         "virtex": virtex.__version__,

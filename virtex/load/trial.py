@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
-from .peer import ask
+from .about import ask
 from .tried import ASKED
 
 READY_SECONDS = 600.0  # a model may take minutes to load

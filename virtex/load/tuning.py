@@ -17,10 +17,10 @@ from typing import Any
 import orjson
 
 from ..message import HttpMessage
-from . import peer
+from . import about
 from .command import line_for, need_for, payloads_for, refusing
 from .fit import Cost, Proposal, Settings, candidates, fit, propose, sizes_to
-from .live import Line
+from .live import LiveLine
 from .modes import holds_at, search
 from .payloads import NPY, Payload, payload_of
 from .plan import Plan
@@ -64,7 +64,7 @@ class _Enough(Exception):
 class Tuner:
     """The stages of one tuning, whose results go into `found` as they come."""
 
-    def __init__(self, asked: argparse.Namespace, found: Tuned, line: Line) -> None:
+    def __init__(self, asked: argparse.Namespace, found: Tuned, line: LiveLine) -> None:
         self.asked = asked
         self.found = found
         self.line = line
@@ -120,9 +120,9 @@ class Tuner:
     def _time_batch(self, trial: Trial, size: int, seconds: float) -> float | None:
         """Seconds of a batch that is one request. None where the service does not take so many items at once."""
         plan = self._plan(trial, [of_size(self._payloads, size)], seconds, connections=1)
-        before = peer.metrics(trial.url, plan.headers)
+        before = about.metrics(trial.url, plan.headers)
         result = run(plan)
-        after = peer.metrics(trial.url, plan.headers)
+        after = about.metrics(trial.url, plan.headers)
         if before is None or after is None:
             raise TrialError("GET /metrics/live was not answered: what does authorize= ask for? --header can send it")
         if result.answered and not result.errors:

@@ -42,10 +42,10 @@ class Pace:
         """Whether another may begin."""
         return not self.waiting and self.under_way < int(self.limit)
 
-    def begin(self) -> PaceTurn:
+    def begin(self) -> Place:
         """One begins."""
         self.under_way += 1
-        return PaceTurn(self)
+        return Place(self)
 
     def refuse(self) -> None:
         """One under way found no room: as many as did may be under way from now on."""
@@ -68,7 +68,7 @@ class Pace:
             self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
 
-class PaceTurn:
+class Place:
     """The place of one message that is under way."""
 
     def __init__(self, pace: Pace) -> None:
@@ -97,9 +97,7 @@ class PaceTurn:
             self._pace.end(self.refused, self.given_up)
 
 
-def in_threads(
-    messages: Sequence[Any], most: int, post: Callable[[Any, PaceTurn], T], done: Callable[[], Any]
-) -> list[T]:
+def in_threads(messages: Sequence[Any], most: int, post: Callable[[Any, Place], T], done: Callable[[], Any]) -> list[T]:
     """What `post` gave for each message, in order. done: called for each that is over, one at a time."""
     pace = Pace(most)
     open_again = threading.Condition(pace.lock)
@@ -113,14 +111,14 @@ def in_threads(
                 number = next(numbers, None)
                 if number is None:
                     return
-                turn = pace.begin()
+                place = pace.begin()
             try:
-                answers[number] = post(messages[number], turn)
+                answers[number] = post(messages[number], place)
             finally:
-                turn.end()
+                place.end()
                 with open_again:
                     done()
-                    open_again.notify_all() if turn.refused else open_again.notify(2)
+                    open_again.notify_all() if place.refused else open_again.notify(2)
 
     count = min(most, len(messages))
     with ThreadPoolExecutor(count or 1) as threads:
@@ -130,7 +128,7 @@ def in_threads(
 
 
 async def in_tasks(
-    messages: Sequence[Any], most: int, post: Callable[[Any, PaceTurn], Awaitable[T]], done: Callable[[], Any]
+    messages: Sequence[Any], most: int, post: Callable[[Any, Place], Awaitable[T]], done: Callable[[], Any]
 ) -> list[T]:
     """As in_threads(), on the running loop."""
     pace = Pace(most)
@@ -145,14 +143,14 @@ async def in_tasks(
                 number = next(numbers, None)
                 if number is None:
                     return
-                turn = pace.begin()
+                place = pace.begin()
             try:
-                answers[number] = await post(messages[number], turn)
+                answers[number] = await post(messages[number], place)
             finally:
-                turn.end()
+                place.end()
             done()
             async with open_again:
-                open_again.notify_all() if turn.refused else open_again.notify(2)
+                open_again.notify_all() if place.refused else open_again.notify(2)
 
     tasks = [asyncio.create_task(work()) for _ in range(min(most, len(messages)))]
     try:

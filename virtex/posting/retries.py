@@ -17,11 +17,12 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
-from typing import Protocol
 
 import httpcore2
 
+from .bundles import Place
 from .outcomes import Outcome
+from .targets import Target
 
 MODES = ("safe", "always", "never")
 TRIES = 4  # in all, where no connection comes or holds
@@ -29,40 +30,29 @@ FIRST, MOST = 0.1, 10.0  # seconds: the first wait's bound, which doubles, and w
 FULL, PER_SECOND, PER_POST = 100.0, 10.0, 0.2  # tokens; a retry takes one
 
 
-class Turn(Protocol):
-    """The place of a post in a bundle, which can wait for a token.
-
-    refuse: the service had no room for it; gives whether there is hope of some. give_up: there was none in time.
-    """
-
-    def refuse(self) -> bool: ...
-
-    def give_up(self) -> None: ...
-
-
 class Post:
     """One request, through all its tries.
 
     method, url, headers, body: what is sent. host: of the URL, for the header. name: the URL as errors show it.
     timeout: seconds from now to the deadline of all tries together, or None. written: whether the running try has
-    handed a byte to the system. turn: in a bundle.
+    handed a byte to the system. place: in a bundle.
     """
 
     def __init__(
         self,
         method: str,
-        target: tuple[httpcore2.URL, bytes, str],
+        target: Target,
         headers: list[tuple[bytes, bytes]],
         body: bytes,
         timeout: float | None,
         clock: Callable[[], float],
-        turn: Turn | None = None,
+        place: Place | None = None,
     ) -> None:
         self.method = method
         self.url, self.host, self.name = target
         self.body = body
         self.timeout = timeout
-        self.turn = turn
+        self.place = place
         self.tries = 0
         self.written = False
         self._headers = headers
@@ -147,15 +137,15 @@ class Retries:
         least = None if self.mode == "never" else self._least(post, outcome)
         if least is None:
             return None
-        if outcome.status == 503 and post.turn is not None and not post.turn.refuse():
+        if outcome.status == 503 and post.place is not None and not post.place.refuse():
             return None
         wait = least + self._dice() * min(MOST, FIRST * 2.0 ** min(post.tries - 1, 10))
         left = post.left()
         if left is not None and wait >= left:
-            if post.turn is not None:
-                post.turn.give_up()
+            if post.place is not None:
+                post.place.give_up()
             return None
-        credit = self.budget.spend(post.turn is not None)
+        credit = self.budget.spend(post.place is not None)
         if credit is None:
             return None
         if left is not None and credit >= left:

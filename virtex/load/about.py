@@ -16,11 +16,11 @@ from .report import Sizes
 SECONDS = 5.0  # for an answer
 
 
-def ask(url: str, path: str, headers: Mapping[str, str], seconds: float = SECONDS) -> Any:
+def ask(url: str, path: str, headers: Mapping[str, str]) -> Any:
     """The JSON that a GET of a path is answered, on the host of the URL; None where there is no such answer."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=seconds)
+    connection = kind(parts.hostname or "", parts.port, timeout=SECONDS)
     try:
         connection.request("GET", path, headers={"accept": "application/json", **headers})
         answer = connection.getresponse()
