@@ -27,9 +27,8 @@ import pybase64
 import safetensors.numpy
 
 from virtex import _codec, codec_info
+from virtex.info import cpu
 from virtex.serial import decode_numpy, encode_numpy
-
-from .host import cpu_name
 
 IMAGE = 3 * 224 * 224  # float32 values: 602112 bytes
 SIZES = [64, 1024, 65536, 4 * IMAGE, 4 << 20]
@@ -258,7 +257,7 @@ def header():
     return [
         f"virtex isa={info['isa']} (forced: {'yes' if info['forced'] else 'no'}; "
         f"available: {' '.join(info['available'])})",
-        f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}, {python}",
+        f"{cpu()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}, {python}",
     ]
 
 

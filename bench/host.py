@@ -241,10 +241,11 @@ def cpus_apart() -> tuple[set[int], set[int]]:
 def machine(*packages: str) -> dict[str, Any]:
     """What the figures depend on. packages: whose versions are named beside Virtex's and Python's."""
     from virtex import __version__, codec_info
+    from virtex.info import cpu
 
     versions = {"virtex": __version__, "python": platform.python_version()}
     return {
-        "cpu": cpu_name(),
+        "cpu": cpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": sorted(os.sched_getaffinity(0)),
         "codec": str(codec_info()),
@@ -255,13 +256,6 @@ def machine(*packages: str) -> dict[str, Any]:
 def wrk_version() -> str:
     said = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout
     return said.split()[1]
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _version(name: str) -> str:

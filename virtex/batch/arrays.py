@@ -175,9 +175,7 @@ def check_exact(rows: Array, values: list[Any]) -> None:
     for i, value in enumerate(values):
         for place, number in _integers(value, ()):
             if int(rows[(i, *place)].real) != number:
-                at = "".join(f"[{n}]" for n in place)
-                where = f" at {at}" if at else ""
-                raise ItemError(f"expected integers that {dtype} holds exactly, got {number}{where}", i)
+                raise ItemError(f"expected integers that {dtype} holds exactly, got {number}{place_of(place)}", i)
 
 
 @cache

@@ -6,6 +6,7 @@ Rules: knows dtypes, shapes and headers; texts and bodies are the codec's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any
@@ -140,7 +141,7 @@ def number_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def place_of(indices: list[int]) -> str:
+def place_of(indices: Sequence[int]) -> str:
     """Where in nested lists an error was found: " at [3][2]"; nothing for what stands in none."""
     return f" at {''.join(f'[{i}]' for i in indices)}" if indices else ""
 
