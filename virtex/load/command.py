@@ -114,6 +114,11 @@ def _searches(asked: argparse.Namespace) -> bool:
     return asked.slo is not None and asked.rate is None and asked.connections is None and asked.sweep is None
 
 
+def _has_schedule(asked: argparse.Namespace) -> bool:
+    """Whether it is an open loop."""
+    return asked.rate is not None or _searches(asked) or (asked.sweep is not None and asked.sweep[0] == "rate")
+
+
 def _check_modes(asked: argparse.Namespace) -> None:
     if asked.sweep is not None:
         beside = [f"--{name}" for name in ("rate", "connections", "slo") if getattr(asked, name) is not None]
@@ -121,19 +126,17 @@ def _check_modes(asked: argparse.Namespace) -> None:
             beside.remove("--connections")  # how many there are at most
         if beside:
             raise ValueError(f"--sweep goes without {' and '.join(beside)}")
-    is_open = asked.rate is not None or _searches(asked) or (asked.sweep is not None and asked.sweep[0] == "rate")
-    if asked.arrivals == "poisson" and not is_open:
+    if asked.arrivals == "poisson" and not _has_schedule(asked):
         raise ValueError("--arrivals is for a schedule: give --rate, too")
 
 
 def _plan(asked: argparse.Namespace) -> Plan:
     seconds = asked.duration or (None if asked.requests else SECONDS)
-    is_closed = asked.rate is None and not _searches(asked) and (asked.sweep is None or asked.sweep[0] != "rate")
     plan = Plan(
         url=asked.url,
         payloads=[Payload(b"")],  # until what a service says of itself has been asked for
         rate=asked.rate,
-        connections=asked.connections or (max(64, asked.processes) if is_closed else None),
+        connections=asked.connections or (None if _has_schedule(asked) else max(64, asked.processes)),
         arrivals=asked.arrivals,
         count=asked.requests,
         seconds=seconds,
