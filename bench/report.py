@@ -298,6 +298,8 @@ def draw_peers(saved: dict[str, Any], to: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "virtex"  # the same figures, the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not the outlines of its letters
+    matplotlib.rcParams["font.sans-serif"] = ["Arial", "sans-serif"]  # of the reader's machine
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(JOBS), figsize=(11, 3.4), sharey=True, layout="constrained")
@@ -310,6 +312,7 @@ def draw_peers(saved: dict[str, Any], to: Path) -> None:
         panel.set(xscale="log", title=f"{title}: requests per CPU-second", xlim=(min(numbers) / 2, max(numbers) * 8))
         panel.title.set_fontsize(10)
         panel.spines[["top", "right"]].set_visible(False)
+        panel.minorticks_off()
     figure.savefig(to, format="svg", metadata={"Date": None})
     pyplot.close(figure)
 
