@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from kit.servers import ECHO, ROOT, until
 
+from virtex import cli
 from virtex.load.about import ask
 from virtex.load.trial import Trial, TrialError
 from virtex.load.tried import change, load, own
@@ -72,8 +74,10 @@ def test_the_service_is_found_bare_wrapped_or_made(module, source):
         (":app", ECHO, "expected module:app"),
         ("{}:", ECHO, "expected module:app"),
         ("{}:nothing", ECHO, "has no nothing"),
-        ("{}:asgi", "async def asgi(scope, receive, send): ...", "found 0"),
-        ("{}:asgi", WRAPPED + "\nother = http_server(name='b', handler=Echo())\nasgi = app", "found 2"),
+        ("nowhere_at_all:app", ECHO, "nowhere_at_all:app: there is no module 'nowhere_at_all' here"),
+        ("{0}.inner:app", ECHO, "there is no module '.*inner' here"),
+        ("{}:asgi", "async def asgi(scope, receive, send): ...", "the only one of its module; .* holds 0"),
+        ("{}:asgi", WRAPPED + "\nother = http_server(name='b', handler=Echo())\nasgi = app", "holds 2"),
     ],
 )
 def test_what_is_no_service_is_refused_by_name(module, name, source, says):
@@ -86,15 +90,27 @@ def test_what_is_no_service_is_refused_by_name(module, name, source, says):
     [
         ("1 / 0", {}, "ZeroDivisionError"),
         ("import os\nos.nothing", {}, "has no attribute 'nothing'"),
-        ("x = 1", {}, "has no app"),
+        ("import nowhere_to_be_found", {}, "No module named 'nowhere_to_be_found'"),
         (ECHO, {"max_batch_size": 0}, "max_batch_size=0"),
     ],
-    ids=["a module that raises", "one that misses an attribute", "one without the app", "an option that can't be"],
+    ids=[
+        "a module that raises",
+        "one that misses an attribute",
+        "one that misses a module",
+        "an option that can't be",
+    ],
 )
 def test_a_service_that_does_not_start_says_why(module, source, options, says):
     with pytest.raises(TrialError, match="^the service did not start: ") as failed:
         Trial(f"{module(source)}:app", options)
     assert says in str(failed.value).splitlines()[0]
+
+
+def test_a_wrong_name_is_one_line(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tune", f"{module('x = 1')}:app", "--p99", "1s"])
+    assert ended.value.code == 2
+    assert re.search(r"virtex tune: error: (tried_\d+):app: \1 has no app\n$", capsys.readouterr().err)
 
 
 def test_a_setup_that_raises_is_told(module):

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .about import ask
-from .tried import ASKED
+from .tried import ASKED, Misnamed
 
 READY_SECONDS = 600.0  # a model may take minutes to load
 END_SECONDS = 30.0
@@ -42,7 +42,7 @@ class Trial:
 
     own: what its module says of max_batch_size, max_time_on_queue and executor.
 
-    Raises TrialError where it does not become ready.
+    Raises Misnamed where there is no such service, TrialError where it does not become ready.
     """
 
     def __init__(self, app: str, options: Mapping[str, Any]) -> None:
@@ -55,8 +55,8 @@ class Trial:
 
     def _start(self, stack: contextlib.ExitStack, app: str, options: Mapping[str, Any]) -> None:
         folder = stack.enter_context(TemporaryDirectory(prefix="virtex-tune-"))
-        self._log, told = Path(folder) / "log", Path(folder) / "own.json"
-        asked = {"app": app, "options": dict(options), "told": str(told)}
+        self._log, self._told = Path(folder) / "log", Path(folder) / "told.json"
+        asked = {"app": app, "options": dict(options), "told": str(self._told)}
         command = ["gunicorn", "-k", "virtex.VirtexWorker", "-w", "1", "--bind", f"127.0.0.1:{self.port}"]
         command += ["--graceful-timeout", "2"]  # nobody waits for an answer when it is ended
         with self._log.open("wb") as log:
@@ -70,7 +70,7 @@ class Trial:
             )
         stack.callback(self._end)
         self._wait_ready()
-        self.own: dict[str, Any] = json.loads(told.read_text())
+        self.own: dict[str, Any] = json.loads(self._told.read_text())
 
     def __enter__(self) -> Self:
         return self
@@ -84,11 +84,17 @@ class Trial:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
+                self._check_name()
                 raise TrialError(f"the service did not start: {self._why()}")
             if ask(self.url, "/health/ready", {}) is not None:
                 return
             time.sleep(POLL)
         raise TrialError(f"the service was not ready within {READY_SECONDS:g} s: {self._why()}")
+
+    def _check_name(self) -> None:
+        told = json.loads(self._told.read_text()) if self._told.exists() else {}
+        if "misnamed" in told:
+            raise Misnamed(told["misnamed"])
 
     def _why(self) -> str:
         """The last exception of its log, in the first line, and the end of the log below."""

@@ -23,15 +23,24 @@ from ..workers.loading import resolve
 ASKED = "VIRTEX_TRIAL"  # {"app": "module:app", "options": {"max_batch_size": 64, ...}, "told": "where own() goes"}
 
 
+class Misnamed(ValueError):
+    """The name of an application means nothing that can be tried."""
+
+
 def application(name: str) -> Any:
-    """An application by its name, module:app. Raises ValueError where there is none."""
+    """An application by its name, module:app. Raises Misnamed where there is none."""
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path):
-        raise ValueError(f"{name!r}: expected module:app")
-    app: Any = import_module(module_name)
+        raise Misnamed(f"{name!r}: expected module:app")
+    try:
+        app: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # it is there, and imports what is not
+        raise Misnamed(f"{name}: there is no module {error.name!r} here") from None
     for part in path.split("."):
         if not hasattr(app, part):
-            raise ValueError(f"{name}: {module_name} has no {path}")
+            raise Misnamed(f"{name}: {module_name} has no {path}")
         app = getattr(app, part)
     return resolve(app)
 
@@ -39,13 +48,15 @@ def application(name: str) -> Any:
 def load(name: str) -> tuple[Any, Server]:
     """An application by its name, module:app, and its service: itself, or the one that its module holds.
 
-    Raises ValueError where there is none, or more than one.
+    Raises Misnamed where there is no such module or name, or it has no service, or more than one.
     """
     app = application(name)
-    module = sys.modules[name.partition(":")[0]]
+    module_name = name.partition(":")[0]
+    module = sys.modules[module_name]
     held = [app] if isinstance(app, Server) else [one for one in vars(module).values() if isinstance(one, Server)]
     if len(held) != 1:
-        raise ValueError(f"{name}: expected a Server, or one in its module that the app wraps; found {len(held)}")
+        expected = "expected a Server, as http_server() makes it, or an app that wraps the only one of its module"
+        raise Misnamed(f"{name}: {expected}; {module_name} holds {len(held)}")
     return app, held[0]
 
 
@@ -71,8 +82,13 @@ def _end_with_parent() -> None:
 
 def _app() -> Any:
     asked = json.loads(os.environ[ASKED])
-    app, server = load(asked["app"])
-    Path(asked["told"]).write_text(json.dumps(own(server)))
+    told = Path(asked["told"])
+    try:
+        app, server = load(asked["app"])
+    except Misnamed as error:
+        told.write_text(json.dumps({"misnamed": str(error)}))
+        raise
+    told.write_text(json.dumps(own(server)))
     change(server, asked["options"])
     threading.Thread(target=_end_with_parent, name="virtex trial", daemon=True).start()
     return app

@@ -75,7 +75,9 @@ class Tuner:
 
     def run(self) -> None:
         """All of it. Raises TrialError where the app itself does not start, or does not answer."""
-        with self._trial({"max_time_on_queue": 0.0}) as trial:
+        with refusing():
+            first = self._trial({"max_time_on_queue": 0.0})
+        with first as trial:
             self._learn(trial)
         chosen = self._propose()
         affordable = (self._ends - time.monotonic()) / (RUNS * len(chosen))
