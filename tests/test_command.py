@@ -11,6 +11,8 @@ import sys
 import threading
 
 import pytest
+from kit.peer import Link, always, reply
+from kit.peer import echo as echo_link
 from kit.servers import ECHO, ROOT, free_port, serving
 
 from virtex import cli
@@ -282,6 +284,37 @@ SOME = metrics([1, 1, 1], 9.0)
 )
 def test_where_there_is_nothing_to_compare_there_are_no_sizes(before, after):
     assert about.sizes_between(before, after) is None
+
+
+@pytest.mark.parametrize("outputs", [("/dev/full", "b.json"), ("b.json", "/dev/full")], ids=("first", "last"))
+def test_a_full_disk_costs_no_other_output_and_is_the_exit_code(loadtest, echo, tmp_path, capsys, outputs):
+    (tmp_path / "full.csv").symlink_to("/dev/full")
+    paths = [tmp_path / ("full.csv" if each == "/dev/full" else each) for each in outputs]
+    code, text = loadtest(echo, "--requests", "1", "--warmup", "0", *(f"--output={path}" for path in paths))
+    assert code == 1
+    assert json.loads((tmp_path / "b.json").read_text())["mode"] == "run"
+    assert f"written: {tmp_path}/b.json" in text and "written: {tmp_path}/full.csv" not in text
+
+
+def test_a_unix_socket_is_tested_as_a_port_is(loadtest, tmp_path):
+    told = reply({"example": ["a"]})
+    parts = [always(told), always(reply({})), echo_link, always(reply({}))]  # a connection each, in this order
+
+    def serve():
+        for part in parts:
+            sock, _ = listener.accept()
+            with sock:
+                part(Link(sock, 0))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        asked = ("--connections", "1", "--requests", "3", "--warmup", "0")
+        code, text = loadtest(f"unix:{tmp_path}/s", *asked)
+        thread.join(10)
+    assert code == 0 and "3 right answers to 3 requests" in text
 
 
 # ---- the line

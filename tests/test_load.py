@@ -52,6 +52,8 @@ def plan(url: str = "http://127.0.0.1:1", payloads: list[Payload] = ONE, **optio
         ({"url": "http://[::1"}, "expected a URL like"),
         ({"url": "http://a/b\nc"}, "expected a URL like"),
         ({"url": None}, "expected a URL like"),
+        ({"url": "unix:"}, "expected unix:/path of a socket"),
+        ({"url": "unix:/a:b"}, "expected unix:/path of a socket"),
         ({"payloads": []}, "at least one"),
         ({"rate": 0}, "rate: expected a number above 0"),
         ({"rate": float("nan")}, "rate: expected"),
@@ -114,8 +116,10 @@ def test_poisson_arrivals_are_independent_at_the_rate_and_the_same_again() -> No
         ("http://127.0.0.1:81", b"POST / HTTP/1.1", b"host: 127.0.0.1:81"),
         ("http://h/a b\u00fc?x=\u00fc#there", b"POST /a%20b%C3%BC?x=%C3%BC HTTP/1.1", b"host: h"),
         ("https://\u00fc.test/", b"POST / HTTP/1.1", b"host: xn--tda.test"),
+        ("unix:/a/b", b"POST / HTTP/1.1", b"host: localhost"),
+        ("unix:/a/b:/c?d=e", b"POST /c?d=e HTTP/1.1", b"host: localhost"),
     ],
-    ids=("plain", "a path that is not ASCII", "a host that is not ASCII"),
+    ids=("plain", "a path that is not ASCII", "a host that is not ASCII", "a socket", "a path of a socket"),
 )
 def test_a_url_is_sent_as_http_writes_it(url: str, line: bytes, host: bytes) -> None:
     (request,) = requests_of(plan(url))

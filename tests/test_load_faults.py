@@ -86,6 +86,37 @@ def test_statuses_are_counted_each() -> None:
         assert asked(peer.url()).statuses == {200: 8}
 
 
+def drop_second(link: Link) -> None:
+    link.read()
+    link.send(reply(RIGHT))
+    link.read()
+
+
+def test_a_kept_connection_that_is_closed_without_notice_is_told_from_half_an_answer() -> None:
+    with answering(drop_second) as peer:
+        found = asked(peer.url(), rate=None, connections=1)
+    assert found.errors == {"dropped": 4}
+    assert found.answered == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"data": [], "error": "item 1:\n  no"}, "item 1: no"),
+        (b"<p>" + b"x" * 70_000, "<p>" + "x" * 197),
+        ({"error": {"code": 3}}, '{"error":{"code":3}}'),
+        ([1], "[1]"),
+    ],
+    ids=("an error", "a page", "an error that is no text", "no object"),
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_words_of_the_first_error_are_kept(body: Any, words: str, processes: int) -> None:
+    if processes > 1 and body != [1]:
+        pytest.skip("one is enough to see that they travel")
+    with answering(always(reply(body, "422 Unprocessable Content"))) as peer:
+        assert asked(peer.url(), processes=processes).said == {"4xx": words}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_where_nobody_listens_each_request_is_refused(mode: str) -> None:
     found = asked(f"http://127.0.0.1:{free_port()}", **({"rate": None} | MODES[mode]))
@@ -166,7 +197,7 @@ def test_the_server_dies_in_the_midst() -> None:
     assert found.answered + sum(found.errors.values()) == 800
     assert found.answered >= 200
     assert found.errors["refused"] >= 200
-    assert set(found.errors) <= {"refused", "reset", "closed"}
+    assert set(found.errors) <= {"refused", "reset", "closed", "dropped"}
 
 
 def test_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ RUN = {
     "lateness": dict,
     "errors": dict,
     "statuses": dict,
+    "said": dict,
     "slices": list,
 }
 PLAN = {
@@ -165,6 +166,22 @@ def test_what_went_wrong_is_said_the_worst_first():
         "errors: 5xx 20, timeout 10",
         "MISSED: p99 of 1.00 ms",
     ]
+
+
+def test_a_service_that_refuses_is_worse_than_a_client_that_was_too_slow():
+    late = make_run(errors={"refused": 10_000})
+    late.client_kept_rate, late.why_not = False, "late"
+    texts = [each.text for each in verdicts(Report("run", [late]))]
+    assert texts == ["errors: refused 10,000", "THE CLIENT WAS TOO SLOW: late"]
+
+
+def test_the_first_error_of_a_kind_says_why():
+    first, second = make_run(errors={"4xx": 30, "timeout": 3}), make_run(errors={"4xx": 30})
+    first.said, second.said = {"4xx": "item 0: no"}, {"4xx": "another"}
+    texts = [each.text for each in verdicts(Report("sweep", [first, second]))]
+    assert texts[:2] == ["errors: 4xx 60, timeout 3", "the first 4xx said: item 0: no"]
+    assert not any("timeout said" in text for text in texts)
+    assert json.loads(as_json(Report("run", [first])))["runs"][0]["said"] == {"4xx": "item 0: no"}
 
 
 def test_a_closed_loop_says_what_its_times_are():

@@ -18,7 +18,7 @@ from . import __version__
 FINE, MISSED, WRONG, INTERRUPTED = 0, 1, 2, 130
 CODES = """exit codes:
   0    fine
-  1    the bound of latency or errors was missed, or the service failed
+  1    the bound of latency or errors was missed, the service failed, or a report was not written
   2    wrong arguments, or a library that they need is missing
   130  stopped by Ctrl-C; what had come until then is reported"""
 
@@ -182,7 +182,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 
 def _loadtest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="where to POST: http://host:port/path")
+    parser.add_argument("url", metavar="URL", help="where to POST: http://host:port/path, or unix:/path of a socket")
     load = parser.add_argument_group("load")
     load.add_argument("--rate", type=_above(float), metavar="N", help="requests per second, on a schedule")
     load.add_argument(
@@ -212,7 +212,9 @@ def _loadtest(parser: argparse.ArgumentParser) -> None:
 
 
 def _tune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("app", metavar="MODULE:APP", help="as gunicorn is told it")
+    parser.add_argument(
+        "app", metavar="MODULE:APP", help="a Server, or an app whose module has exactly one, as gunicorn is told it"
+    )
     search = parser.add_argument_group("search")
     search.add_argument("--p99", type=_some_seconds, required=True, metavar="TIME", help="of the answers, at most")
     search.add_argument(

@@ -54,7 +54,9 @@ class HttpClient:
     May be shared by threads and by event loops, and used after a fork: a child opens its own connections. A connection
     that the server closed, or that was idle for 30 s, is not used again. What fails is tried up to 4 times, a 503 until
     the timeout; waits grow, with jitter. All posts of a client together are tried again 100 times at first, then 10
-    times a second and once for each 5 posts: beyond that a failure stands, but in a bundle, which waits. Proxies,
+    times a second and once for each 5 posts: beyond that a failure stands, but in a bundle, which waits. Once a
+    message of a bundle is given up after its whole timeout, and no other found room in that time, those that are left
+    are tried once each, until one finds room. Proxies,
     .netrc and certificates of the environment are not used, cookies are not kept, redirects are not followed: one is
     an error that names its target.
     Raises ValueError for a URL, a header or a number that can't be meant.

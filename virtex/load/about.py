@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
+from .plan import split
 from .report import Sizes
 
 SECONDS = 5.0  # for an answer
@@ -18,10 +19,14 @@ SECONDS = 5.0  # for an answer
 
 def ask(url: str, path: str, headers: Mapping[str, str]) -> Any:
     """The JSON that a GET of a path is answered, on the host of the URL; None where there is no such answer."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=SECONDS)
+    at, (target, _, _) = split(url)
+    kind = http.client.HTTPSConnection if target.scheme == b"https" else http.client.HTTPConnection
+    connection = kind(target.host.decode(), target.port, timeout=SECONDS)
     try:
+        if at:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(SECONDS)
+            connection.sock.connect(at)
         connection.request("GET", path, headers={"accept": "application/json", **headers})
         answer = connection.getresponse()
         return json.loads(answer.read()) if answer.status == 200 else None

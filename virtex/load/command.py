@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -198,10 +198,23 @@ def publish(asked: argparse.Namespace, report: Report) -> None:
     """Print it, and write the files."""
     if not asked.quiet:
         print(as_table(report))
-    for path in asked.output if report.runs else ():
-        path.write_text(_as(path.suffix, report))
+    if report.runs:
+        write(asked, lambda ending: _as(ending, report))
+
+
+def write(asked: argparse.Namespace, text_for: Callable[[str], str]) -> None:
+    """Write each file that was asked for; one that can't be written costs no other. Raises OSError after the last."""
+    failed = []
+    for path in asked.output:
+        try:
+            path.write_text(text_for(path.suffix))
+        except OSError as error:
+            failed.append(f"{path}: {error.strerror}")
+            continue
         if not asked.quiet:
             print(f"written: {path}")
+    if failed:
+        raise OSError(f"not written: {', '.join(failed)}")
 
 
 def _as(ending: str, report: Report) -> str:

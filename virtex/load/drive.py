@@ -32,6 +32,7 @@ SECOND = 1_000_000_000
 HOUSEKEEPING = SECOND // 50  # between two looks at what took too long
 RECEIVED = 256 << 10  # bytes that are read at once
 AT_FIRST = 32  # connections of an open loop that are made before it starts, by all processes together
+MOST_SAID = 64 << 10  # bytes of an error that are kept for its words
 IN_A_ROW = 32  # requests that are sent before what came is looked at
 
 OnSlice = Callable[[Slice], object]
@@ -290,6 +291,7 @@ class Drive:
         kind = _kind_of_answer(status, body)
         if kind:
             tally.new_errors[kind] += 1
+            tally.said.setdefault(kind, body[:MOST_SAID])
         else:
             tally.new_response.append(done - lane.scheduled)
             tally.new_service.append(done - lane.sent)
@@ -299,6 +301,7 @@ class Drive:
         lane.number = -1
         if lane.keeps and not lane.unsent:
             lane.reset()
+            lane.kept = True
             self.idle.append(lane)
         else:
             self._drop(lane)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import httptools
 
-from ..posting.targets import headers_of, target_of
-from .plan import Plan
+from ..posting.targets import headers_of
+from .plan import Plan, split
 
 MOST_HEAD = 256 << 10  # bytes: whoever sends more of a head than this sends garbage
 
@@ -29,6 +29,7 @@ KINDS = {
     "tls": "no agreement on TLS",
     "reset": "the connection was reset",
     "closed": "the connection ended before the whole answer was there",
+    "dropped": "the service closed a kept connection without notice, in place of an answer",
     "garbage": "what came is no answer of HTTP",
     "timeout": "no whole answer in time",
     "unsent": "no connection was free in time",
@@ -48,8 +49,10 @@ class Address(NamedTuple):
 
 
 def addresses_of(url: str) -> list[Address]:
-    """Every address of a URL's host. Raises OSError where there is none."""
-    target, _, _ = target_of(url)
+    """Every address of a URL's host, or of its socket. Raises OSError where there is none."""
+    path, (target, _, _) = split(url)
+    if path:
+        return [Address(socket.AF_UNIX, path, None)]
     secure, host = target.scheme == b"https", target.host.decode()
     found = socket.getaddrinfo(host, target.port or (443 if secure else 80), type=socket.SOCK_STREAM)
     return [Address(family, where, host if secure else None) for family, _, _, _, where in found]
@@ -67,14 +70,14 @@ def reachable(addresses: Sequence[Address], timeout: float) -> Address:
 
 def requests_of(plan: Plan) -> list[bytes]:
     """The bytes of the request for each payload."""
-    target, host, _ = target_of(plan.url)
+    target, host = plan.where
     fields = {b"user-agent": b"virtex-loadtest", b"accept": b"application/json"} | headers_of(plan.headers)
     requests = []
     for payload in plan.payloads:
         every = {b"host": host, b"content-type": payload.content_type.encode()} | fields
         every[b"content-length"] = b"%d" % len(payload.body)
         lines = b"".join(b"%b: %b\r\n" % field for field in every.items())
-        requests.append(b"POST %b HTTP/1.1\r\n%b\r\n%b" % (target.target, lines, payload.body))
+        requests.append(b"POST %b HTTP/1.1\r\n%b\r\n%b" % (target, lines, payload.body))
     return requests
 
 
@@ -91,6 +94,7 @@ class Lane:
         "head",
         "headed",
         "keeps",
+        "kept",
         "name",
         "number",
         "parser",
@@ -108,6 +112,7 @@ class Lane:
         self.context = context
         self.name = address.tls_name
         self.number = -1
+        self.kept = False
         self.scheduled = self.sent = self.deadline = 0
         self.unsent: memoryview | bytes = b""
         self.connected = False
@@ -115,7 +120,8 @@ class Lane:
         self.reset()
         self.sock = socket.socket(address.family)
         self.sock.setblocking(False)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if address.family != socket.AF_UNIX:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def reset(self) -> None:
         """Forget the last answer."""
@@ -187,7 +193,7 @@ class Lane:
         if self.until_close and not self.complete:
             self.complete, self.keeps, self.status = True, False, self.parser.get_status_code()
             return ""
-        return "closed"
+        return "dropped" if self.kept and not self.headed and not self.head else "closed"
 
     def close(self) -> None:
         self.parser = None  # it knows the lane: a circle

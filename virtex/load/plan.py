@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..posting.targets import headers_of, target_of
+from ..posting.targets import Target, headers_of, target_of
 from .payloads import Payload
 
 OPEN_MOST = 1000  # connections of an open loop, where the plan names no bound
@@ -19,7 +19,8 @@ OPEN_MOST = 1000  # connections of an open loop, where the plan names no bound
 class Plan:
     """A load test before it runs.
 
-    url: where to POST, http:// or https://. payloads: what to send, in turn, over and over. rate: requests per second,
+    url: where to POST, http:// or https://, or unix:/path of a socket, and unix:/path:/where for another path than /
+    there. payloads: what to send, in turn, over and over. rate: requests per second,
     sent on a schedule whether earlier ones were answered or not (open loop); None is a closed loop, in which each
     connection sends when its last request was answered. connections: of a closed loop how many (64 by default), of an
     open one how many at most (1000 by default); what finds none free waits in line, and its time counts. arrivals:
@@ -47,9 +48,11 @@ class Plan:
     seed: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     keep: bool = False
+    where: tuple[bytes, bytes] = field(init=False, repr=False, compare=False)  # the request target, the header Host
 
     def __post_init__(self) -> None:
-        target_of(self.url)
+        _, (target, host, _) = split(self.url)
+        object.__setattr__(self, "where", (target.target, host))
         if not self.payloads:
             raise ValueError("payloads: expected at least one")
         if (self.count is None) == (self.seconds is None):
@@ -74,3 +77,13 @@ class Plan:
     def most_connections(self) -> int:
         """Of all processes together."""
         return self.connections or (64 if self.rate is None else OPEN_MOST)
+
+
+def split(url: str) -> tuple[str, Target]:
+    """The path of a unix socket, "" where there is none, and the target of a URL. Raises ValueError as target_of()."""
+    if not isinstance(url, str) or not url.startswith("unix:"):
+        return "", target_of(url)
+    path, _, where = url.removeprefix("unix:").partition(":")
+    if not path or (where and not where.startswith("/")):
+        raise ValueError(f"expected unix:/path of a socket, or unix:/path:/where, got {url!r}")
+    return path, target_of(f"http://localhost{where}")

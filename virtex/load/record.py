@@ -183,6 +183,7 @@ class Tally:
         self.response, self.service, self.lateness = Histogram(), Histogram(), Histogram()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
+        self.said: dict[str, bytes] = {}  # the first body of each kind of error that has one
         # As Answer has them, but plain tuples: the garbage collector lets go of these, and does not stop for a million.
         self.answers: list[tuple[int, int, int, int, int, str, bytes]] = []
         self.new_response: list[int] = []
@@ -214,4 +215,5 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("response", "service", "lateness"):
             getattr(self, name).merge(getattr(other, name))
+        self.said = other.said | self.said
         return self

@@ -21,6 +21,7 @@ from .record import PERCENTILES, Histogram, Slice
 from .run import Run
 
 SCHEMA = "virtex.loadtest/1"
+MOST_WRONG = 0.01  # of all requests that may fail before that is said ahead of how the client did
 FLAT = 2.0  # a sweep whose p99 grows by less than this factor has no knee
 OPEN, CLOSED = "open loop", "closed loop"
 
@@ -163,6 +164,7 @@ def _run(run: Run) -> dict[str, Any]:
         "lateness": times_of(run.lateness),
         "errors": dict(run.errors),
         "statuses": {str(status): count for status, count in sorted(run.statuses.items())},
+        "said": run.said,
         "slices": [_slice(each) for each in run.slices],
     }
 
@@ -331,13 +333,9 @@ def verdicts(report: Report) -> list[Verdict]:
     found = []
     if report.interrupted:
         found.append(Verdict("INTERRUPTED: these are the figures of what came until then", "bad"))
-    late = [run for run in report.runs if not run.client_kept_rate]
-    if late:
-        several = f" in {len(late)} of {len(report.runs)} runs, the last of which" if len(report.runs) > 1 else ""
-        found.append(Verdict(f"THE CLIENT WAS TOO SLOW{several}: {late[-1].why_not}", "bad"))
-    errors = sum((run.errors for run in report.runs), Counter[str]())
-    if errors:
-        found.append(Verdict("errors: " + ", ".join(f"{kind} {n:,}" for kind, n in errors.most_common()), "bad"))
+    slow, wrong = _slow(report), _wrong(report)
+    failed, asked = sum(map(errors_of, report.runs)), sum(run.scheduled for run in report.runs)
+    found += [*wrong, *slow] if failed > MOST_WRONG * asked else [*slow, *wrong]
     if report.runs and report.runs[0].plan.rate is None:
         found.append(Verdict("closed loop: times are those of users who wait for each answer before they ask again"))
     if report.mode == "sweep":
@@ -345,6 +343,24 @@ def verdicts(report: Report) -> list[Verdict]:
     if report.slo is not None:
         found.append(Verdict(_slo(report, report.slo), "bad" if report.best is None else "good"))
     return found
+
+
+def _slow(report: Report) -> list[Verdict]:
+    late = [run for run in report.runs if not run.client_kept_rate]
+    if not late:
+        return []
+    several = f" in {len(late)} of {len(report.runs)} runs, the last of which" if len(report.runs) > 1 else ""
+    return [Verdict(f"THE CLIENT WAS TOO SLOW{several}: {late[-1].why_not}", "bad")]
+
+
+def _wrong(report: Report) -> list[Verdict]:
+    """How many errors of each kind, and what the first of a kind said."""
+    errors = sum((run.errors for run in report.runs), Counter[str]())
+    if not errors:
+        return []
+    said = {kind: words for run in reversed(report.runs) for kind, words in run.said.items()}
+    counts = Verdict("errors: " + ", ".join(f"{kind} {n:,}" for kind, n in errors.most_common()), "bad")
+    return [counts, *(Verdict(f"the first {kind} said: {said[kind]}", "bad") for kind in errors if said.get(kind))]
 
 
 def _knee(report: Report) -> str:

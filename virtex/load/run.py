@@ -21,6 +21,8 @@ from pathlib import Path
 from time import perf_counter_ns as clock
 from typing import Any
 
+import orjson
+
 import virtex
 
 from .. import info
@@ -34,6 +36,7 @@ log = logging.getLogger("virtex")
 LATE = 0.002  # seconds after its time that a request may be sent
 MOST_LATE = 0.01  # of all requests
 BEFORE_START = 20_000_000  # nanoseconds from when all are ready to the start of the run
+MOST_WORDS = 200  # characters of an error that a report repeats
 PATIENCE = 10.0  # seconds that a process may take to end
 
 Progress = Callable[[Slice], object]
@@ -49,7 +52,8 @@ class Run:
     whether the client sent in time, that is no more than 1 % of the requests later than 2 ms after their time; and
     found a connection for them. why_not: if not, how far it was off. response, service: of the right answers, the time
     from when each was to be sent, and from when it was. lateness: from when a request was to be sent until the client
-    came to it. errors: how many of each kind, of lane.KINDS. statuses: answers of each status. slices: one per second.
+    came to it. errors: how many of each kind, of lane.KINDS. statuses: answers of each status. said: of each kind of
+    error that came as an answer, the words of the first. slices: one per second.
     machine: where it ran. answers: with keep, one for each request, in the order of the schedule.
     """
 
@@ -68,6 +72,7 @@ class Run:
     lateness: Histogram = field(default_factory=Histogram)
     errors: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
+    said: dict[str, str] = field(default_factory=dict)
     slices: list[Slice] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
@@ -122,10 +127,22 @@ def _found(plan: Plan, tally: Tally, slices: list[Slice]) -> Run:
         lateness=tally.lateness,
         errors=tally.errors,
         statuses=tally.statuses,
+        said={kind: words_of(body) for kind, body in tally.said.items()},
         slices=slices,
         machine=machine(),
         answers=[Answer._make(answer) for answer in sorted(tally.answers)],
     )
+
+
+def words_of(body: bytes) -> str:
+    """What an error says, in one line."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        content = None
+    words = content.get("error") if isinstance(content, dict) else None
+    text = words if isinstance(words, str) else body.decode("utf-8", "replace")
+    return " ".join(text.split())[:MOST_WORDS]
 
 
 def was_late(found: Run | Tally) -> bool:

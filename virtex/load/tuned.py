@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from .. import __version__
+from .command import write
 from .fit import Cost, Settings
 from .report import Verdict, aligned, milliseconds, number, times_of
 from .run import Run
@@ -87,10 +88,8 @@ def publish(asked: argparse.Namespace, found: Tuned) -> None:
     """Print it, and write the files that were asked for."""
     if not asked.quiet:
         print(as_table(found))
-    for path in asked.output if found.tried else ():
-        path.write_text({".html": as_html, ".json": as_json, ".csv": as_csv}[path.suffix](found))
-        if not asked.quiet:
-            print(f"written: {path}")
+    if found.tried:
+        write(asked, lambda ending: {".html": as_html, ".json": as_json, ".csv": as_csv}[ending](found))
 
 
 def line_to_paste(found: Tuned) -> str:

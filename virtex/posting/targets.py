@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
-
-import httpcore2
-import httpx2
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..keys import key_in
 from ..message import HttpMessage
 
-Target = tuple[httpcore2.URL, bytes, str]  # as the connection knows it, the header Host, as errors show it
+if TYPE_CHECKING:
+    import httpcore2
+
+Target: TypeAlias = "tuple[httpcore2.URL, bytes, str]"  # as the connection knows it, the header Host, as errors show it
 
 
 def headers_of(given: Mapping[str, str], api_key: str | None = None) -> dict[bytes, bytes]:
@@ -48,6 +48,9 @@ def target_of(url: object) -> Target:
 
 @lru_cache(256)
 def _parsed(url: str) -> Target:
+    import httpcore2  # takes as long as numpy, and the processes of a load test parse no URL
+    import httpx2
+
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:
