@@ -42,8 +42,8 @@ class HttpClient:
 
     url: where `post(message)` goes, http:// or https://; `post(url, message)` goes elsewhere. timeout: seconds from the
     call of post() until it gives up, all its tries together; None is for ever. The service is told what is left, as
-    X-Request-Timeout-Ms, which Virtex's does not look at yet. raise_errors: raise ClientError instead of answering
-    HttpMessage(data=[], error=...). headers: sent with every request. api_key: sent as `Authorization: Bearer KEY`.
+    X-Request-Timeout-Ms. raise_errors: raise ClientError instead of answering HttpMessage(data=[], error=...).
+    headers: sent with every request. api_key: sent as `Authorization: Bearer KEY`.
     max_connections: how many messages of a bundle are under way at once, and how many idle connections are kept, of
     plain code and of each event loop. ssl_context: for https, in place of one that trusts whom the system trusts.
     uds: the path of a unix socket to connect to, whatever the URL's host is; the URL may then be left out. retry: what

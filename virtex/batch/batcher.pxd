@@ -18,7 +18,8 @@ cdef class Batcher:
     cdef public Py_ssize_t max_batch_size
     cdef public Company company
     cdef readonly object tracebacks
-    cdef public long long now
+    cdef public long long now, due
+    cdef public object expire
 
     @cython.locals(ticket=Ticket, outcomes=list)
     cdef bint _answer(self, Batch batch) except -1

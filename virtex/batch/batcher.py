@@ -34,6 +34,7 @@ from .isolate import failure_of
 from .ring import Batch, Ring, Ticket
 from .steps import Laps, Steps
 
+NEVER = 1 << 62  # ns: a time that does not come
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut
 SETTLING = 10  # the part of those ns that settling may take at most: a tenth
@@ -81,6 +82,8 @@ class Batcher:
         self._newest: Ticket | None = None  # in the ring, at the last look while settling
         self._quiet = 0  # turns of the loop since that one came
         self._back_at = 0  # when the latest batch came back
+        self.due = NEVER  # from then on, expire() has something to do: the first deadline, in ns
+        self.expire: Callable[[int], None]  # answers the requests whose time is over at that time, who ever knows
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
 
     def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
@@ -170,6 +173,10 @@ class Batcher:
         if executor is None or not self.ring.size:
             return
         now = self._clock.now()
+        if now >= self.due:
+            self.expire(now)
+            if not self.ring.size:
+                return
         if not self._running:
             if self._settles_until and not self._has_settled(now):
                 self._scheduled = True
@@ -200,6 +207,7 @@ class Batcher:
         cells = self._cells
         cut_at = batch.cut_at
         for ticket, start, stop in batch.spans:
+            ticket.cut_at = cut_at
             cells.waited(cut_at - ticket.born, stop - start)
         cells.cut(batch.why, batch.size)
         self._count_queue()
@@ -255,6 +263,8 @@ class Batcher:
         self._settles_until = self.now + took // SETTLING if took >= LONG else 0
         self._count_back(batch)
         try:
+            if self.now >= self.due:
+                self.expire(self.now)
             ok = self._answer(batch)
         finally:
             self.now = 0

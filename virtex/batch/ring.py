@@ -24,7 +24,8 @@ class Ticket:
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
     nanoseconds. weight: bytes that its items take. place: where its slots begin, for a ring that has places. resolved:
     delivered, or given up.
-    cut_at: when the batch was cut that came back last with slots of it, in ns; 0 for none. batch_size: its slots.
+    cut_at: when the batch was cut that took slots of it last, or, behind its answer, that came back last, in ns; 0 for
+    none. batch_size: the slots of the latter.
     """
 
     def __init__(self) -> None:

@@ -26,5 +26,7 @@ cdef class Admission(Keeper):
     @cython.locals(now=cython.longlong)
     cpdef admit(self, Exchange exchange)
 
+    cdef _watch(self, Exchange exchange)
+
     @cython.locals(now=cython.longlong)
     cpdef conclude(self, Exchange exchange, Peer peer, int status)

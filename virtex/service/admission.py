@@ -19,7 +19,7 @@ from .cors import Cors
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
 from .formats import JSON, Wants, negotiate
-from .seam import Head, Response
+from .seam import Head, Response, patience_in
 
 NO_CLIENTS = ("/health/", "/metrics/")  # paths that are asked by the clock: they would outweigh an idle service's few
 
@@ -48,7 +48,7 @@ class Admission(Keeper):
         self._observer = observer
         self._most_early = most_early
         self._early: list[Exchange] = []  # complete before the handler was there
-        self._deadlines = Deadlines(loop, clock, limits.answer_seconds, self._waiting)
+        self._deadlines = Deadlines(loop, clock, batcher, self._waiting)
         self._all_settled: asyncio.Future[None] | None = None
 
     @property
@@ -109,6 +109,7 @@ class Admission(Keeper):
         """How its body is read, and its answer written. Raises RequestError."""
         if head.length is not None and head.length > self.most_bytes:
             raise too_large(head.length, self.most_bytes)
+        head.patience = patience_in(head.headers)
         wants = negotiate(head.headers, self.kinds)
         return wants if self.cors is None else self.cors.wants(wants, head)
 
@@ -125,7 +126,7 @@ class Admission(Keeper):
     def wait_for_start(self, exchange: Exchange) -> None:
         """Keep a complete request until there is a handler."""
         self._early.append(exchange)
-        self._deadlines.watch(exchange.begun)
+        self._watch(exchange)
 
     def start(self) -> None:
         """The handler is there, and `inputs` says what it takes: admit those that waited for it."""
@@ -147,12 +148,20 @@ class Admission(Keeper):
     def admit(self, exchange: Exchange) -> None:
         """Queue the items of a request, and see to its deadline. Raises RequestError."""
         now = self._clock.now()
+        if now >= exchange.deadline:
+            raise exchange.too_late(now)
         self.batcher.admit(exchange, now)
         if self.inputs is not None:  # they were decoded just now
             now = self._clock.now()
         self.cells.decoded(now - exchange.whole)
-        if exchange.begun < self._deadlines.begun:
-            self._deadlines.watch(exchange.begun)
+        self._watch(exchange)
+
+    def _watch(self, exchange: Exchange) -> None:
+        """See to its deadline."""
+        if exchange.has_own_time:
+            self._deadlines.add(exchange)
+        elif exchange.deadline < self._deadlines.unlisted:
+            self._deadlines.watch(exchange)
 
     def _waiting(self) -> list[Exchange]:
         admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]

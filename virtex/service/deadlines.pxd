@@ -1,5 +1,8 @@
 cdef class Deadlines:
-    cdef object _loop, _clock, _waiting, _timer
-    cdef double _seconds
-    cdef readonly long long begun
-    cpdef watch(self, long long begun)
+    cdef object _loop, _clock, _batcher, _waiting, _timer
+    cdef list _listed
+    cdef Py_ssize_t _count, _most
+    cdef readonly long long unlisted
+    cpdef watch(self, exchange)
+    cpdef add(self, exchange)
+    cdef _arm(self, long long due)

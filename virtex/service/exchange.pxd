@@ -16,6 +16,7 @@ cdef class Keeper(Gate):
     cdef public Cells cells
     cdef public bint is_starting, asks
     cdef public Py_ssize_t most_bytes, most_values
+    cdef public long long patience
     cdef Clock _clock
     cpdef admit(self, Exchange exchange)
     cpdef conclude(self, Exchange exchange, Peer peer, int status)
@@ -23,7 +24,8 @@ cdef class Keeper(Gate):
 
 
 cdef class Exchange(BaseExchange):
-    cdef public long long begun, whole, made
+    cdef public long long begun, whole, made, deadline
+    cdef public bint has_own_time
     cdef public Keeper keeper
     cdef Head _head
     cdef Wants _wants
@@ -32,6 +34,7 @@ cdef class Exchange(BaseExchange):
     cdef Waiter _waiter
     cdef bint _arriving, _in_numbers
     cdef long long _awaited
+    cpdef expire(self, long long now)
     cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
     cpdef asker(self)
     cpdef bint done(self)

@@ -22,9 +22,9 @@ from ..message import decode_message
 from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
-from .failures import logged
+from .failures import logged, no_answer, still_starting
 from .formats import UNDECIDED, Kinds, Wants
-from .request import Request
+from .request import Request, request_of
 from .seam import IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
@@ -42,7 +42,7 @@ class Keeper(Gate):
     is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
     the array that a list handler takes its items as, None for a list. asks: whether the handler is told who asked.
     bodies: the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
-    kinds: of bodies and answers, once the handler is there.
+    kinds: of bodies and answers, once the handler is there. patience: ns that a request may take at most.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Keeper(Gate):
         self.limits = limits
         self.most_bytes = limits.body
         self.most_values = limits.values
+        self.patience = round(limits.answer_seconds * 1e9)
         self.batcher = batcher
         self.company = batcher.company
         self.bodies = bodies
@@ -111,7 +112,8 @@ class Exchange(BaseExchange):
     parameters: what its body says beside the items, where somebody is told; None for nothing.
 
     In the clock's nanoseconds, begun: when its headers were read; whole: when its body was all there; made: when its
-    answer was, 0 for one that no batch gave.
+    answer was, 0 for one that no batch gave; deadline: when it is answered at the latest. has_own_time: whether its
+    client said so, for less than the service's time.
     """
 
     def _begin(self, keeper: Keeper, head: Head, wants: Wants, begun: int) -> None:
@@ -120,6 +122,8 @@ class Exchange(BaseExchange):
         self.begun = self.whole = begun
         self.made = 0
         self.keeper = keeper
+        self.has_own_time = 0 < head.patience < keeper.patience
+        self.deadline = begun + (head.patience if self.has_own_time else keeper.patience)
         self._head = head
         self._wants = wants
         self._arriving = True
@@ -320,32 +324,23 @@ class Exchange(BaseExchange):
     def asker(self) -> Request:
         """Who asked, for the handler's methods."""
         if self._request is None:
-            self._request = self._described()
+            self.request_id = self.request_id or self._head.request_id or IDS.next()
+            self._request = request_of(self._head, self.request_id, self.parameters, self.deadline)
         return self._request
 
-    def _described(self) -> Request:
-        head = self._head
-        self.request_id = self.request_id or head.request_id or IDS.next()
-        return Request(
-            *(head.method, head.path, head.query.decode("latin-1"), head.headers, self.request_id.decode()),
-            {} if self.parameters is None else self.parameters,
-            self.begun / 1e9 + self.seconds,
-        )
-
-    @property
-    def seconds(self) -> float:
-        """How long it may take."""
-        return self.keeper.limits.answer_seconds
-
-    def expire(self) -> None:
-        """The deadline passed: answer 504, or 503 while the handler is not even there."""
-        keeper, seconds = self.keeper, self.seconds
-        if keeper.is_starting:
-            error = RequestError(503, f"still starting after {seconds:g} s", RETRY_SOON, "deadline")
-        else:
-            error = RequestError(504, f"no answer within {seconds:g} s", (), "deadline")
-        keeper.batcher.cancel(self, "deadline passed")
+    def expire(self, now: int) -> None:
+        """The deadline passed: answer 504, or 503 while the handler is not even there. What no batch took is freed."""
+        error = self.too_late(now)
+        self.keeper.batcher.cancel(self, "deadline passed")
         self.resolve([], error)
+
+    def too_late(self, now: int) -> RequestError:
+        """What says that the deadline passed, and where the time went."""
+        if self.keeper.is_starting:
+            return still_starting(self.deadline - self.begun)
+        queued = self.born or now
+        left = self.cut_at if 0 < self.taken == self.count else now  # the queue, with its last item
+        return no_answer(self.deadline - self.begun, queued - self.begun, left - queued, now - left)
 
     def deliver(self, rows: Any, error: Exception | None) -> None:
         keeper = self.keeper

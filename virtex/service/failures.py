@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..errors import HandlerError, RequestError
+from ..errors import RETRY_SOON, HandlerError, RequestError
 from ..logs import Tracebacks
 
 log = logging.getLogger("virtex")
@@ -32,3 +32,15 @@ def logged(error: Exception, tracebacks: Tracebacks, told: dict[str, Any]) -> Re
     told_client = RequestError(500, f"{error}; request id {name}")
     told_client.index = error.index
     return told_client
+
+
+def still_starting(time: int) -> RequestError:
+    """A deadline passed before there was a handler. time: that it allowed, in ns."""
+    return RequestError(503, f"still starting after {time / 1e9:g} s", RETRY_SOON, "deadline")
+
+
+def no_answer(time: int, until: int, queued: int, ran: int) -> RequestError:
+    """A deadline passed. In ns, time: that it allowed. until, queued, ran: ahead of the queue, in it, behind it."""
+    stays = (until, "until it was queued"), (queued, "queued"), (ran, "with the model")
+    where = ", ".join(f"{ns / 1e9:.3f} s {stay}" for ns, stay in stays if ns)
+    return RequestError(504, f"no answer within {time / 1e9:g} s: {where}", (), "deadline")

@@ -1,6 +1,6 @@
 """What a handler may know of who asked: Request.
 
-Rules: values, and nothing else of the package. It is made on the event loop and read wherever the handler runs.
+Rules: values, and nothing else of the package but heads. It is made on the event loop and read wherever the handler runs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from .seam import Head
 
 Fields = Iterable[tuple[bytes, bytes]]
 
@@ -54,6 +56,12 @@ class Request:
 
     def __repr__(self) -> str:
         return f"Request({self.method} {self.path}, id={self.id!r})"
+
+
+def request_of(head: Head, request_id: bytes, parameters: dict[str, Any] | None, deadline: int) -> Request:
+    """Who sent that head. deadline: in ns of the clock."""
+    query = head.query.decode("latin-1")
+    return Request(*(head.method, head.path, query, head.headers, request_id.decode()), parameters, deadline / 1e9)
 
 
 class _Headers(Mapping[str, str]):

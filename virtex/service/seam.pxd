@@ -10,9 +10,11 @@ cdef class Head:
     cdef public bytes request_id, target, raw_path, query
     cdef public int minor
     cdef public bint keep_alive, expects
+    cdef public long long patience
 
 
 cpdef bytes id_in(list headers)
+cpdef patience_in(list headers)
 
 
 cdef class Ids:

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from ..batch.ring import Ticket
-from ..errors import RETRY_SOON, Headers, RequestError
+from ..errors import RETRY_SOON, Headers, RequestError, quoted
 from ..limits import Limits
 
 NEVER = 1 << 62  # ns: a time that does not come
@@ -34,6 +34,7 @@ LEFT = "the client left"  # why an exchange is cancelled; or what was wrong with
 JSON: Headers = ((b"content-type", b"application/json"),)
 LAST = 255  # of the requests that the first part of an id is good for
 
+_PATIENCE = re.compile(rb"[1-9][0-9]{0,8}")
 _REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")  # of ASCII: what may stand in a log and in a header as it is
 
 
@@ -43,7 +44,8 @@ class Head:
     path: percent-decoded, without query and root path. headers: names in lower case. length: of the body as declared,
     0 for none, None for chunked. peer: what Service.join() gave for its connection, None where the shell can't tell.
     wants: what the service made of it; a shell may put the same head again. service: which one takes it, where several
-    are served as one. request_id: its x-request-id; b"" where none came that can be repeated as it is.
+    are served as one. patience: ns that its client waits for an answer, once the service has looked; 0: it did not say.
+    request_id: its x-request-id; b"" where none came that can be repeated as it is.
 
     Where it came by a socket, more is known. target: as it came. raw_path: its path, not decoded. query: what follows
     its question mark. minor: of HTTP/1.minor. keep_alive: whether another request may follow. expects: whether the
@@ -60,6 +62,7 @@ class Head:
         self.peer = peer
         self.wants: Any = None
         self.service: Service | None = None
+        self.patience = 0
         self.request_id = id_in(headers)
         self.target = self.raw_path = self.query = b""
         self.minor = 1
@@ -73,6 +76,20 @@ class Head:
         """
         wanted = name.lower().encode("latin-1")
         return b", ".join([value for field, value in self.headers if field == wanted]).decode("latin-1")
+
+
+def patience_in(headers: list[tuple[bytes, bytes]]) -> int:
+    """For how many ns a client wants to wait for its answer: its x-request-timeout-ms. 0 where none came.
+
+    Raises RequestError (400) for what is no whole number of milliseconds from 1 to 999999999.
+    """
+    for name, value in headers:
+        if name == b"x-request-timeout-ms":
+            if not _PATIENCE.fullmatch(value):
+                sent = quoted(value.decode("latin-1"))
+                raise RequestError(400, f"X-Request-Timeout-Ms {sent!r}: expected whole ms from 1 to 999999999")
+            return int(value) * 1_000_000
+    return 0
 
 
 def id_in(headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -14,8 +14,7 @@ cdef class Objects(Format):
 
 
 cdef class Submission(Exchange):
-    cdef double _seconds
-    cdef object _over, _timer
+    cdef object _over
     cpdef put(self, Admission keeper, list items, parameters, double timeout)
     cpdef wait(self)
     cpdef end(self)

@@ -107,31 +107,21 @@ class Submission(Exchange):
         keeper.enter()
         self._begin(keeper, _HEAD, _WANTS, keeper._clock.now())
         self.parameters = parameters
-        self._seconds = timeout
+        self.has_own_time = timeout < keeper.limits.answer_seconds
+        self.deadline = self.begun + round(timeout * 1e9)
         self._over: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._body = items
         self.complete()
-
-    @property
-    def seconds(self) -> float:
-        """How long it may take."""
-        return self._seconds
 
     def wait(self) -> asyncio.Future[None] | None:
         """The future of its end; None where that is there already."""
         if self.response is not None:
             return None
-        loop = self.keeper.loop
-        self._over = loop.create_future()
-        if self._seconds < self.keeper.limits.answer_seconds:
-            self._timer = loop.call_later(self._seconds, self.expire)
+        self._over = self.keeper.loop.create_future()
         return self._over
 
     def end(self) -> None:
         """Nobody waits any more; items that no batch has taken yet are given up."""
-        if self._timer is not None:
-            self._timer.cancel()
         if self.response is None:
             self.cancel(LEFT)
 
