@@ -1,6 +1,6 @@
 """What a handler may know of who asked: Request.
 
-Rules: values, and nothing else of the package but heads. It is made on the event loop and read wherever the handler runs.
+Rules: values, and of the package only heads. It is made on the event loop and read wherever the handler runs.
 """
 
 from __future__ import annotations
