@@ -111,7 +111,8 @@ class ItemError(VirtexError, ValueError):
     def at(self, index: int | None) -> ItemError:
         """The same error of another item: a new one, for a handler may raise its own again.
 
-        A status that a handler has set, and that is not the client's fault, counts as 422.
+        index: which element of the list at hand. A status that a handler has set, and that is not the
+        client's fault, counts as 422.
         """
         moved = ItemError(self.reason, index, self.offset, status=self.status if _is_clients(self.status) else 422)
         moved.__cause__ = self.__cause__
@@ -142,7 +143,7 @@ class HandlerError(VirtexError):
         self.index = index
 
     def at(self, index: int | None) -> HandlerError:
-        """The same error of another item."""
+        """The same error of another item. index: which."""
         moved = HandlerError(self.reason, index)
         moved.__cause__ = self.__cause__
         return moved

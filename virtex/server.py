@@ -126,7 +126,10 @@ class Server(Service):
         await asyncio.shield(self.start(worker))
 
     def start(self, worker: Worker | None = None) -> asyncio.Task[None]:
-        """startup() in two: gives the task of its start."""
+        """Begin, as startup() does, without waiting. Gives the task of its start, which may raise.
+
+        worker: what setup() gets; by default what it was told before.
+        """
         self._worker = worker or self._worker
         return self._begun(is_lazy=False).starting
 
@@ -179,7 +182,7 @@ class Server(Service):
         REGISTER.remove(self)
 
     def check_admits(self, head: Head) -> None:
-        """Raise RequestError where the key or authorize does not let a request in."""
+        """Raise RequestError where the key or authorize does not let a request in. head: it, ahead of its body."""
         if self._guard is not None:
             self._guard.check(head, self.model.batcher.tracebacks)
 

@@ -84,7 +84,7 @@ class Services(Service):
         return all(server.is_hosted for server in self.servers)
 
     def meet(self, worker: Any) -> None:
-        """Called by who serves an application that holds them, and sees to their lives."""
+        """Called by who serves an application that holds them, and sees to their lives. worker: what setup() gets."""
         for server in self.servers:
             server.meet(worker)
 
@@ -115,23 +115,32 @@ class Services(Service):
         return _Peers(connection)
 
     def leave(self, peer: _Peers) -> None:
-        """A connection is gone: those services that it asked learn of it."""
+        """A connection is gone: those services that it asked learn of it. peer: join() made it."""
         for server, of_server in peer.of.items():
             server.leave(of_server)
 
     def open(self, head: Head, now: int) -> Response | BaseExchange:
-        """Have the service of its path open a request; answer what is about all of them. As Server.open()."""
+        """Have the service of its path open a request, as Server.open() does; answer what is about all of them.
+
+        head: the request so far. now: the clock, in nanoseconds.
+        """
         service = head.service or self._chosen(head)
         return self._answer(head) if service is None else service.open(head, now)
 
     def refuse(self, error: RequestError, head: Head | None = None) -> Response:
-        """The answer to what was no request, or broke off. head: of the request, where one was read."""
+        """The answer to what was no request, or broke off.
+
+        error: what was wrong with it. head: of the request, where one was read.
+        """
         if head is not None and head.service is not None:
             return head.service.refuse(error, head)
         return super().refuse(error)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Be an ASGI 3 application, as Server is."""
+        """Be an ASGI 3 application, as Server is.
+
+        scope: what the server knows of the request. receive: gives its messages. send: takes ours.
+        """
         if scope["type"] != "http":
             await asgi_app.other_scope(self, scope["type"], receive, send)
             return
