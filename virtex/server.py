@@ -214,10 +214,7 @@ class Server(Service):
                 await over
             finally:
                 asked.end()
-        answer = asked.result()
-        if answer.error is not None:
-            raise answer.error
-        return answer.values
+        return asked.outcome()
 
     def _taking(self) -> Model:
         """The life that takes what this loop asks. Raises RuntimeError where there is none, RequestError (503)."""

@@ -140,8 +140,10 @@ class Steps:
         started = self._now()
         try:
             method = getattr(self._handler, name)
-            tells = asked is not None and name in self._asking
-            result = method(argument, requests=asked[:]) if tells else method(argument)
+            if asked is None or name not in self._asking:
+                result = method(argument)
+            else:
+                result = method(argument, requests=asked[:])
             return await result if name in self._awaits else result
         finally:
             self._lap(name, started)
@@ -205,7 +207,7 @@ class Steps:
         if "process_response" not in self._awaits:
             return self._encoded(rows, counts, asked)
         started = self._now()
-        encode = self._handler.process_response
+        encode: Callable[..., Any] = self._handler.process_response
         if "process_response" not in self._asking:
             asked = None
         outcomes: list[Outcome] = []

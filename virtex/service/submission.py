@@ -110,7 +110,7 @@ class Submission(Exchange):
         self.has_own_time = timeout < keeper.limits.answer_seconds
         self.deadline = self.begun + round(timeout * 1e9)
         self._over: asyncio.Future[None] | None = None
-        self._body = items
+        self._body = items  # type: ignore[assignment]
         self.complete()
 
     def wait(self) -> asyncio.Future[None] | None:
@@ -124,6 +124,14 @@ class Submission(Exchange):
         """Nobody waits any more; items that no batch has taken yet are given up."""
         if self.response is None:
             self.cancel(LEFT)
+
+    def outcome(self) -> list[Any]:
+        """What came of it, once that is there. Raises why nothing did."""
+        answer = self.result()
+        assert isinstance(answer, Values)
+        if answer.error is not None:
+            raise answer.error
+        return answer.values
 
     def refuse(self, error: Exception) -> Response:
         """The answer that says what went wrong."""
