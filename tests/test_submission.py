@@ -149,6 +149,22 @@ def test_arrays_are_of_their_own_memory(identity):
     assert both[1].tolist() == [8] * 3
 
 
+def test_arrays_are_not_those_that_the_handler_fills_again():
+    class Fills(Identity):
+        kept = np.zeros((8, 3), "f4")
+
+        def run_inference(self, batch):
+            self.kept[: len(batch)] = batch
+            return self.kept[: len(batch)]
+
+    app = http_server("fills", Fills())
+
+    async def main():
+        return [(await app.submit([vector(n, n, n)]))[0] for n in range(3)]
+
+    assert [row.tolist() for row in lived(app, main)] == [[n] * 3 for n in range(3)]
+
+
 def test_a_handler_of_one_array_takes_arrays_too():
     class Sums(RequestHandler):
         def process_request(self, data: np.ndarray):
