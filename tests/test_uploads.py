@@ -525,6 +525,12 @@ def test_curl_sends_pictures_and_gets_bytes_through_a_real_server(tmp_path):
             assert client.post(HttpMessage(data=[encode_pil(Image.new("L", (5, 4)))])).data == [[5, 4]]
             text = encode_pil(Image.new("L", (3, 1)))
             error = client.post(HttpMessage(data=[text])).error
-        assert error.endswith(
-            "expected a message, got status 200 with 3 bytes of type application/x-raw: '\\x00\\x00\\x00'"
-        )
+        assert error == "Accept 'application/json': this answer is of type application/x-raw", "a client wants messages"
+
+
+def test_a_client_names_the_type_of_an_answer_that_is_no_message():
+    from virtex.posting.outcomes import Outcome, message_of
+
+    status, message = message_of("it", None, Outcome(200, [(b"content-type", b"image/png")], b"PNG"))
+    assert status == 200
+    assert message.error == "it: expected a message, got status 200 with 3 bytes of type image/png: 'PNG'"
