@@ -70,7 +70,10 @@ print(sorted(set(sys.modules) & {heavy}), file=sys.stderr)
     assert ended.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["loadtest"], ["tune"]], ids=lambda each: "".join(each) or "virtex")
+COMMANDS = [[], ["serve"], ["check"], ["info"], ["loadtest"], ["tune"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda each: "".join(each) or "virtex")
 def test_help_has_examples_and_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
@@ -82,11 +85,11 @@ def test_help_has_examples_and_exit_codes(command, capsys):
 
 
 def test_the_examples_of_the_help_are_right():
-    for text in (cli.EXAMPLES, cli.LOADTEST_EXAMPLES, cli.TUNE_EXAMPLES):
+    for text in (cli.EXAMPLES, cli.SERVE_EXAMPLES, cli.CHECK_EXAMPLES, cli.LOADTEST_EXAMPLES, cli.TUNE_EXAMPLES):
         for line in re.findall(r"^  virtex (.*?)(?:  +#.*)?$", text, re.MULTILINE):
             import shlex
 
-            build().parse_args(shlex.split(line))
+            build().parse_known_args(shlex.split(line))
 
 
 # ---- values
@@ -158,7 +161,19 @@ def test_a_sweep_is_over_rates_or_connections(text, sweep):
     ("arguments", "says"),
     [
         ([], "required: COMMAND"),
-        (["serve"], "invalid choice: 'serve' (choose from"),
+        (["sevre"], "invalid choice: 'sevre' (choose from"),
+        (["serve"], "required: MODULE:APP"),
+        (["serve", "server.py"], "argument MODULE:APP: expected MODULE:APP first, such as server:app, got 'server.py'"),
+        (["serve", "-w", "4", "server:app"], "expected MODULE:APP first, such as server:app, got '4'"),
+        (["serve", "a:b", "--factory"], "--factory is uvicorn's; in gunicorn's settings (docs/gunicorn.md): nothing"),
+        (["serve", "a:b", "--uds=x"], "--uds is uvicorn's; in gunicorn's settings (docs/gunicorn.md): bind="),
+        (["serve", "a:b", "--port", "70000"], "port=70000: expected a whole number from 0 to 65535"),
+        (["serve", "a:b", "--port", "x"], "argument --port: invalid int value: 'x'"),
+        (["serve", "a:b", "--host", "a b"], "host='a b': expected a name or an address"),
+        (["check"], "required: MODULE:APP"),
+        (["check", "server"], "expected MODULE:APP first, such as server:app, got 'server'"),
+        (["check", "json:app"], "json:app: json has no app"),
+        (["check", "json:dumps", "--duration", "0"], "--duration: expected a time above 0, got '0'"),
         (["loadtest"], "required: URL"),
         (["loadtest", URL, "--rat", "5"], "unrecognized arguments: --rat 5"),
         (["loadtest", URL, "--rate", "0"], "--rate: expected a number above 0, got '0'"),

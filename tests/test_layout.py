@@ -24,10 +24,10 @@ MAY_KNOW = {
     "wire": {"service.seam"},
     "http": {"server", "message", "client", "handler", "load"},
     "inference": {"handler"},
-    "server": {"service", "service.seam", "batch", "handler", "observer", "metrics"},
+    "server": {"workers", "service", "service.seam", "batch", "handler", "observer", "metrics"},
     "services": {"server", "service", "service.seam", "metrics"},
     "service.seam": {"batch.ring"},
-    "service.request": set(),  # what a handler is told
+    "service.request": {"service.seam"},  # what a handler is told
     "service": {
         "service.seam",
         "service.request",
@@ -47,7 +47,8 @@ MAY_KNOW = {
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},
-    "cli": {"info", "load"},
+    "check": {"batch", "handler", "load.tried", "message", "server", "service", "service.seam"},
+    "cli": {"check", "info", "load", "workers"},
     "__main__": {"cli"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
     "metrics": set(),
@@ -73,6 +74,7 @@ NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
 WITH_A_WORD = {"serial.pickle": {"pickle"}}
 READS_A_CLOCK = {
     "batch.batcher",
+    "check",
     "load.drive",
     "load.run",
     "load.trial",
@@ -150,6 +152,7 @@ TESTED_BY = {  # where a file's tests have another name
     "plan": "load",
     "plots": "document",
     "process": "load",
+    "program": "starting",
     "readiness": "load",
     "record": "histogram",
     "requests": "connection",
@@ -157,11 +160,13 @@ TESTED_BY = {  # where a file's tests have another name
     "run": "load",
     "schedule": "load",
     "schema": "totals",
+    "script": "starting",
     "seam": "exchange",
     "stream": "asgi_host",
     "targets": "client",
     "tried": "trial",
     "tuned": "tuning",
+    "uvicorn": "wrong",
     "virtual": "fit",
 }
 

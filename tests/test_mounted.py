@@ -372,3 +372,34 @@ def test_the_limits_of_connections_are_those_of_the_one_inside_and_of_several_th
     assert limits_of(nothing) == wide and limits_of(apps[1]) == apps[1].limits
     del apps[0]
     assert limits_of(nothing).body == Limits().body  # of the application's own routes
+
+
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
+@pytest.mark.parametrize("proxy", ["", "/proxy"], ids=["the proxy strips it", "the proxy leaves it"])
+@pytest.mark.parametrize("root", ["/proxy", "/proxy/"])
+def test_a_root_path_that_fastapi_is_told_of_leaves_the_paths_of_what_it_mounts(proxy, root):
+    from fastapi import FastAPI
+
+    app = FastAPI(root_path=root)
+    app.mount("/a", http_server("a", Echo))
+
+    async def statuses():
+        paths = {"/a/health/ready": "GET", "/a/": "GET", "/a/x/y": "POST", "/a/metrics": "GET"}
+        body = b'{"data":["q"]}'
+        return [(await ask_asgi(app, body, how, proxy + path, query_string=b"")).status for path, how in paths.items()]
+
+    assert asyncio.run(statuses()) == [200, 200, 200, 404]
+
+
+def test_max_requests_recycles_a_worker_and_the_services_inside_with_it():
+    with serving("gunicorn", source_of("fastapi"), "--max-requests", "4") as server:
+        server.wait_log("is ready; workers=1")
+        for path in ("/a/", "/b/", "/a/", "/b/"):
+            ask(server, path)
+        server.wait_log("max_requests reached")
+        server.wait_log("is ready; workers=1", 2)
+        assert (ask(server, "/a/"), ask(server, "/b/")) == (["a", 0, "q"], ["b", 0, "q"])
+        for name in "ab":
+            until(lambda name=name: server.log.count(f"teardown {name}\n") == 1, "its teardown", server)
+            assert server.log.count(f"setup {name} 0 1\n") == 2
+        assert "Traceback" not in server.log

@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
+import orjson
+
+from .batch.steps import async_methods
 from .errors import HandlerError, ItemError
 from .handler import RequestHandler
 from .load import tried
@@ -106,7 +109,7 @@ class _Check:
         yield "1 item", items[:1]
         yield f"{most} items", list(islice(cycle(items), most))
         if len(items) > 1:
-            lengths = [len(encode_data([item])) for item in items]
+            lengths = [len(encode_data([item])) - 2 for item in items]
             longest = items[lengths.index(max(lengths))]
             yield f"1, the longest ({max(lengths)} bytes)", [longest]
             yield f"{most} of the longest", [longest] * most
@@ -135,7 +138,15 @@ class _Check:
 
     async def _validate(self, model: Model, handler: RequestHandler, items: list[Any]) -> None:
         """Run a message through the three methods, on the thread or the loop that setup() ran on."""
-        await self._call(model, handler, handler.validate, HttpMessage(data=list(items)), True)
+        if not any(async_methods(handler)):
+            await self._call(model, handler, handler.validate, HttpMessage(data=list(items)), True)
+            return
+        steps, work = handler._planned(orjson.loads(encode_data(items)))  # validate() would run them on another loop
+        (outcome,) = await steps.run_async(work)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, list):
+            encode_data(outcome)
 
     async def _call(self, model: Model, handler: RequestHandler, method: Any, *arguments: Any) -> Any:
         result = method(*arguments) if model._thread is None else await model._thread.call(method, *arguments)

@@ -113,7 +113,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         except Exception:
             if self.booted or (not self.scoreboard.has_served() and self.scoreboard.may_end_service()):
                 raise
-            self.log.exception("the worker could not be started")  # a hook raised: of the new settings, say
+            if self.scoreboard.has_served():  # else whoever failed first has said it
+                self.log.exception("the worker could not be started")  # a hook raised: of the new settings, say
             self._leave_after_failure()
         finally:
             if self._told or self.scoreboard.entry(self.index).state != RESTARTING:

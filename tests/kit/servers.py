@@ -85,6 +85,9 @@ def _commands(kind: str, port: int, arguments: tuple[str, ...]) -> list[str]:
         "hypercorn": ["-m", "hypercorn", "service:app", "--bind", f"127.0.0.1:{port}"],
         "serve": ["embedded.py"],
         "protocol": ["embedded.py"],
+        "script": ["service.py", str(port)],
+        "module": ["-m", "package.server", str(port)],
+        "virtex": ["-m", "virtex", "serve", "service:app", *where, "--no-control-socket"],
     }
     return [*python, *commands[kind], *arguments]
 

@@ -96,10 +96,7 @@ class Shell:
 
     def head_of(self, scope: Any) -> Head:
         """A request at the end of its headers."""
-        path: str = scope["path"]
-        root: str = scope.get("root_path", "")
-        if root:
-            path = without_root(path, root.rstrip("/"))
+        path: str = path_of(scope) if scope.get("root_path") else scope["path"]
         length = None
         headers = []
         for name, value in scope["headers"]:
@@ -210,8 +207,16 @@ async def answer(open_: Callable[[Head], Response], scope: Any, send: Any) -> No
 
 
 def path_of(scope: Any) -> str:
-    """The path as the application knows it."""
-    return without_root(scope["path"], scope.get("root_path", "").rstrip("/"))
+    """The path as the application knows it.
+
+    FastAPI(root_path=) says what a proxy has put ahead of a path, and the proxy may have taken it away again. Then the
+    root path of a mounted application begins with what the path has not: its app_root_path, as Starlette calls it.
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    if path == root or path.startswith(root + "/"):
+        return without_root(path, root)
+    return without_root(path, root.removeprefix(scope.get("app_root_path", "").rstrip("/")))
 
 
 async def other_scope(service: Any, kind: str, receive: Any, send: Any) -> None:

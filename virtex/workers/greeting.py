@@ -49,7 +49,8 @@ def url_of(sock: Any, is_tls: bool) -> tuple[str, str]:
     scheme, options = ("https", "-k ") if is_tls else ("http", "")
     if not isinstance(name, tuple):
         return f"{options}--unix-socket {shlex.quote(os.fsdecode(name))} ", f"{scheme}://localhost"
-    host: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
+    host: str = name[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return options, f"{scheme}://{f'[{host}]' if ':' in host else host}:{name[1]}"
 
 

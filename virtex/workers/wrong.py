@@ -30,8 +30,8 @@ def check() -> None:
     loader = _loader(sys._getframe())
     if loader is None or getattr(loader.cfg, "virtex_checks", False):
         return
-    kind = loader.worker_class if isinstance(loader, Arbiter) else type(loader)
-    if not WSGI & {base.__module__ for base in kind.__mro__}:
+    kind = getattr(loader, "worker_class", None) if isinstance(loader, Arbiter) else type(loader)
+    if kind is None or not WSGI & {base.__module__ for base in kind.__mro__}:
         return
     loader.cfg.virtex_checks = True
     told = loader.cfg.post_worker_init

@@ -1,0 +1,121 @@
+"""virtex check: what it says of a handler that is well, that fails, that leaks, and of an app that holds several."""
+
+import pytest
+
+from virtex.check import growth
+from virtex.cli import main
+
+SOURCE = """
+import asyncio
+from virtex import RequestHandler, http_server
+
+class Words(RequestHandler):
+    kept = []
+    def example(self):
+        return ["a", "a longer one"]
+    def process_request(self, data):
+        return [text.split() for text in data]
+    def run_inference(self, batch):
+        return [len(words) for words in batch]
+    def process_response(self, row):
+        return row
+
+class Loops(Words):  # what setup() made belongs to a loop
+    async def setup(self, worker):
+        self.loop = asyncio.get_running_loop()
+    async def run_inference(self, batch):
+        assert asyncio.get_running_loop() is self.loop
+        return super().run_inference(batch)
+
+class Threads(Words):
+    def setup(self, worker):
+        import threading
+        self.ident = threading.get_ident()
+    def run_inference(self, batch):
+        import threading
+        assert threading.get_ident() == self.ident
+        return super().run_inference(batch)
+
+class Large(Words):
+    def run_inference(self, batch):
+        if len(batch) > 4:
+            raise MemoryError("no room for a batch")
+        return super().run_inference(batch)
+
+class Leaks(Words):
+    def run_inference(self, batch):
+        self.kept.append(b"x" * 400_000)
+        return super().run_inference(batch)
+
+class Setup(Words):
+    def setup(self, worker):
+        raise FileNotFoundError("model.bin")
+
+class Silent(Words):
+    def example(self):
+        return []
+"""
+
+
+@pytest.fixture
+def checked(tmp_path, monkeypatch, capsys, request):
+    def check(line, duration="50ms"):
+        name = f"service_{abs(hash((request.node.name, line)))}"
+        (tmp_path / f"{name}.py").write_text(SOURCE + line)
+        monkeypatch.chdir(tmp_path)
+        code = main(["check", f"{name}:app", "--duration", duration])
+        return code, capsys.readouterr()
+
+    return check
+
+
+@pytest.mark.parametrize("made", ["Words", "Loops", "Threads, executor='thread'"])
+def test_a_handler_that_is_well_is_tried_with_every_size(checked, made):
+    code, said = checked(f"app = http_server('w', {made}, max_batch_size=8)")
+    assert code == 0, said
+    steps = [line.split("  ")[1] for line in said.out.splitlines()[1:-1]]
+    assert steps[:5] == ["setup", "1 item", "8 items", "1, the longest (14 bytes)", "8 of the longest"], said.out
+    assert said.out.startswith("service 'w': max_batch_size 8, executor ") and said.out.endswith("all is well\n")
+
+
+@pytest.mark.parametrize(
+    ("made", "out", "err"),
+    [
+        ("Large", "8 items                          FAILED: run_inference", "MemoryError: no room for a batch"),
+        ("Setup", "setup                            FAILED: FileNotFoundError('model.bin')", "in setup"),
+        ("Silent", "example()                        gives no items; define it", ""),
+    ],
+    ids=["Large", "Setup", "Silent"],
+)
+def test_a_handler_that_fails_says_where_and_why(checked, made, out, err):
+    code, said = checked(f"app = http_server('w', {made}, max_batch_size=8)")
+    assert code == 1
+    assert out in said.out and said.out.endswith("FAILED: see above\n")
+    assert err in said.err
+
+
+def test_memory_that_grows_is_told(checked):
+    code, said = checked("app = http_server('w', Leaks, max_batch_size=2)", "500ms")
+    assert code == 1
+    assert "memory: GROWS, by about " in said.out
+
+
+def test_growth_is_what_can_be_no_accident():
+    assert growth([5] * 7) is None
+    assert growth([9, 9, 5, 5, 5, 5, 5, 5]) == 0
+    assert growth([1, 2, 3, 4, 5, 6, 7, 8]) == 3
+    assert growth([5, 5, 9, 5, 5, 5, 5, 5]) < 0
+
+
+def test_every_service_that_an_app_holds_is_checked(checked):
+    code, said = checked(
+        "a, b = http_server('a', Words), http_server('b', Setup)\nasync def app(scope, receive, send): ..."
+    )
+    assert code == 1
+    assert "service 'a'" in said.out and "service 'b'" in said.out
+
+
+def test_code_that_can_not_be_imported_is_said(checked):
+    code, said = checked("import missing_module")
+    assert code == 1
+    assert "No module named 'missing_module'" in said.err and "could not be imported from" in said.err
