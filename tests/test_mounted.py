@@ -376,15 +376,14 @@ def test_the_limits_of_connections_are_those_of_the_one_inside_and_of_several_th
 
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
 @pytest.mark.parametrize("proxy", ["", "/proxy"], ids=["the proxy strips it", "the proxy leaves it"])
-@pytest.mark.parametrize("root", ["/proxy", "/proxy/"])
-def test_a_root_path_that_fastapi_is_told_of_leaves_the_paths_of_what_it_mounts(proxy, root):
+def test_a_root_path_that_fastapi_is_told_of_leaves_the_paths_of_what_it_mounts(proxy):
     from fastapi import FastAPI
 
-    app = FastAPI(root_path=root)
+    app = FastAPI(root_path="/proxy")
     app.mount("/a", http_server("a", Echo))
 
     async def statuses():
-        paths = {"/a/health/ready": "GET", "/a/": "GET", "/a/x/y": "POST", "/a/metrics": "GET"}
+        paths = {"/a/x/y": "POST", "/a/health/ready": "GET", "/a/": "GET", "/a/metrics": "GET"}
         body = b'{"data":["q"]}'
         return [(await ask_asgi(app, body, how, proxy + path, query_string=b"")).status for path, how in paths.items()]
 

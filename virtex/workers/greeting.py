@@ -95,9 +95,11 @@ def _zeros(inputs: dict[str, Any]) -> Any:
 
 def _nested(dtype: str, shape: list[int] | None) -> Any:
     zeros: Any = ZEROS.get(dtype.partition("_")[0].rstrip("0123456789"))
-    for n in reversed(shape or []):
+    if shape is None or zeros is None:
+        return None
+    for n in reversed(shape):
         zeros = [zeros] * n  # the same list n times: it takes no room, however large
-    return None if shape is None or zeros is None else zeros
+    return zeros
 
 
 def _count(inputs: dict[str, Any]) -> int:
