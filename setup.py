@@ -1,11 +1,21 @@
 """Compiles virtex/_codec, the counters, and the modules that a request passes through; pyproject.toml has the rest."""
 
 import os
+import shlex
+import shutil
+import sysconfig
 from glob import glob
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+
+compiler, *_ = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+if shutil.which(compiler) is None:  # told now: Cython takes half a minute before anything is compiled
+    raise SystemExit(
+        f"no C compiler: {compiler!r} is not found, and Virtex is compiled from its sources "
+        "(Debian: apt install gcc python3-dev; without one install a wheel, which `make wheel` makes)"
+    )
 
 codec = Extension(
     "virtex._codec",

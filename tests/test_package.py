@@ -14,11 +14,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from kit import needs, pages
+from kit.servers import free_port
 
 import virtex
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("MANIFEST.in", "pyproject.toml", "setup.py", "README.md", "LICENSE", "virtex")
+SOURCES = ("MANIFEST.in", "Makefile", "pyproject.toml", "setup.py", "README.md", "LICENSE", "virtex")
 
 
 def python(script: str) -> str:
@@ -148,6 +150,33 @@ def test_the_sdist_builds_a_wheel_with_what_runs_and_nothing_else(checkout: Path
     assert metadata["Requires-Python"] == ">=3.11"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="manylinux is for Linux")
+def test_the_wheel_that_make_makes_serves_in_an_environment_that_has_nothing_else(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs.time()
+    command = ["make", "wheel", f"PYTHON={sys.executable}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=checkout, timeout=1500)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (wheel,) = (checkout / "dist").iterdir()
+    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    assert re.fullmatch(rf"virtex-{virtex.__version__}-{tag}-{tag}-manylinux[\w.]+\.whl", wheel.name)
+    python, port = pages.install([str(wheel)], tmp_path / "venv"), free_port()
+    readme, folder = pages.Page(ROOT / "README.md"), tmp_path / "readme"
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(pages, "ROOT", tmp_path / "nothing")  # which the servers of pages have on their path
+    folder.mkdir()
+    for name, code in readme.files.items():
+        (folder / name).write_text(code)
+    line = next(line for line in readme.shell if line.startswith("gunicorn ")).replace(pages.PORT, str(port))
+    with pages.running(line, port, folder, python):
+        pages.check_code("client.py", readme.files["client.py"], port, folder, python)
+        for line, answer in readme.asked:
+            pages.check_answer(line, answer, port)
+    where = subprocess.run([python, "-c", "import virtex; print(virtex.__file__)"], capture_output=True, text=True)
+    assert where.stdout.startswith(str(tmp_path / "venv"))
+
+
 def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) -> None:
     header = checkout / "virtex" / "csrc" / "npy.h"
     written = header.stat()
@@ -160,6 +189,18 @@ def test_a_codec_that_does_not_compile_fails_the_build_loudly(checkout: Path) ->
     ended = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=at_once)
     assert ended.returncode != 0
     assert "#error no" in ended.stderr
+
+
+@pytest.mark.parametrize("gone", [{"PATH": "/nowhere"}, {"CC": "/nowhere/gcc -m64"}], ids=["no compiler", "CC"])
+def test_a_build_without_a_c_compiler_says_so_in_one_line_before_anything_else(gone: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "CC"} | gone
+    script = "from setuptools import build_meta; build_meta.get_requires_for_build_wheel()"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert re.match(r"no C compiler: '\S+' is not found, and Virtex is compiled from its sources \(Debian: apt ", line)
+    assert "CC" not in gone or "'/nowhere/gcc'" in line
 
 
 def test_an_installation_without_its_codec_says_so(tmp_path: Path) -> None:

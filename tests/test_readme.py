@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.pages import PORT, Page, check_answer, check_code, running
+from kit.pages import PORT, Page, check_answer, check_code, install, running
 from kit.servers import ROOT, Running, free_port
 
 from bench.report import headline, peers_headline, place
@@ -64,20 +62,6 @@ def lowest() -> tuple[tuple[int, ...], list[str]]:
     assert all(pins), project["dependencies"]
     python = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
     return python, [f"{name}=={version}" for name, version in (pin.groups() for pin in pins if pin)]
-
-
-def install(requirements: list[str], where: Path) -> str:
-    """Make an environment with these and nothing else; gives its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(where)], check=True)
-    python = str(where / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--retries", "1", "--timeout", "20"]
-    ended = subprocess.run(
-        [*pip, "--no-compile", "--only-binary", ":all:", *requirements], capture_output=True, text=True
-    )
-    if "connection broken" in ended.stderr and not os.environ.get("CI"):
-        pytest.skip("no package index can be reached")
-    assert ended.returncode == 0, ended.stderr
-    return python
 
 
 def test_the_server_and_its_client_run_with_the_lowest_versions_that_an_install_may_bring(

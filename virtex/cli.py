@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if error.name and error.name.startswith("virtex"):
             raise
-        return _fail(f"{error} (pip install '.[loadtest]' in Virtex's folder)", WRONG)
+        return _fail(f"{error} (pip install '.[loadtest]' in Virtex's folder, or 'FILE.whl[loadtest]')", WRONG)
     except BrokenPipeError:  # who read our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return MISSED

@@ -26,6 +26,6 @@ def found(*names: str) -> None:
 
 
 def time() -> None:
-    """Leave out of make test what takes long and differs from a shorter test in the model alone."""
+    """Leave out of make test what takes long, and adds little to what shorter tests show."""
     if not every:
         pytest.skip("runs with --all-libraries alone: it takes long")

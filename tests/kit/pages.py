@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from kit.servers import ROOT, Running, until
 
 PORT = "8081"  # in the pages; a free one stands in for it
@@ -112,3 +114,17 @@ def check_answer(line: str, answer: str, port: int) -> None:
     command = shlex.split(line.replace(PORT, str(port)))
     ended = subprocess.run([*command, "--silent", "--show-error"], capture_output=True, text=True, timeout=30)
     assert ended.stdout == answer, ended.stderr
+
+
+def install(requirements: list[str], where: Path) -> str:
+    """Make an environment with these and nothing else; gives its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(where)], check=True)
+    python = str(where / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--retries", "1", "--timeout", "20"]
+    ended = subprocess.run(
+        [*pip, "--no-compile", "--only-binary", ":all:", *requirements], capture_output=True, text=True
+    )
+    if "connection broken" in ended.stderr and not os.environ.get("CI"):
+        pytest.skip("no package index can be reached")
+    assert ended.returncode == 0, ended.stderr
+    return python
