@@ -94,8 +94,16 @@ def stacked(values: list[Any], dtype: np.dtype[Any], admit: Admit, most: int) ->
     where NumPy's "same_kind" does it.
     """
     admit(len(values), 0)  # before any is decoded
-    values = [_array_of(value, dtype, i, admit) for i, value in enumerate(values)]
-    return rows_of_any(items_of(values), _shape_of(values[0]), dtype, admit, most)
+    taken: list[Any] = []
+    try:
+        for value in values:
+            taken.append(_array_of(value, dtype, admit))
+    except ItemError as error:
+        if taken:
+            rows_of_any(items_of(taken), _shape_of(taken[0]), dtype, admit, most)  # one before it may be wrong too
+        error.index = len(taken)
+        raise
+    return rows_of_any(items_of(taken), _shape_of(taken[0]), dtype, admit, most)
 
 
 def rows_of_any(items: Items, shape: tuple[int, ...], dtype: np.dtype[Any], admit: Admit, most: int) -> Array:
@@ -138,18 +146,14 @@ def _shape_of(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _array_of(value: Any, dtype: np.dtype[Any], index: int, admit: Admit) -> Any:
+def _array_of(value: Any, dtype: np.dtype[Any], admit: Admit) -> Any:
     """The value; an array of that dtype for base64, and for an array of another one."""
-    try:
-        if isinstance(value, str):
-            value = decode_numpy(value)
-        if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") == dtype:
-            return value
-        admit(0, value.size * dtype.itemsize)
-        return _cast(value, dtype)
-    except ItemError as error:
-        error.index = index
-        raise
+    if isinstance(value, str):
+        value = decode_numpy(value)
+    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") == dtype:
+        return value
+    admit(0, value.size * dtype.itemsize)
+    return _cast(value, dtype)
 
 
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -230,6 +234,10 @@ class ArrayRing(Ring):
             if stop == ticket.count:
                 self._pass_over()
         return batch
+
+    def is_ready(self, limit: int) -> bool:
+        """Whether so many wait of the shape of the oldest: a full batch of another shape waits for its turn."""
+        return self._rings[self.oldest.items.shape[1:]].size >= limit
 
     def cancel(self, ticket: Ticket) -> int:
         """Give back the slots of a ticket that no batch has taken yet; says how many."""

@@ -186,6 +186,8 @@ class Batcher:
             if why is None:
                 return
         elif len(self._running) < executor.depth and self.ring.size >= self.max_batch_size:
+            if not self.ring.is_ready(self.max_batch_size):
+                return
             why = "full"
         else:
             return
@@ -236,7 +238,7 @@ class Batcher:
 
     def _why(self, now: int, due: bool) -> str | None:
         """Why a batch is to be cut now; None: it is not, and the timer runs."""
-        if self.ring.size >= self.max_batch_size:
+        if self.ring.size >= self.max_batch_size and self.ring.is_ready(self.max_batch_size):
             return "full"
         if self._draining:
             return "drain"
