@@ -34,7 +34,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables tracing build wheel test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize arm report api clean
+.PHONY: help venv demo serve text images tables tracing build wheel test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -133,6 +133,11 @@ hostile: $(VENV)/.dev  ## a good client beside bad ones, SECONDS (1800) long, ea
 
 sanitize: $(VENV)/.dev  ## every kernel, length, alignment and byte under AddressSanitizer and UBSan
 	@tests/csrc/run sanitize
+
+bodies: $(VENV)/.dev  ## COUNT (100 million) whole bodies of JSON, or SECONDS= of them, by every kernel and by a plain reader: is it the same?
+	@mkdir -p build/csrc
+	@cc -std=gnu11 -O2 -Ivirtex/csrc tests/csrc/test_bodies.c -lm -o build/csrc/bodies
+	@build/csrc/bodies $(or $(COUNT),100000000) $(if $(filter command line,$(origin SECONDS)),$(SECONDS),0) $$(date +%s)
 
 arm: $(VENV)/.dev  ## the NEON kernels under qemu (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 	@tests/csrc/run arm
