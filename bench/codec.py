@@ -27,8 +27,9 @@ import pybase64
 import safetensors.numpy
 
 from virtex import _codec, codec_info
+from virtex.batch.outputs import rows_by_name
 from virtex.info import cpu
-from virtex.serial import decode_numpy, encode_numpy
+from virtex.serial import decode_numpy, encode_json, encode_numpy
 
 IMAGE = 3 * 224 * 224  # float32 values: 602112 bytes
 SIZES = [64, 1024, 65536, 4 * IMAGE, 4 << 20]
@@ -224,6 +225,34 @@ def number_ways(name):
     return body, {"virtex": straight, PARSED: parsed}
 
 
+# -- rows into numbers of JSON
+
+WHOLE = "orjson, the whole array"
+ROWS = (64, 4)  # a batch of scores, float32
+
+
+def written_ways():
+    """Functions without arguments that write the same rows: as one text, and as the replies of requests."""
+    rows = np.random.default_rng(3).random(ROWS, "f4")
+
+    def replies(each):
+        batch = rows_by_name({"": rows})
+        return [batch.part(i, i + each).json(True) for i in range(0, ROWS[0], each)]
+
+    ways = {
+        WHOLE: lambda: orjson.dumps(rows, None, orjson.OPT_SERIALIZE_NUMPY),
+        "encode_json": lambda: encode_json(rows),
+        "the reply of one request": lambda: replies(64),
+        "the replies of 16 requests": lambda: replies(4),
+        "the replies of 64 requests": lambda: replies(1),
+    }
+    for name, call in ways.items():
+        came = call()
+        lists = [orjson.loads(came)] if name in (WHOLE, "encode_json") else [orjson.loads(one)["data"] for one in came]
+        assert (np.concatenate(lists).astype("f4") == rows).all(), name
+    return ways
+
+
 # -- measuring
 
 
@@ -271,6 +300,7 @@ def measure(rounds):
         body, calls = number_ways(name)
         count = NUMBERS[name][0](np.random.default_rng(2)).size
         results["numbers"][name] = interleaved(calls, rounds) | {"bytes": len(body), "numbers": count}
+    results["written"] = interleaved(written_ways(), rounds)
     for size in SIZES:
         array = np.random.default_rng(1).random(size // 4, "f4")
         calls = {}
@@ -313,6 +343,11 @@ def number_row(name, case):
     ]
 
 
+def written_row(name, ns, written):
+    aim = "" if name in (WHOLE, "the replies of 64 requests") else "1.2"
+    return [name, f"{ns / 1000:.2f} µs", f"{ns / written[WHOLE]:.2f}", aim]
+
+
 def tables(results):
     """Lines of Markdown: the codec against memcpy, then against other ways."""
     head = ["", "decode", "of memcpy", "aim", "encode", "of memcpy", "aim", "memcpy"]
@@ -322,6 +357,9 @@ def tables(results):
     if "numbers" in results:
         head = ["numbers of JSON into rows", "virtex", "each", "GB/s of text", PARSED, "times", "aim"]
         yield from table(head, [number_row(name, case) for name, case in results["numbers"].items()])
+    if "written" in results:
+        head = ["64 x 4 float32 into numbers of JSON", "", "of orjson", "aim"]
+        yield from table(head, [written_row(name, ns, results["written"]) for name, ns in results["written"].items()])
     for kind in ("decode", "encode"):
         rows = [
             [name, *(f"{int(size) / ns[kind][size]:.3g}" for size in map(str, SIZES))]

@@ -9,7 +9,7 @@ import pytest
 
 from virtex import codec_info
 
-from .codec import NUMBERS, PARSED, SIZES, WAYS, number_ways, way
+from .codec import NUMBERS, PARSED, SIZES, WAYS, number_ways, way, written_ways
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -27,3 +27,9 @@ def test_numbers(benchmark, name, how):
     body, ways = number_ways(name)
     benchmark.group = f"numbers, {name}: {len(body)} B"
     benchmark(ways[how])
+
+
+@pytest.mark.parametrize("how", written_ways())
+def test_rows_out(benchmark, how):
+    benchmark.group = "64 x 4 float32 into numbers of JSON"
+    benchmark(written_ways()[how])
