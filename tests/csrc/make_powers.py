@@ -31,7 +31,7 @@ def text():
         "",
         "#include <stdint.h>",
         "",
-        f"enum {{ VX_LOWEST_POWER = {LOWEST}, VX_HIGHEST_POWER = {HIGHEST} }}; /* that are read; written: to {WRITTEN} */",
+        f"enum {{ VX_LOWEST_POWER = {LOWEST}, VX_HIGHEST_POWER = {HIGHEST} }}; /* read; written: {WRITTEN} */",
         "",
         f"static const uint64_t vx_powers[{WRITTEN - LOWEST + 1}][2] = {{",
     ]

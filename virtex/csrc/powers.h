@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum { VX_LOWEST_POWER = -342, VX_HIGHEST_POWER = 308 }; /* that are read; written: to 324 */
+enum { VX_LOWEST_POWER = -342, VX_HIGHEST_POWER = 308 }; /* read; written: 324 */
 
 static const uint64_t vx_powers[667][2] = {
     {0xeef453d6923bd65a, 0x113faa2906a13b3f},
