@@ -62,10 +62,11 @@ def encode_json(obj: ArrayLike) -> str:
     if array.dtype.char == "e":
         array = array.astype(np.float32)
     try:
-        (text,) = number_texts(array[None, ...]) or ()
+        texts = number_texts(array[None, ...])
     except ValueError:
         raise TypeError(f"{array[~np.isfinite(array)][0]} is no JSON number") from None
-    return text.decode()
+    assert texts is not None  # of these dtypes
+    return texts[0].decode()
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
