@@ -147,10 +147,10 @@ def encode_rows(values: NDArray[Any]) -> bytes:
 def encode_numbers(values: NDArray[Any], start: int, stop: int) -> bytes | None:
     """The reply body {"data":[...],"error":null} of rows [start, stop) of an array, as JSON numbers in nested lists.
 
-            values: shape (n, ...), 0 <= start <= stop <= n; those rows are copied first if they are not C-contiguous. Of a
-        float the text is the shortest that reads back as the same value of its dtype, laid out as orjson lays it out.
-            Returns: None for a dtype that is neither bool, integers, floats of 16 to 64 bits nor bfloat16.
-        Raises: ValueError for a number that is not finite.
+        values: shape (n, ...), 0 <= start <= stop <= n; those rows are copied first if they are not C-contiguous. Of a
+    float the text is the shortest that reads back as the same value of its dtype, laid out as orjson lays it out.
+        Returns: None for a dtype that is neither bool, integers, floats of 16 to 64 bits nor bfloat16.
+    Raises: ValueError for a number that is not finite.
     """
 
 def number_texts(values: NDArray[Any]) -> list[bytes] | None:
