@@ -138,10 +138,12 @@ def strings(body: _Buffer) -> list[str] | None:
     """
 
 def encode_rows(values: NDArray[Any]) -> bytes:
-    """The reply body {"data":["...",...],"error":null} whose strings are encode_numpy of each row of an array.
+    """The reply body {"data":[...],"error":null} of rows [start, stop) of an array, as JSON numbers in nested lists.
 
-    values: shape (n, ...), n >= 0; copied first if it is not C-contiguous.
-    Raises: TypeError as encode_numpy; ValueError for an array without dimensions.
+    values: shape (n, ...), 0 <= start <= stop <= n; those rows are copied first if they are not C-contiguous. A float's
+    text is the shortest that reads back as the same value of its dtype, laid out as orjson lays it out.
+    Returns: None for a dtype that is neither bool, integers, floats of 16 to 64 bits nor bfloat16.
+    Raises: ValueError for a number that is not finite.
     """
 
 def encode_numbers(values: NDArray[Any], start: int, stop: int) -> bytes | None:
