@@ -25,7 +25,7 @@ MAY_KNOW = {
     "http": {"server", "message", "client", "handler", "load"},
     "inference": {"handler"},
     "server": {"workers", "service", "service.seam", "batch", "handler", "observer", "metrics"},
-    "services": {"server", "service", "service.seam", "metrics"},
+    "services": {"workers", "server", "service", "service.seam", "metrics"},
     "service.seam": {"batch.ring"},
     "service.request": {"service.seam"},  # what a handler is told
     "service": {

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import orjson
@@ -107,6 +107,16 @@ class Services(Service):
     async def shutdown(self) -> None:
         """Refuse new requests, answer those that were taken, and tear down all handlers."""
         await asyncio.gather(*(server.shutdown() for server in self.servers))
+
+    def run(self, host: str = "127.0.0.1", port: int = 8000, workers: int = 1, **settings: Any) -> NoReturn:
+        """Serve them: `python server.py` becomes gunicorn. It does not return.
+
+        host, port: where to listen. workers: how many processes, each with all of them. settings: gunicorn's. What is
+        said of Server.run() is true here, too. Raises TypeError, ValueError and RuntimeError as it does.
+        """
+        from .workers import starting
+
+        starting.run(self, host, port, workers, settings)
 
     # ---- the seam
 
