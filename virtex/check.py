@@ -28,6 +28,7 @@ from .load import tried
 from .message import HttpMessage, encode_data
 from .server import Server
 from .service.model import Model
+from .service.request import Request
 from .service.seam import REGISTER
 
 FEWEST = 8  # rounds that say something about memory
@@ -142,7 +143,7 @@ class _Check:
             await self._call(model, handler, handler.validate, HttpMessage(data=list(items)), True)
             return
         steps, work = handler._planned(orjson.loads(encode_data(items)))  # validate() would run them on another loop
-        (outcome,) = await steps.run_async(work)
+        (outcome,) = await steps.run_async(work, [Request()] if steps.asks else None)
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, list):
