@@ -176,7 +176,7 @@ class Exchange(BaseExchange):
             self._body = data
         elif isinstance(body, bytearray):
             body += data
-        elif type(body) is bytes and self.charged == self._head.length:  # the last of two: what they are is not copied again
+        elif type(body) is bytes and self.charged == self._head.length:  # the last of two: copied once
             self._body = body + data
         else:
             self._body = bytearray(body) + data
