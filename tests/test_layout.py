@@ -142,6 +142,7 @@ TESTED_BY = {  # where a file's tests have another name
     "chunked": "reader",
     "connections": "connection",
     "drive": "load",
+    "failures": "deadlines",
     "guests": "mounted",
     "into_place": "connection",
     "isolate": "steps",
