@@ -1,6 +1,7 @@
 """Whoever waits too long is answered."""
 
 import asyncio
+import gc
 import re
 import time
 import weakref
@@ -12,6 +13,7 @@ from kit.services import BODY, Gate, Life, Watching
 
 from virtex import Limits, http_server
 from virtex.service.deadlines import Deadlines
+from virtex.service.exchange import Exchange
 from virtex.service.seam import NEVER, Head
 
 
@@ -163,6 +165,35 @@ def test_those_that_were_answered_are_not_kept_until_their_time_is_over(loop):
 
 
 # ---- a time of its own
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_who_has_its_answer_or_has_left_is_not_kept_until_the_time_is_over_that_it_gave(leaves):
+    async def main():
+        gate = Gate()
+        app = http_server("gate", gate)
+        await app.startup()
+        before = exchanges()
+        asked = app.open(Head("POST", "/", asking(20_000), None, None), app._clock())
+        asked.write(b'{"data":["an answer"]}')
+        asked.complete()
+        if leaves:
+            asked.cancel("left")
+        gate.go.set()
+        if not leaves:
+            await asyncio.wait_for(asked, 5)
+        del asked
+        await asyncio.sleep(0)
+        kept = exchanges() - before
+        await app.shutdown()
+        return kept
+
+    assert asyncio.run(main()) == set()
+
+
+def exchanges():
+    gc.collect()
+    return {id(one) for one in gc.get_objects() if type(one) is Exchange}
 
 
 def asking(ms, *headers):

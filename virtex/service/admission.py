@@ -18,7 +18,7 @@ from .bodies import Bodies
 from .cors import Cors
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
-from .formats import JSON, Wants, negotiate
+from .formats import JSON, Failed, Wants, negotiate
 from .seam import Head, Response, patience_in
 
 NO_CLIENTS = ("/health/", "/metrics/")  # paths that are asked by the clock: they would outweigh an idle service's few
@@ -133,10 +133,11 @@ class Admission(Keeper):
         for exchange in self._no_longer_early():
             exchange.start()
 
-    def fail(self, error: RequestError) -> None:
-        """There will be no handler: answer those that waited for it."""
+    def fail(self, reason: str) -> None:
+        """There will be no handler: answer those that waited for it, and those whose body is still arriving."""
+        failed = self.kinds = Failed(reason)
         for exchange in self._no_longer_early():
-            exchange.resolve([], error)
+            exchange.resolve([], failed.why())
 
     def _no_longer_early(self) -> list[Exchange]:
         self.is_starting = False
@@ -169,16 +170,18 @@ class Admission(Keeper):
 
     def conclude(self, exchange: Exchange, peer: Peer | None, status: int) -> None:
         """A request that was taken has its answer: count it out, and tell the observer."""
-        exchange.ended = now = self.settle(peer)
+        exchange.ended = now = self.settle(exchange, peer)
         self.cells.request(status, exchange.count, (exchange.made or now) - exchange.begun)
         if self._observer is not None:
             seconds = (now - exchange.begun) / 1e9
             self.batcher.tell(self._observer.request_done, status, exchange.count, seconds)
 
-    def settle(self, peer: Peer | None) -> int:
+    def settle(self, exchange: Exchange, peer: Peer | None) -> int:
         """A request that was taken is answered or given up; returns the time, which is the same for a whole batch."""
         now = self.batcher.now or self._clock.now()
         self.company.settled(peer, now)
+        if exchange.listed:
+            self._deadlines.forget(exchange.listed)
         self.unsettled -= 1
         self.cells.in_flight(self.unsettled)
         if not self.unsettled and self._all_settled is not None and not self._all_settled.done():

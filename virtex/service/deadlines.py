@@ -42,7 +42,8 @@ class Deadlines:
         self._batcher = batcher
         self._waiting = waiting
         self._timer: asyncio.TimerHandle | None = None
-        self._listed: list[tuple[int, int, Exchange]] = []  # a heap; the second breaks ties
+        self._order: list[tuple[int, int]] = []  # a heap of deadlines; the second is a number in `_listed`
+        self._listed: dict[int, Exchange] = {}
         self._count = 0
         self._most = FEW  # entries, until those that are over are thrown out
         self.unlisted = NEVER
@@ -57,13 +58,23 @@ class Deadlines:
     def add(self, exchange: Exchange) -> None:
         """A request waits, which has a time of its own."""
         self._count += 1
-        heappush(self._listed, (exchange.deadline, self._count, exchange))
+        exchange.listed = self._count
+        self._listed[self._count] = exchange
+        heappush(self._order, (exchange.deadline, self._count))
         self._arm(exchange.deadline)
-        if len(self._listed) > self._most:
-            self._list([entry[2] for entry in self._listed])
+        if len(self._order) > self._most:
+            self._list(list(self._listed.values()))
+
+    def forget(self, number: int) -> None:
+        """A request has its answer, or nobody wants it any more. number: its `listed`.
+
+        Else it would be kept, with an answer of any size that nobody charges any more, until its time is over.
+        """
+        self._listed.pop(number, None)
 
     def stop(self) -> None:
         """Nothing waits any more."""
+        self._order.clear()
         self._listed.clear()
         self.unlisted = NEVER
         self._disarm()
@@ -74,19 +85,23 @@ class Deadlines:
         if self.unlisted <= now:
             self.unlisted = NEVER
             self._list(self._waiting())
-        listed = self._listed
-        while listed and (listed[0][2].resolved or listed[0][0] <= now):
-            exchange = heappop(listed)[2]
-            if not exchange.resolved:
+        while self._order and (self._order[0][0] <= now or self._order[0][1] not in self._listed):
+            exchange = self._listed.pop(heappop(self._order)[1], None)
+            if exchange is not None and not exchange.resolved:
                 exchange.expire(now)
-        self._arm(min(listed[0][0], self.unlisted) if listed else self.unlisted)
+        self._arm(min(self._order[0][0], self.unlisted) if self._order else self.unlisted)
 
     def _list(self, exchanges: list[Exchange]) -> None:
         """Have these in order, as far as they still wait, and no others."""
-        self._listed = [(one.deadline, i, one) for i, one in enumerate(exchanges) if not one.resolved]
-        self._count = len(exchanges)
-        heapify(self._listed)
-        self._most = 2 * len(self._listed) + FEW
+        self._listed = {}
+        for exchange in exchanges:
+            if not exchange.resolved:
+                self._count += 1
+                exchange.listed = self._count
+                self._listed[self._count] = exchange
+        self._order = [(exchange.deadline, number) for number, exchange in self._listed.items()]
+        heapify(self._order)
+        self._most = 2 * len(self._order) + FEW
 
     def _arm(self, due: int) -> None:
         """Have the timer run until then, unless it ends sooner."""

@@ -20,12 +20,13 @@ cdef class Keeper(Gate):
     cdef Clock _clock
     cpdef admit(self, Exchange exchange)
     cpdef conclude(self, Exchange exchange, Peer peer, int status)
-    cpdef long long settle(self, Peer peer) except -1
+    cpdef long long settle(self, Exchange exchange, Peer peer) except -1
 
 
 cdef class Exchange(BaseExchange):
     cdef public long long begun, whole, made, deadline
     cdef public bint has_own_time
+    cdef public Py_ssize_t listed
     cdef public Keeper keeper
     cdef Head _head
     cdef Wants _wants
@@ -54,7 +55,7 @@ cdef class Exchange(BaseExchange):
     cpdef deliver(self, rows, error)
 
     @cython.locals(reads=Format)
-    cdef _admit(self, bint was_early=*)
+    cdef _admit(self)
 
     @cython.locals(length=Py_ssize_t, bodies=Budget)
     cdef Response _affordable(self, Response response)

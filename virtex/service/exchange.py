@@ -23,7 +23,7 @@ from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
 from .failures import logged, no_answer, still_starting
-from .formats import UNDECIDED, Kinds, Wants
+from .formats import LATER, UNDECIDED, Kinds, Wants
 from .request import Request, request_of
 from .seam import IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
@@ -87,7 +87,7 @@ class Keeper(Gate):
         """A request that was taken has its answer."""
         raise NotImplementedError
 
-    def settle(self, peer: Peer | None) -> int:
+    def settle(self, exchange: Exchange, peer: Peer | None) -> int:
         """A request that was taken is answered or given up; returns the time."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class Exchange(BaseExchange):
 
     In the clock's nanoseconds, begun: when its headers were read; whole: when its body was all there; made: when its
     answer was, 0 for one that no batch gave; deadline: when it is answered at the latest. has_own_time: whether its
-    client said so, for less than the service's time.
+    client said so, for less than the service's time. listed: its number where deadlines.py has it in order, else 0.
     """
 
     def _begin(self, keeper: Keeper, head: Head, wants: Wants, begun: int) -> None:
@@ -122,6 +122,7 @@ class Exchange(BaseExchange):
         self.begun = self.whole = begun
         self.made = 0
         self.keeper = keeper
+        self.listed = 0
         self.has_own_time = 0 < head.patience < keeper.patience
         self.deadline = begun + (head.patience if self.has_own_time else keeper.patience)
         self._head = head
@@ -265,12 +266,12 @@ class Exchange(BaseExchange):
     def start(self) -> None:
         """The handler is there now: admit what waited for it."""
         self.whole = self.keeper._clock.now()
-        if not self.resolved and self._admit(True) is not None:
+        if not self.resolved and self._admit() is not None:
             self._call_back()
 
-    def _admit(self, was_early: bool = False) -> Response | None:
+    def _admit(self) -> Response | None:
         try:
-            if was_early:
+            if self._wants.reads is LATER:
                 self._wants = self.keeper.wanted(self._head)
             reads, inputs = self._wants.reads, self.keeper.inputs
             if inputs is None:
@@ -321,7 +322,7 @@ class Exchange(BaseExchange):
         else:
             keeper.batcher.cancel(self, reason)
             self.items = self.rows = None
-        keeper.settle(self._head.peer)
+        keeper.settle(self, self._head.peer)
 
     def asker(self) -> Request:
         """Who asked, for the handler's methods."""

@@ -207,10 +207,27 @@ class Undecided(Kinds):
     """Those of a service whose handler is not there yet: nothing is refused that it may take."""
 
     def read_by(self, content_type: bytes) -> Format:
-        """Any."""
-        return JSON
+        """LATER: it is asked again once there is a handler."""
+        return LATER
 
 
+class Failed(Kinds):
+    """Those of a service whose handler did not start. reason: why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self._reason = reason
+
+    def read_by(self, content_type: bytes) -> Format:
+        """Raises RequestError (503)."""
+        raise self.why()
+
+    def why(self) -> RequestError:
+        """The answer to a request that waited for the handler: one of its own, for a program may raise it."""
+        return RequestError(503, self._reason, (), "draining")
+
+
+LATER = Format()  # reads nothing
 KINDS = Kinds()
 UNDECIDED = Undecided(gives_content=True)
 

@@ -269,7 +269,7 @@ class Model:
             log.error("service %r did not start", self.options.name, exc_info=error)
         else:
             log.info("service %r was stopped while it started: %s", self.options.name, type(error).__name__)
-        self.admission.fail(RequestError(503, self.why_failed, (), "draining"))
+        self.admission.fail(self.why_failed)
 
     # ---- the end
 
