@@ -73,6 +73,7 @@ def test_a_request_that_started_the_service_is_told_when_that_takes_too_long():
 
 class Waits:
     has_own_time = False
+    listed = 0
 
     def __init__(self, deadline):
         self.deadline = deadline
@@ -168,27 +169,43 @@ def test_those_that_were_answered_are_not_kept_until_their_time_is_over(loop):
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_who_has_its_answer_or_has_left_is_not_kept_until_the_time_is_over_that_it_gave(leaves):
+@pytest.mark.parametrize("is_early", [False, True])
+def test_who_has_its_answer_or_has_left_is_not_kept_until_the_time_is_over_that_it_gave(leaves, is_early):
     async def main():
         gate = Gate()
         app = http_server("gate", gate)
-        await app.startup()
         before = exchanges()
+        if not is_early:
+            await app.startup()
         asked = app.open(Head("POST", "/", asking(20_000), None, None), app._clock())
         asked.write(b'{"data":["an answer"]}')
         asked.complete()
+        await asyncio.wait_for(gate.entered.wait(), 5)
         if leaves:
             asked.cancel("left")
         gate.go.set()
         if not leaves:
             await asyncio.wait_for(asked, 5)
         del asked
-        await asyncio.sleep(0)
+        while app.model.batcher.running_since:
+            await asyncio.sleep(0)
         kept = exchanges() - before
         await app.shutdown()
         return kept
 
     assert asyncio.run(main()) == set()
+
+
+def test_what_spans_two_batches_is_put_in_order_once(loop):
+    (one,) = waiting_for(loop, 5)
+    deadlines = Deadlines(loop, loop.clock, Cutter(), lambda: [one, one])
+    deadlines.watch(one)
+    one.deadline += 10**9
+    loop.advance(5.5)
+    assert one.listed and not one.resolved
+    deadlines.forget(one.listed)
+    loop.advance(2)
+    assert not one.resolved
 
 
 def exchanges():

@@ -1,9 +1,11 @@
 """Bodies that are no messages, and answers that are none: what `accepts` takes, and Content, by both lanes."""
 
 import asyncio
+import gc
 import io
 import shutil
 import subprocess
+from types import TracebackType
 
 import numpy as np
 import orjson
@@ -534,3 +536,18 @@ def test_a_client_names_the_type_of_an_answer_that_is_no_message():
     status, message = message_of("it", None, Outcome(200, [(b"content-type", b"image/png")], b"PNG"))
     assert status == 200
     assert message.error == "it: expected a message, got status 200 with 3 bytes of type image/png: 'PNG'"
+
+
+def test_what_is_refused_again_and_again_is_not_kept(ask):
+    async def main():
+        app = http_server("echo", Tells)
+        await app.startup()
+        statuses = {(await ask(app, JSON, headers=[wants(b"image/png")])).status for _ in range(50)}
+        kept = sum(type(one) is TracebackType for one in gc.get_objects())
+        await app.shutdown()
+        return statuses, kept
+
+    gc.collect()
+    before = sum(type(one) is TracebackType for one in gc.get_objects())
+    statuses, kept = asyncio.run(main())
+    assert statuses == {406} and kept - before < 50

@@ -57,6 +57,8 @@ class Deadlines:
 
     def add(self, exchange: Exchange) -> None:
         """A request waits, which has a time of its own."""
+        if exchange.listed:
+            return  # since it waited for the start
         self._count += 1
         exchange.listed = self._count
         self._listed[self._count] = exchange
@@ -94,7 +96,7 @@ class Deadlines:
     def _list(self, exchanges: list[Exchange]) -> None:
         """Have these in order, as far as they still wait, and no others."""
         self._listed = {}
-        for exchange in exchanges:
+        for exchange in dict.fromkeys(exchanges):  # what spans two batches comes twice
             if not exchange.resolved:
                 self._count += 1
                 exchange.listed = self._count

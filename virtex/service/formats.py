@@ -137,14 +137,14 @@ def _stacked(rows: list[Any]) -> bytes | None:
 
 
 class Other(Format):
-    """What is written where neither JSON nor .npy may be: nothing but a Content. why: the refusal of all else."""
+    """What is written where neither JSON nor .npy may be: nothing but a Content. why: all else is refused."""
 
-    def __init__(self, why: RequestError) -> None:
+    def __init__(self, why: str) -> None:
         self.why = why
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Raises RequestError (406)."""
-        raise self.why
+        raise RequestError(406, self.why)  # one that is raised again and again keeps what it passed each time
 
 
 JSON, NPY = Json(), Npy()
@@ -191,10 +191,10 @@ class Kinds:
         if quality.get(best.name):
             return best
         if accept.strip() and not json_quality(quality):
-            why = RequestError(406, f"Accept {quoted(accept)!r}: the answers are one of {', '.join(self.answers)}")
+            why = f"Accept {quoted(accept)!r}: the answers are one of {', '.join(self.answers)}"
             if self.gives_content:  # so what the answer is will be seen when it is there
                 return Other(why)
-            raise why
+            raise RequestError(406, why)
         return JSON
 
 
