@@ -7,7 +7,7 @@ from virtex.cli import main
 
 SOURCE = """
 import asyncio
-from virtex import RequestHandler, http_server
+from virtex import Content, RequestHandler, http_server
 
 class Words(RequestHandler):
     kept = []
@@ -51,6 +51,21 @@ class Setup(Words):
     def setup(self, worker):
         raise FileNotFoundError("model.bin")
 
+class Files(Words):
+    accepts = ("image/*",)
+    def example(self):
+        return [b"a", b"a longer one"]
+    def process_response(self, row):
+        return Content(b"pixels", "image/png")
+
+class AsyncFiles(Files):
+    async def run_inference(self, batch):
+        return super().run_inference(batch)
+
+class Objects(Words):
+    def example(self):
+        return [{1, 2}]
+
 class Silent(Words):
     def example(self):
         return []
@@ -69,12 +84,15 @@ def checked(tmp_path, monkeypatch, capsys, request):
     return check
 
 
-@pytest.mark.parametrize("made", ["Words", "Loops", "Threads, executor='thread'"])
+@pytest.mark.parametrize("made", ["Words", "Loops", "Threads, executor='thread'", "Files", "AsyncFiles"])
 def test_a_handler_that_is_well_is_tried_with_every_size(checked, made):
     code, said = checked(f"app = http_server('w', {made}, max_batch_size=8)")
     assert code == 0, said
     steps = [line.split("  ")[1] for line in said.out.splitlines()[1:-1]]
-    assert steps[:5] == ["setup", "1 item", "8 items", "1, the longest (14 bytes)", "8 of the longest"], said.out
+    longest = 12 if "Files" in made else 14  # a text of JSON has quotation marks
+    sizes = ["1 item", "8 items", f"1, the longest ({longest} bytes)", "8 of the longest"]
+    assert steps[:5] == ["setup", *sizes], said.out
+    assert said.err == ""
     assert said.out.startswith("service 'w': max_batch_size 8, executor ") and said.out.endswith("all is well\n")
 
 
@@ -83,9 +101,10 @@ def test_a_handler_that_is_well_is_tried_with_every_size(checked, made):
     [
         ("Large", "8 items                          FAILED: run_inference", "MemoryError: no room for a batch"),
         ("Setup", "setup                            FAILED: FileNotFoundError('model.bin')", "in setup"),
+        ("Objects", "example()                        FAILED: item 0: message gave a set that can't be sent", ""),
         ("Silent", "example()                        gives no items; define it", ""),
     ],
-    ids=["Large", "Setup", "Silent"],
+    ids=["Large", "Setup", "Objects", "Silent"],
 )
 def test_a_handler_that_fails_says_where_and_why(checked, made, out, err):
     code, said = checked(f"app = http_server('w', {made}, max_batch_size=8)")

@@ -47,7 +47,7 @@ MAY_KNOW = {
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},
-    "check": {"batch", "handler", "load.tried", "message", "server", "service", "service.request", "service.seam"},
+    "check": {"handler", "load.tried", "message", "server", "service", "service.seam"},
     "cli": {"check", "info", "load", "workers"},
     "__main__": {"cli"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},

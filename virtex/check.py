@@ -19,16 +19,12 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
-import orjson
-
-from .batch.steps import async_methods
 from .errors import HandlerError, ItemError
-from .handler import RequestHandler
+from .handler import RequestHandler, batch_for, items_for, reply_of
 from .load import tried
-from .message import HttpMessage, encode_data
+from .message import Content, HttpMessage, encode_data
 from .server import Server
 from .service.model import Model
-from .service.request import Request
 from .service.seam import REGISTER
 
 FEWEST = 8  # rounds that say something about memory
@@ -89,12 +85,13 @@ class _Check:
         handler = model._handler
         assert handler is not None
         try:
-            items = await self._call(model, handler, handler.example)
+            items = await self._call(model, handler.example)
+            if not isinstance(items, list) or not items:
+                print(f'  {"example()":32} gives no items; define it: a list of what stands in a request\'s "data"')
+                return False
+            items_for(handler, HttpMessage(data=items))
         except Exception as error:
             return _failed("example()", error)
-        if not isinstance(items, list) or not items:
-            print(f'  {"example()":32} gives no items; define it: a list of what stands in a request\'s "data"')
-            return False
         sizes = list(self._sizes(items))
         for what, batch in sizes:
             begun = time.perf_counter()
@@ -110,7 +107,7 @@ class _Check:
         yield "1 item", items[:1]
         yield f"{most} items", list(islice(cycle(items), most))
         if len(items) > 1:
-            lengths = [len(encode_data([item])) - 2 for item in items]
+            lengths = [len(item) if isinstance(item, bytes) else len(encode_data([item])) - 2 for item in items]
             longest = items[lengths.index(max(lengths))]
             yield f"1, the longest ({max(lengths)} bytes)", [longest]
             yield f"{most} of the longest", [longest] * most
@@ -138,18 +135,19 @@ class _Check:
         return False
 
     async def _validate(self, model: Model, handler: RequestHandler, items: list[Any]) -> None:
-        """Run a message through the three methods, on the thread or the loop that setup() ran on."""
-        if not any(async_methods(handler)):
-            await self._call(model, handler, handler.validate, HttpMessage(data=list(items)), True)
-            return
-        steps, work = handler._planned(orjson.loads(encode_data(items)))  # validate() would run them on another loop
-        (outcome,) = await steps.run_async(work, [Request()] if steps.asks else None)
-        if isinstance(outcome, Exception):
-            raise outcome
-        if isinstance(outcome, list):
-            encode_data(outcome)
+        """Run a message through the three methods, on the thread or the loop that setup() ran on.
 
-    async def _call(self, model: Model, handler: RequestHandler, method: Any, *arguments: Any) -> Any:
+        A Content is the whole answer of its request, and these are several requests as far as it goes.
+        """
+        message = HttpMessage(data=items)
+        sent = items_for(handler, message)
+        steps, work, askers = await self._call(model, batch_for, handler, sent, message)
+        (outcome,) = await self._call(model, steps.run_async if steps.is_async else steps.run, work, askers)
+        if isinstance(outcome, list):
+            outcome = [row for row in outcome if type(row) is not Content]
+        reply_of(handler, sent, outcome)
+
+    async def _call(self, model: Model, method: Any, *arguments: Any) -> Any:
         result = method(*arguments) if model._thread is None else await model._thread.call(method, *arguments)
         return await result if asyncio.iscoroutine(result) else result
 

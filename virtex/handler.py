@@ -114,7 +114,8 @@ class RequestHandler(ABC):
     def example(self) -> list[Any]:
         """Give sample items, as they stand in a request's `data`, for whoever tries the service; empty: none.
 
-        The status page offers them. For that it is called once, after setup(), as the three methods are.
+        All bytes: they stand for files, where `accepts` takes any. `virtex check` tries them; the status page offers
+        all others. For that it is called once, after setup(), as the three methods are.
         """
         return []
 
@@ -140,23 +141,11 @@ class RequestHandler(ABC):
             return None
 
     def _validated(self, message: HttpMessage, request: Request | None) -> HttpMessage:
-        items = message.data
-        if not isinstance(items, list):
-            raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
-        if not self.accepts or not all(isinstance(item, bytes) for item in items):
-            items = orjson.loads(encode_data(items, "message"))
+        items = items_for(self, message)
         if not items:
             return HttpMessage(data=[])
-        steps, work = self._planned(items)
-        askers = [_asker(message, request)] if steps.asks else None
-        (outcome,) = _in_a_loop(steps, work, askers)
-        if isinstance(outcome, Exception):
-            raise outcome
-        if isinstance(outcome, Rows):
-            return HttpMessage(**orjson.loads(outcome.json(self._have_numbers(items))))
-        if len(outcome) == 1 and type(outcome[0]) is Content:
-            return HttpMessage(data=outcome)
-        return HttpMessage(data=orjson.loads(encode_data(outcome)))
+        (outcome,) = _in_a_loop(*batch_for(self, items, message, request))
+        return reply_of(self, items, outcome)
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
@@ -168,6 +157,36 @@ class RequestHandler(ABC):
     def _have_numbers(self, items: list[Any]) -> bool:
         """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""
         return False
+
+
+def items_for(handler: RequestHandler, message: HttpMessage) -> list[Any]:
+    """A message's items as the handler would get them. Raises HandlerError for what can't be sent."""
+    items = message.data
+    if not isinstance(items, list):
+        raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
+    if handler.accepts and all(isinstance(item, bytes) for item in items):
+        return items
+    sent: list[Any] = orjson.loads(encode_data(items, "message"))
+    return sent
+
+
+def batch_for(
+    handler: RequestHandler, items: list[Any], message: HttpMessage, request: Request | None = None
+) -> tuple[Steps, Any, list[Any] | None]:
+    """What computes the items of one request, and its arguments: the batch, and who asked where it is told."""
+    steps, work = handler._planned(items)
+    return steps, work, [_asker(message, request)] if steps.asks else None
+
+
+def reply_of(handler: RequestHandler, items: list[Any], outcome: Outcome) -> HttpMessage:
+    """The reply that is to these items. Raises HandlerError and ItemError where there is none."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    if isinstance(outcome, Rows):
+        return HttpMessage(**orjson.loads(outcome.json(handler._have_numbers(items))))
+    if len(outcome) == 1 and type(outcome[0]) is Content:
+        return HttpMessage(data=outcome)
+    return HttpMessage(data=orjson.loads(encode_data(outcome)))
 
 
 def _as_admitted(count: int, nbytes: int) -> None:

@@ -210,6 +210,8 @@ class Model:
             items = await _call(thread, handler.example)
             if not isinstance(items, list):
                 raise TypeError(f"expected a list of items, got a {type(items).__name__}")
+            if handler.accepts and all(isinstance(item, bytes) for item in items):
+                return {}  # files, which a message can't have
             text = encode_data(items, "example")
         except Exception as error:
             log.warning("service %r: example() failed, so the status page has none", self.options.name, exc_info=error)
