@@ -117,8 +117,33 @@ def test_whoever_is_answered_in_time_does_not_expire_and_nothing_is_watched_afte
     deadlines.add(left)
     deadlines.watch(*waiting_for(loop, 5))
     deadlines.stop()
+    assert loop.timers == 0 and deadlines.unlisted == NEVER
     loop.advance(6)
-    assert not left.resolved and loop.timers == 0
+    assert not left.resolved
+    kept = weakref.ref(left)
+    del left
+    assert kept() is None
+
+
+def test_a_timer_that_ends_does_not_begin_again_for_whoever_was_answered(loop):
+    deadlines = Deadlines(loop, loop.clock, Cutter(), list)
+    late, answered = waiting_for(loop, 3, 5)
+    for each in (answered, late):
+        deadlines.add(each)
+    answered.resolved = True
+    deadlines.expire(late.deadline)  # to the nanosecond, as the batcher may ask
+    assert late.resolved and loop.timers == 0
+
+
+def test_some_that_are_due_at_the_same_time_may_be_in_order_already(loop):
+    waiting = waiting_for(loop, 1, *[5] * 9)
+    deadlines = Deadlines(loop, loop.clock, Cutter(), lambda: waiting)
+    deadlines.watch(waiting[0])
+    loop.advance(2)
+    (own,) = waiting_for(loop, 3)
+    deadlines.add(own)
+    loop.advance(4)
+    assert own.resolved and all(each.resolved for each in waiting)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -163,6 +188,24 @@ def test_those_that_were_answered_are_not_kept_until_their_time_is_over(loop):
         kept.append(weakref.ref(one))
     del one
     assert sum(each() is not None for each in kept) < 100
+
+
+def test_many_that_wait_are_not_gone_through_for_each_that_comes(loop):
+    class Counts(Waits):
+        looks = 0
+
+        @property
+        def resolved(self):
+            Counts.looks += 1
+            return False
+
+        @resolved.setter
+        def resolved(self, value): ...
+
+    deadlines = Deadlines(loop, loop.clock, Cutter(), list)
+    for i in range(2000):
+        deadlines.add(Counts(loop.now + 60 * 10**9 + i))
+    assert Counts.looks < 3 * 2000
 
 
 # ---- a time of its own
@@ -267,6 +310,30 @@ def test_what_is_late_before_the_cut_costs_no_inference_and_is_told_where_its_ti
     late, free, calls = asyncio.run(main())
     assert late.status == 504 and re.search(r" s queued$", late.error)
     assert free == 0 and calls == [[1]]
+
+
+def test_what_is_late_when_the_loop_comes_to_cut_costs_no_inference():
+    class Counts(Echo):
+        sizes = []
+
+        def run_inference(self, model_input):
+            self.sizes.append(len(model_input))
+            return model_input
+
+    async def main():
+        app = http_server("counts", Counts, max_time_on_queue=0)
+        await app.startup()
+        exchange = app.open(Head("POST", "/", asking(10), None, None), app._clock())
+        exchange.write(b'{"data":[1]}')
+        exchange.complete()
+        while app._clock() < exchange.deadline:
+            pass  # something else holds the loop
+        answer = await asyncio.wait_for(exchange, 5)
+        await app.shutdown()
+        return answer
+
+    assert asyncio.run(main()).status == 504
+    assert Counts.sizes == []
 
 
 def test_a_body_that_is_there_too_late_is_not_admitted():
