@@ -288,9 +288,7 @@ class Exchange(BaseExchange):
             self.weight = self.charged
             self.keeper.admit(self)
             self._drop_body()
-            if (
-                inputs is not None
-            ):  # they are in rows, which were counted before; others are held until they are answered
+            if inputs is not None:  # they are in rows, which were counted before; others are held until the answer
                 self.release()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
