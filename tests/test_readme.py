@@ -51,8 +51,18 @@ def test_curl_is_answered_as_the_readme_says(line: str, answer: str, server: Run
     check_answer(line, answer, server.port)
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_script_serves_by_itself_what_gunicorn_does(tmp_path: Path) -> None:
+    port = free_port()
+    line, _, _ = next(line for line in README.shell if line.startswith("python ")).partition("  #")
+    (tmp_path / "server.py").write_text(README.files["server.py"].replace(PORT, str(port)))
+    with running(line, port, tmp_path) as server:
+        for asked, answer in README.asked:
+            check_answer(asked, answer, server.port)
+
+
 def test_every_line_of_shell_is_run_or_says_why_not() -> None:
-    assert {line.split()[0] for line in README.shell} == {"gunicorn", "curl"}
+    assert {line.split()[0] for line in README.shell} == {"python", "gunicorn", "curl"}
 
 
 def lowest() -> tuple[tuple[int, ...], list[str]]:

@@ -74,7 +74,8 @@ def environment() -> dict[str, str]:
 @contextmanager
 def running(line: str, port: int, folder: Path, python: str = sys.executable) -> Iterator[Running]:
     """A server line of a page, on a port of ours."""
-    command = [python, "-m", *shlex.split(line)]
+    words = shlex.split(line)
+    command = [python, *words[1:]] if words[0] == "python" else [python, "-m", *words]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
