@@ -137,6 +137,28 @@ def test_each_other_body_is_one_clear_refusal(case, ask):
     assert app.budget.held == 0
 
 
+CURLS = b"application/x-www-form-urlencoded"  # what curl says of a file whose type nobody named
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "says_how"),
+    [
+        (CURLS, b"\xff\xd8\xff\xe0", True),
+        (b"application/octet-stream", b"x", True),
+        (CURLS, b' {"data": [1}', False),
+        (CURLS, b' {"data": 1}', False),
+        (b"application/json", b"\xff\xd8\xff\xe0", False),
+    ],
+    ids=["curl", "octets", "a slip", "no list", "said to be JSON"],
+)
+def test_a_file_whose_type_nobody_named_is_told_to_name_it(kind, body, says_how, ask):
+    app = http_server("tells", Tells("image/*", "text/*"))
+    wrong, right = run(app, ask(app, body, headers=of(kind)), ask(app, b'{"data": [1]}', headers=of(kind)))
+    assert wrong.status == 400 and right.json["data"] == [["int", 1]]
+    assert wrong.error.endswith("; what is no JSON needs its Content-Type: image/*, text/*") == says_how
+    assert app.budget.held == 0
+
+
 def test_a_refused_type_says_in_accept_what_is_taken():
     app = http_server("tells", Tells("image/png"))
     (answer,) = run(app, ask_direct(app, b"", headers=of(b"image/gif")))

@@ -76,7 +76,7 @@ class Form(Format):
         except library.MultipartError as error:
             raise RequestError(400, f"{FORM}: {error.args[0]}, in part {parts.count} or behind it") from None
         if not parts.files:
-            raise RequestError(422, f"{FORM}: expected a file at least, got {len(parts.fields)} fields and none")
+            raise RequestError(422, f"{FORM}: expected a file at least, got {len(parts.fields)} field(s) and no file")
         account.parameters = parts.fields
         return parts.files
 

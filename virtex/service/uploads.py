@@ -17,7 +17,7 @@ from ..handler import RequestHandler, TensorHandler, answers_json
 from ..message import Account
 from ..tensor import Tensor
 from . import forms
-from .formats import JSON, KINDS, NPY, USUAL, Body, Format, Kinds, kind_of
+from .formats import JSON, KINDS, NPY, USUAL, Body, Format, Json, Kinds, kind_of
 
 _TOKEN = r"[!#$%&'+.^_`|~0-9a-z-]+"
 _RANGE = re.compile(rf"\*/\*|{_TOKEN}/(?:\*|{_TOKEN})")
@@ -50,6 +50,23 @@ class Text(Format):
         return [text]
 
 
+class Untyped(Json):
+    """A message, by a type that says nothing of it: what curl sends with a file whose type nobody named."""
+
+    def __init__(self, ranges: tuple[str, ...]) -> None:
+        self._ranges = ", ".join(ranges)
+
+    def items(self, body: Body, account: Account) -> list[Any]:
+        """JSON values. Raises RequestError as those of Json do; of what can't be a message it says how files come."""
+        try:
+            return super().items(body, account)
+        except RequestError as error:
+            if error.status != 400 or bytes(body[:64]).lstrip().startswith(b"{"):
+                raise
+            reason = f"{error.reason}; what is no JSON needs its Content-Type: {self._ranges}"
+            raise RequestError(400, reason, error.headers) from None
+
+
 FILE = File()
 
 
@@ -59,12 +76,14 @@ class Uploads(Kinds):
     def __init__(self, ranges: tuple[str, ...], answers: tuple[str, ...]) -> None:
         super().__init__((*KINDS.accepts, *ranges), answers, True)
         self._ranges = frozenset(ranges)
+        self._untyped = Untyped(ranges)
 
     def read_by(self, content_type: bytes) -> Format:
         """The format that reads bodies of that type. Raises RequestError: 415; 400 where its parameters are wrong."""
         kind = kind_of(content_type)
         if _is_message(kind) or self._ranges.isdisjoint((kind, kind.partition("/")[0] + "/*", "*/*")):
-            return super().read_by(content_type)
+            form = super().read_by(content_type)
+            return self._untyped if form is JSON and not _is_message(kind) else form
         if kind == forms.FORM:
             return forms.Form(parameter(content_type, "boundary"))
         return _text(content_type) if kind.startswith("text/") else FILE
