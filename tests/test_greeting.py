@@ -7,10 +7,18 @@ import subprocess
 
 import pytest
 
+from virtex import Tensor, TensorHandler, http_server
 from virtex.workers.greeting import curl, lines, url_of
 
 LIMITS = {"body": 64 << 20, "max_bytes": 4 << 30}
 INFO = {"name": "x", "limits": LIMITS, "max_batch_size": 8, "max_queue_size": 32, "accepts": ["application/json"]}
+
+
+class Asks(TensorHandler):
+    inputs = Tensor("float32")
+
+    def run_inference(self, batch):
+        return batch
 
 
 def sent(**info):
@@ -57,11 +65,21 @@ def test_a_long_example_is_fetched_and_none_is_said():
 
 
 def test_lines_say_where_and_how_much():
-    where, limits, _ = lines(INFO, [("", "http://h:1"), ("", "http://[::1]:2")], "/a%20b")
+    where, limits, _ = lines(INFO, [("", "http://h:1"), ("", "http://[::1]:2")], "/a%20b", False)
     assert where == "serving 'x' at http://h:1/a%20b and http://[::1]:2/a%20b"
     assert limits.startswith(
         "limits: 67.1 MB a body, 4.29 GB all requests, batches of 8, 32 items waiting; memory now:"
     )
+
+
+def test_the_line_leaves_room_for_the_key_of_a_service_that_has_one(monkeypatch):
+    monkeypatch.delenv("VIRTEX_API_KEY", raising=False)
+    assert not http_server("x", Asks).has_key and not http_server("x", Asks, authorize=bool).has_key
+    assert http_server("x", Asks, api_key="swordfish", authorize=bool).has_key
+    monkeypatch.setenv("VIRTEX_API_KEY", "swordfish")
+    assert http_server("x", Asks).has_key
+    *_, line = lines(INFO | {"example": [1]}, [("-k ", "https://h:1")], "/", True)
+    assert line == """try it: curl -k -H 'Authorization: Bearer KEY' https://h:1/ -d '{"data": [1]}'"""
 
 
 def test_every_kind_of_socket_has_its_url(tmp_path):

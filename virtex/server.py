@@ -70,6 +70,7 @@ class Server(Service):
         self.max_time_on_queue: float = self.options.max_time_on_queue
         self._clock = self.options.clock
         self._guard = guard_of(api_key, self.options.authorize)
+        self.has_key = self._guard is not None and self._guard.has_key  # requests have to bear one
         self._cors = None if self.options.cors is None else Cors(self.options.cors)
         self._cells = board.cells(name)
         self.is_shared = False  # it is one of Services

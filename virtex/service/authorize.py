@@ -31,6 +31,7 @@ class Guard:
     def __init__(self, key: bytes | None, authorize: Authorize | None) -> None:
         self._key = key
         self._authorize = authorize
+        self.has_key = key is not None
 
     def check(self, head: Head, tracebacks: Tracebacks) -> None:
         """Raise RequestError for a request that is kept out; 500 where the user's function does what it should not."""

@@ -1,6 +1,7 @@
 """What a service that run() or `virtex serve` has started says of itself: where it is, and a line for curl that works.
 
-Rules: reads what the service tells everybody (GET /), and nothing else of it; writes to the log.
+Rules: reads what the service tells everybody (GET /) and whether it has a key, and nothing else of it; writes to the
+log.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ def greet(log: Any, service: Any, listening: list[Any], is_tls: bool) -> None:
     for server in servers or (service,):
         info = json.loads(server.model.info)
         path = f"/{quote(server.name, safe='')}" if servers else "/"
-        for line in lines(info, [url_of(sock, is_tls) for sock in listening], path):
+        for line in lines(info, [url_of(sock, is_tls) for sock in listening], path, server.has_key):
             log.info("%s", line)
 
 
-def lines(info: dict[str, Any], urls: list[tuple[str, str]], path: str) -> list[str]:
-    """A service in words. urls: curl's options and the URL, of each socket."""
+def lines(info: dict[str, Any], urls: list[tuple[str, str]], path: str, has_key: bool) -> list[str]:
+    """A service in words. urls: curl's options and the URL, of each socket. has_key: requests have to bear one."""
     limits = info["limits"]
+    options = urls[0][0] + ("-H 'Authorization: Bearer KEY' " if has_key else "")
     where = " and ".join(url + path for _, url in urls)
     return [
         f"serving {info['name']!r} at {where}",
         f"limits: {_bytes(limits['body'])} a body, {_bytes(limits['max_bytes'])} all requests, batches of "
         f"{info['max_batch_size']}, {info['max_queue_size']} items waiting; memory now: {_bytes(_resident())}",
-        f"try it: {curl(info, urls[0][0], urls[0][1] + path)}",
+        f"try it: {curl(info, options, urls[0][1] + path)}",
     ]
 
 
