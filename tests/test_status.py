@@ -50,6 +50,23 @@ def authorize(head):
 
 app = http_server(name="words", handler=Words, GUARD)
 """
+PICTURES = """
+from virtex import Content, RequestHandler, Services, http_server
+
+class Pictures(RequestHandler):
+    accepts = ("image/*", "multipart/form-data")
+
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, files):
+        return files
+
+    def process_response(self, file):
+        return Content(bytes(file), "image/png")
+
+app = Services(http_server("so so", Pictures, api_key="swordfish"))
+"""
 SHOWS = "document.querySelectorAll('#tiles dd').length > 0 && samples.length > 1"
 
 
@@ -231,6 +248,33 @@ def test_it_asks_for_a_key_where_one_is_needed_and_forgets_it(guard, browser):
         assert browser.said == []
         browser.call("Page.reload")
         browser.until("document.readyState === 'complete' && !document.querySelector('#keys').hidden")
+
+
+def test_one_of_several_with_a_key_takes_a_file_and_answers_with_one(browser):
+    with serving("gunicorn", PICTURES) as server:
+        server.wait_log("is ready; workers=1")
+        url = f"http://127.0.0.1:{server.port}/so%20so"
+        browser.open(url)
+        browser.until("document.readyState === 'complete' && document.activeElement.id === 'key'")
+        browser.type("swordfish")
+        browser.press("Enter", "\r")
+        browser.until(SHOWS)
+        facts = browser.text("#facts")
+        assert "any JSON value or body that the handler takes" in facts and "image/*\nmultipart/form-data" in facts
+        browser.value("""{
+            const files = new DataTransfer();
+            files.items.add(new File([new Uint8Array([255, 0, 254])], "a.png", {type: "image/png"}));
+            document.querySelector('#file').files = files.files;
+            document.querySelector('#file').dispatchEvent(new Event('change'));
+            document.querySelector('#send').requestSubmit();
+        }""")
+        browser.until("!document.querySelector('#answer').hidden")
+        assert browser.text("#outcome").startswith("200 in ") and browser.text("#outcome").endswith(", 3 bytes")
+        assert browser.text("#answer") == "image/png"
+        assert browser.text("#curl") == (
+            f"""curl '{url}/' -H "authorization: Bearer $KEY" -H 'content-type: image/png' --data-binary '@a.png'"""
+        )
+        assert browser.said == []
 
 
 def test_it_says_when_the_service_is_gone_asks_less_often_and_recovers(page):
