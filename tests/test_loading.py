@@ -25,6 +25,8 @@ def test_an_application_is_itself_and_a_function_without_parameters_what_it_make
 def test_a_function_that_makes_no_application_is_said():
     with pytest.raises(TypeError, match="it made a int"):
         resolve(lambda: 7)
+    with pytest.raises(TypeError, match=r"is a handler: name what http_server\(name=..., handler=Echo\) gives"):
+        resolve(Echo)
 
 
 class Reloader:

@@ -43,6 +43,8 @@ def resolve(app: Any) -> Any:
     except (TypeError, ValueError):
         return app  # it takes scope, receive and send
     made = app()
+    if hasattr(made, "run_inference"):
+        raise TypeError(f"{app!r} is a handler: name what http_server(name=..., handler={type(made).__name__}) gives")
     if not callable(made):
         raise TypeError(f"expected {app!r} to make an application, but it made a {type(made).__name__}")
     return made
