@@ -237,8 +237,8 @@ class Server(Service):
         Each worker runs the script afresh, under the name __virtex_main__, and takes the service of this name: one
         that is made below `if __name__ == "__main__":` is not there then. SIGHUP has new workers run it anew.
 
-        host, port: where to listen. workers: how many processes. settings: gunicorn's, by their names
-        (docs/gunicorn.md); they win over gunicorn.conf.py and GUNICORN_CMD_ARGS.
+        host: a name or an address to listen on. port: there. workers: how many processes. settings: gunicorn's, by
+        their names (docs/gunicorn.md); they win over gunicorn.conf.py and GUNICORN_CMD_ARGS.
 
         Raises TypeError for a setting that there is not, ValueError for a value that it can't have, RuntimeError where
         no script runs: in a notebook, under pytest, within an event loop, while a module is imported.

@@ -111,8 +111,9 @@ class Services(Service):
     def run(self, host: str = "127.0.0.1", port: int = 8000, workers: int = 1, **settings: Any) -> NoReturn:
         """Serve them: `python server.py` becomes gunicorn. It does not return.
 
-        host, port: where to listen. workers: how many processes, each with all of them. settings: gunicorn's. What is
-        said of Server.run() is true here, too. Raises TypeError, ValueError and RuntimeError as it does.
+        host: a name or an address to listen on. port: there. workers: how many processes, each with all of them.
+        settings: gunicorn's. What is said of Server.run() is true here, too. Raises TypeError, ValueError and
+        RuntimeError as it does.
         """
         from .workers import starting
 

@@ -17,7 +17,7 @@ Fields = Iterable[tuple[bytes, bytes]]
 class Request:
     """Who asked: what the three methods of a handler are told of a request, where they name `requests` or `request`.
 
-    method, path: of the request line; the path is percent-decoded, without query and root path. query: what follows
+    method: of the request line. path: of it, too, percent-decoded, without query and root path. query: what follows
     the question mark, as it came. headers: a mapping that is read only; its keys are in lower case, a key is found in
     any case, and fields of one name are joined by ', ' (RFC 9110 section 5.3). id: the x-request-id of the answer, as
     the log has it. parameters: the member of that name of the message, or the fields of a form; {} without. deadline:
