@@ -34,7 +34,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables tracing build wheel test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
+.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,11 +51,17 @@ serve: $(VENV)/.demo  ## leave the digit classifier running on PORT (8081)
 text: $(VENV)/.examples  ## which answer fits a question: sentences embedded by MiniLM under gunicorn
 	@$(BIN)/python examples/text.py
 
-images: $(VENV)/.examples  ## PNG files in, digits out: a small torch network under gunicorn
+images: $(VENV)/.examples  ## image files in, digits out: a small torch network under gunicorn
 	@$(BIN)/python examples/images.py
 
-tables: $(VENV)/.examples  ## a DataFrame in, a Series out: a scikit-learn regressor under gunicorn
+tables: $(VENV)/.examples  ## a DataFrame in, a Series out; or rows of numbers: a scikit-learn regressor under gunicorn
 	@$(BIN)/python examples/tables.py
+
+several: $(VENV)/.examples  ## two models in one app, each below its name
+	@$(BIN)/python examples/several.py
+
+inside: $(VENV)/.examples  ## inside FastAPI: a route of pydantic models that asks a service, and the service mounted
+	@$(BIN)/python examples/inside.py
 
 tracing: $(VENV)/.dev  ## a request of a client's trace, as OpenTelemetry's span of the service
 	@$(BIN)/python examples/tracing.py

@@ -1,7 +1,14 @@
 """Reads handwritten digits in image files: a small network of torch, trained on scikit-learn's digits at the start.
 
-Run it with `gunicorn images:app -k virtex.VirtexWorker` in this folder, or with `make images`, which sends it the
-digits that it was not trained on, as PNG files.
+`make images` sends it the digits that it was not trained on, as PNG files. To ask it yourself, from another shell:
+
+    python examples/images.py --serve
+    PYTHONPATH=examples python -c 'from images import *; draw(split()[1][0]).save("digit.jpg")'
+    curl localhost:8000 -F file=@digit.jpg
+    curl localhost:8000 -H 'Content-Type: image/jpeg' --data-binary @digit.jpg
+    echo '{"data": ["'$(base64 <digit.jpg | tr -d '[:space:]')'"]}' | curl localhost:8000 -d @-
+
+Each answer is {"data":[2],"error":null}. In this folder `gunicorn images:app -k virtex.VirtexWorker` serves it, too.
 """
 
 from __future__ import annotations
@@ -39,8 +46,9 @@ def train() -> torch.nn.Sequential:
 
 
 class Labels(RequestHandler):
-    """Takes image files by encode_bytes (PNG, JPEG, ...), dark ink on light paper; answers the digit of each."""
+    """Takes image files (PNG, JPEG, ...), as they are or by encode_bytes, dark ink on light paper; answers digits."""
 
+    accepts = ("image/*", "multipart/form-data")
     decode_item = decode_pil_from_bytes
     encode_item = int
 
@@ -59,11 +67,15 @@ class Labels(RequestHandler):
 app = http_server(name="images", handler=Labels, executor="thread", max_batch_size=64)
 
 
-def png(digit: np.ndarray) -> bytes:
-    """The file of an image, 64 x 64 pixels."""
+def draw(digit: np.ndarray) -> Image.Image:
+    """A digit of split() on paper, 64 x 64 pixels."""
     paper = 255 - digit * np.float32(255 / DEPTH)
+    return Image.fromarray(paper.astype(np.uint8)).resize((64, 64), Image.Resampling.NEAREST)
+
+
+def png(digit: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(paper.astype(np.uint8)).resize((64, 64), Image.Resampling.NEAREST).save(file, "PNG")
+    draw(digit).save(file, "PNG")
     return file.getvalue()
 
 
@@ -86,4 +98,4 @@ def load() -> list[HttpMessage]:
 
 
 if __name__ == "__main__":
-    sys.exit(run("images:app", __doc__, show, load, rate=200))
+    sys.exit(run("images:app", __doc__, show, load, rate=200, serve=app.run))

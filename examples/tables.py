@@ -1,7 +1,12 @@
 """Predicts how diabetes progresses: scikit-learn's bundled table, a regressor trained when the worker starts.
 
-Run it with `gunicorn tables:app -k virtex.VirtexWorker` in this folder, or with `make tables`, which sends it the
-patients that it was not trained on: tables of them go in, a column comes out for each.
+`make tables` sends it the patients that it was not trained on: tables of them go in, a column comes out for each. To
+send rows of numbers yourself, from another shell:
+
+    python examples/tables.py --serve
+    curl localhost:8000 -d '{"data": [[0.04, 0.05, 0.06, 0.02, -0.04, -0.03, -0.04, 0, 0.02, -0.02]]}'
+
+It answers {"data":[PROGRESS],"error":null}. In this folder `gunicorn tables:app -k virtex.VirtexWorker` serves it, too.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from virtex.serial import decode_pandas, encode_pandas
 
 HELD_OUT = 90  # patients that the regressor is not trained on
 COLUMNS = ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
+ROW = [0.04, 0.05, 0.06, 0.02, -0.04, -0.03, -0.04, 0, 0.02, -0.02]  # a patient
 
 
 def split() -> tuple[pd.DataFrame, pd.DataFrame, pd.Series, pd.Series]:
@@ -35,30 +41,48 @@ def train() -> LinearRegression:
     return LinearRegression().fit(patients, progress)
 
 
-def table(item: Any) -> pd.DataFrame:
-    """An item, if it is a table of patients."""
+def patients_of(item: Any) -> pd.DataFrame | pd.Series:
+    """An item, if it is a row of numbers, a patient, or a table of patients."""
+    if isinstance(item, list):
+        if len(item) != len(COLUMNS):
+            raise ItemError(f"expected a row of {len(COLUMNS)} numbers ({', '.join(COLUMNS)}), got {len(item)}")
+        return check(pd.DataFrame([item], columns=COLUMNS)).iloc[0]
     frame = decode_pandas(item)
     if not isinstance(frame, pd.DataFrame) or list(frame.columns) != COLUMNS:
         raise ItemError(f"expected a DataFrame of the columns {', '.join(COLUMNS)}")
+    return check(frame)
+
+
+def check(frame: pd.DataFrame) -> pd.DataFrame:
     are_numbers = all(dtype.kind in "fiu" for dtype in frame.dtypes)
     if frame.empty or not are_numbers or not np.isfinite(frame.to_numpy("f8", na_value=np.nan)).all():
         raise ItemError("expected one row at least, and a finite number in each cell")
     return frame
 
 
-class Progress(RequestHandler):
-    """Takes DataFrames by encode_pandas, a row for a patient; answers a Series for each, of the same index."""
+def sendable(progress: pd.Series | float) -> Any:
+    return encode_pandas(progress) if isinstance(progress, pd.Series) else progress
 
-    decode_item = table
-    encode_item = encode_pandas
+
+class Progress(RequestHandler):
+    """Takes patients: rows of ten numbers, a number is the answer to each; DataFrames by encode_pandas, a Series is."""
+
+    decode_item = patients_of
+    encode_item = sendable
 
     def setup(self, worker: Any) -> None:
         self.model = train()
 
-    def run_inference(self, frames: list[pd.DataFrame]) -> list[pd.Series]:
-        progress = self.model.predict(pd.concat(frames))
-        parts = np.split(progress, np.cumsum([len(frame) for frame in frames])[:-1])
-        return [pd.Series(part, frame.index, name="progress") for frame, part in zip(frames, parts, strict=True)]
+    def run_inference(self, items: list[pd.DataFrame | pd.Series]) -> list[pd.Series | float]:
+        frames = [item if isinstance(item, pd.DataFrame) else item.to_frame().T for item in items]
+        parts = np.split(self.model.predict(pd.concat(frames)), np.cumsum([len(frame) for frame in frames])[:-1])
+        return [
+            pd.Series(part, item.index, name="progress") if isinstance(item, pd.DataFrame) else float(part[0])
+            for part, item in zip(parts, items, strict=True)
+        ]
+
+    def example(self) -> list[list[float]]:
+        return [ROW]
 
 
 app = http_server(name="tables", handler=Progress, max_batch_size=64)
@@ -85,4 +109,4 @@ def load() -> list[HttpMessage]:
 
 
 if __name__ == "__main__":
-    sys.exit(run("tables:app", __doc__, show, load, rate=50))
+    sys.exit(run("tables:app", __doc__, show, load, rate=50, serve=app.run))

