@@ -59,9 +59,8 @@ def _key_of(api_key: str | None) -> bytes | None:
 
 def _bears(head: Head, key: bytes) -> bool:
     """Whether its one Authorization is that key (RFC 6750 section 2.1); how long that takes says nothing of the key."""
-    fields = [value for name, value in head.headers if name == b"authorization"]
-    scheme, _, token = fields[0].partition(b" ") if len(fields) == 1 else (b"", b"", b"")
-    return scheme.lower() == b"bearer" and compare_digest(token.lstrip(b" "), key)
+    scheme, _, token = head.header("authorization").partition(" ")  # several of them joined hold a space: no key does
+    return scheme.lower() == "bearer" and compare_digest(token.lstrip(" ").encode("latin-1"), key)
 
 
 def _status(authorize: Authorize, head: Head, tracebacks: Tracebacks) -> int | None:

@@ -51,8 +51,7 @@ def is_asked_for(head: Head) -> bool:
     """Whether it is a browser's GET /: text/html is named in Accept, and liked better than JSON."""
     if head.path != "/" or head.method not in ("GET", "HEAD"):
         return False
-    accept = b",".join(value for name, value in head.headers if name == b"accept")
-    quality = qualities(accept.decode("latin-1").lower(), _RANGES)
+    quality = qualities(head.header("accept").lower(), _RANGES)
     return quality.get(_HTML, 0.0) > json_quality(quality)
 
 

@@ -54,8 +54,7 @@ def _check_method(head: Head, allow: str) -> None:
 def metrics(head: Head, render: Callable[[str], tuple[str, bytes]]) -> Response:
     """What there is to be scraped. render: gives its type and text for an Accept. Raises RequestError: 405."""
     _check_method(head, "GET, HEAD")
-    accept = b",".join(value for name, value in head.headers if name == b"accept")
-    content_type, text = render(accept.decode("latin-1"))
+    content_type, text = render(head.header("accept"))
     return Response(200, ((b"content-type", content_type.encode()),), [text])
 
 
