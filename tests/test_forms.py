@@ -37,8 +37,8 @@ class Account:
         self.items = self.charged = 0
         self.most = most
 
-    def admit_parts(self, items, nbytes):
-        self.items = items
+    def admit_items(self, count, nbytes):
+        self.items = count
         self.charged += nbytes
         if self.charged > self.most:
             raise RequestError(503, "no room")

@@ -238,7 +238,7 @@ def test_a_tensor_that_can_not_be_is_refused(wrong):
 
 
 def test_reader_says_what_it_takes():
-    account = SimpleNamespace(admit_documents=lambda count: None)
+    account = SimpleNamespace(admit_documents=lambda before, count: None)
     with pytest.raises(RequestError, match="one array an item"):
         NPY.source(b"", Tokens.inputs, account)
     with pytest.raises(ItemError, match="expected float32"):

@@ -183,14 +183,11 @@ class Account(Protocol):
     def admit_strings(self, count: int) -> None:
         """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""
 
-    def admit_array(self, count: int, nbytes: int) -> None:
-        """So many items are about to become one array of so many bytes. Raises RequestError: 413, 503."""
+    def admit_items(self, count: int, nbytes: int) -> None:
+        """So many items there are by now, which take so many bytes more. Raises RequestError: 413, 503."""
 
     def admit_documents(self, before: int, count: int) -> None:
         """Behind `before` others, so many arrays are about to be made. Raises RequestError: 413, 503."""
-
-    def admit_parts(self, items: int, nbytes: int) -> None:
-        """So many items there are by now, and so many bytes more than the body has. Raises RequestError: 413, 503."""
 
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:

@@ -215,20 +215,14 @@ class Exchange(BaseExchange):
         """Charge strings that were made of a body without a parser. Raises RequestError as admit_values()."""
         self._charge_values(count, 0)
 
-    def admit_array(self, count: int, nbytes: int) -> None:
-        """Charge an array of so many items that is about to be made. Raises RequestError: 413 or 503."""
+    def admit_items(self, count: int, nbytes: int) -> None:
+        """Charge what the items of a body, so many by now, take beside it. Raises RequestError: 413 or 503."""
         self.keeper.batcher.room_for(count)
         self.charge(nbytes)
 
     def admit_documents(self, before: int, count: int) -> None:
         """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
-        self.keeper.batcher.room_for(before + count)
-        self.charge(count * ARRAY_BYTES)
-
-    def admit_parts(self, items: int, nbytes: int) -> None:
-        """Charge what a body becomes beyond its own length. Raises RequestError: 413 or 503."""
-        self.keeper.batcher.room_for(items)
-        self.charge(nbytes)
+        self.admit_items(before + count, count * ARRAY_BYTES)
 
     def _charge_values(self, values: int, wider: int) -> None:
         most = self.keeper.most_values

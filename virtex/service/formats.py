@@ -47,7 +47,7 @@ class Format:
     def array(self, body: Body, dtype: np.dtype[Any], account: Account) -> Any:
         """The items of a body as one array of that dtype, whatever their shape; [] for none. Raises as items() does."""
         values = self.items(body, account)
-        return stacked(values, dtype, account.admit_array, len(body)) if values else values
+        return stacked(values, dtype, account.admit_items, len(body)) if values else values
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """The answer of these rows, a list or Rows. Raises HandlerError for what can't be sent.
@@ -95,7 +95,7 @@ class Json(Format):
         shape = None if items is None else items.shape()
         if items is None or shape is None:
             return Format.array(self, body, dtype, account)
-        return rows_of_any(items, shape, dtype, account.admit_array, len(body))
+        return rows_of_any(items, shape, dtype, account.admit_items, len(body))
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values in a list, arrays as text or lists of numbers in it."""

@@ -114,7 +114,7 @@ class Parts:
 
     def _begin(self, part: Any) -> None:
         self.count += 1
-        self._account.admit_parts(len(self.files), PART_BYTES)
+        self._account.admit_items(len(self.files), PART_BYTES)
         self._name = part.name
         self._is_file = part.filename is not None
         self._is_empty = part.filename == ""
@@ -159,7 +159,7 @@ class Parts:
             raise self._refusal(
                 400, f"expected the field {quoted(self._name)!r} in UTF-8: {error.reason} at byte {error.start}"
             ) from None
-        self._account.admit_parts(len(self.files), sys.getsizeof(self._name) + sys.getsizeof(text))
+        self._account.admit_items(len(self.files), sys.getsizeof(self._name) + sys.getsizeof(text))
         before = self.fields.get(self._name)
         if isinstance(before, list):
             before.append(text)

@@ -43,7 +43,7 @@ class Objects(Format):
 
     def items(self, body: Any, account: Account) -> list[Any]:
         """The items. They are counted as large as each is by itself, without what it refers to."""
-        account.admit_array(len(body), sum(map(getsizeof, body)))
+        account.admit_items(len(body), sum(map(getsizeof, body)))
         return body  # type: ignore[no-any-return]
 
     def source(self, body: Any, inputs: Inputs, account: Account) -> Source:
@@ -56,7 +56,7 @@ class Objects(Format):
         """The items as one array."""
         for i, item in enumerate(body):
             _check_no_mask(item, i)
-        return stacked(body, dtype, account.admit_array, ANY_SIZE) if body else body
+        return stacked(body, dtype, account.admit_items, ANY_SIZE) if body else body
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """Values of the program's own: no batch that comes later writes to them."""
@@ -68,11 +68,7 @@ class Objects(Format):
 
     def refuse(self, error: VirtexError) -> Response:
         """What is to be raised; of its own, for the requests of a batch may share one."""
-        own = error
-        if isinstance(error, HandlerError):
-            own = HandlerError(error.reason, error.index)
-            own.__cause__ = error.__cause__
-        return Values(error.status, [], own)
+        return Values(error.status, [], error.at(error.index) if isinstance(error, HandlerError) else error)
 
 
 def _check_no_mask(item: Any, index: int) -> None:

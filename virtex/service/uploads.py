@@ -46,7 +46,7 @@ class Text(Format):
         except UnicodeDecodeError as error:
             raise RequestError(400, f"expected text in {self._charset}: {error.reason} at byte {error.start}") from None
         if not text.isascii():
-            account.admit_parts(1, sys.getsizeof(text))  # up to four times its body
+            account.admit_items(1, sys.getsizeof(text))  # up to four times its body
         return [text]
 
 
