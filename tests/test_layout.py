@@ -17,7 +17,7 @@ STATIONS = [path for path in MODULES if path.name != "__init__.py"]
 MOST_LINES = 400
 
 # A request's way leads down through the rooms. Each knows those that stand beside it here, itself, and GROUND.
-GROUND = {"errors", "keys", "limits", "logs", "virtex"}
+GROUND = {"errors", "keys", "limits", "logs", "resident", "virtex"}
 MAY_KNOW = {
     "worker": {"workers", "wire", "service.seam", "metrics"},
     "workers": {"wire", "service.seam", "metrics"},
@@ -60,6 +60,7 @@ MAY_KNOW = {
     "keys": set(),
     "limits": set(),
     "logs": set(),
+    "resident": set(),
 }
 ONLY = {  # who alone may import it
     "gunicorn": {"worker", "workers"},
@@ -157,6 +158,7 @@ TESTED_BY = {  # where a file's tests have another name
     "readiness": "load",
     "record": "histogram",
     "requests": "connection",
+    "resident": "check",
     "result": "load_test",
     "run": "load",
     "schedule": "load",

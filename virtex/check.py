@@ -11,7 +11,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import sys
 import time
 import traceback
@@ -23,6 +22,7 @@ from .errors import HandlerError, ItemError
 from .handler import RequestHandler, batch_for, items_for, reply_of
 from .load import tried
 from .message import Content, HttpMessage, encode_data
+from .resident import resident
 from .server import Server
 from .service.model import Model
 from .service.seam import REGISTER
@@ -121,7 +121,7 @@ class _Check:
                     await self._validate(model, handler, batch)
                 except Exception as error:
                     return _failed(f"round {len(memory) + 1}", error)
-            memory.append(_resident())
+            memory.append(resident())
         grown = growth(memory)
         _line(f"{len(memory)} rounds of these", time.perf_counter() - begun)
         if grown is None:
@@ -159,7 +159,7 @@ def growth(memory: list[int]) -> int | None:
 
 
 def _line(what: str, seconds: float) -> None:
-    print(f"  {what:32} {seconds:9.4f} s   memory {_mb(_resident()):>9}", flush=True)
+    print(f"  {what:32} {seconds:9.4f} s   memory {_mb(resident()):>9}", flush=True)
 
 
 def _failed(what: str, error: Exception) -> bool:
@@ -169,16 +169,6 @@ def _failed(what: str, error: Exception) -> bool:
     if cause is not None and not isinstance(cause, ItemError):
         print("".join(traceback.format_exception(cause)), end="", file=sys.stderr)
     return False
-
-
-def _resident() -> int:
-    """Bytes of memory that this process has; where the system does not say that, the most that it had."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
 
 
 def _mb(n: float) -> str:

@@ -14,8 +14,6 @@ import inspect
 import json
 import logging
 import os
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
@@ -36,6 +34,7 @@ from ..logs import event, show
 from ..message import encode_data
 from ..metrics._metrics import Cells
 from ..metrics.export import Export
+from ..resident import most_resident
 from ..tensor import Tensor, describe
 from .admission import Admission
 from .bodies import Bodies
@@ -158,7 +157,7 @@ class Model:
             self.state = READY
             self.admission.is_open = not self._asked
         seconds = (options.clock() - begun) / 1e9
-        self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=_most_resident(), **self._buffers)
+        self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=most_resident(), **self._buffers)
         run()
         self.admission.start()
         if self.export is not None:
@@ -351,12 +350,6 @@ def _run_here(method: Callable[..., Any], *args: Any) -> Any:
     for variable, value in context.items():
         variable.set(value)
     return result
-
-
-def _most_resident() -> int:
-    """Bytes of memory that this process had at most so far."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def retrieve(task: asyncio.Future[Any]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import shlex
-import sys
 from typing import Any
 from urllib.parse import quote
+
+from ..resident import resident
 
 MOST_SHOWN = 400  # characters of an item in a line of the log; one of more is made by a command
 ZEROS = {"bool": False, "int": 0, "uint": 0, "float": 0.0, "bfloat": 0.0}  # of the dtypes whose values JSON has
@@ -40,7 +40,7 @@ def lines(info: dict[str, Any], urls: list[tuple[str, str]], path: str, has_key:
     return [
         f"serving {info['name']!r} at {where}",
         f"limits: {_bytes(limits['body'])} a body, {_bytes(limits['max_bytes'])} all requests, batches of "
-        f"{info['max_batch_size']}, {info['max_queue_size']} items waiting; memory now: {_bytes(_resident())}",
+        f"{info['max_batch_size']}, {info['max_queue_size']} items waiting; memory now: {_bytes(resident())}",
         f"try it: {curl(info, options, urls[0][1] + path)}",
     ]
 
@@ -130,8 +130,3 @@ def _bytes(n: float) -> str:
         n /= 1000
         units.pop()
     return f"{n:.3g} {units[-1]}"
-
-
-def _resident() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
