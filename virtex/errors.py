@@ -111,8 +111,8 @@ class ItemError(VirtexError, ValueError):
     def at(self, index: int | None) -> ItemError:
         """The same error of another item: a new one, for a handler may raise its own again.
 
-        index: which element of the list at hand. A status that a handler has set, and that is not the
-        client's fault, counts as 422.
+        index: which element of the list at hand. A status that a handler has set, and that is not the client's fault,
+        counts as 422.
         """
         moved = ItemError(self.reason, index, self.offset, status=self.status if _is_clients(self.status) else 422)
         moved.__cause__ = self.__cause__

@@ -35,9 +35,7 @@ class Limits:
     connections: int = 10_000  # per worker; one more is answered 503 and closed
     pipelined: int = 16  # requests of one connection waiting for their turn; then reading pauses
     max_bytes: int = 4 << 30  # whatever clients make a worker hold, until it is written (503); rows of declared inputs
-    answer_seconds: float = (
-        60.0  # from the end of a request's headers to its answer; then 504. A request may ask for less
-    )
+    answer_seconds: float = 60.0  # from a request's headers to its answer, or less if its client says so; then 504
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -15,8 +15,9 @@ def plain(value: Any) -> Any:
     """An array for a tensor, an array, list or dict for what pandas has; any other value as it is.
 
     A Series whose labels are all text, as a row of a DataFrame is, becomes a dict by them, else a list. A DataFrame
-    becomes a list of its rows. What is missing in a dtype of pandas' own is None. Raises TypeError,
-    with the remedy, for a tensor without a dense array of numbers.
+    becomes a list of its rows. What is missing in a dtype of pandas' own is None.
+
+    Raises TypeError, with the remedy, for a tensor without a dense array of numbers.
     """
     library = type(value).__module__.partition(".")[0]
     if library == "torch":
