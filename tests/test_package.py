@@ -173,7 +173,8 @@ def test_the_wheel_that_make_makes_serves_in_an_environment_that_has_nothing_els
         pages.check_code("client.py", readme.files["client.py"], port, folder, python)
         for line, answer in readme.asked:
             pages.check_answer(line, answer, port)
-    where = subprocess.run([python, "-c", "import virtex; print(virtex.__file__)"], capture_output=True, text=True)
+    ask = [python, "-c", "import virtex; print(virtex.__file__)"]  # in a folder that has no other virtex
+    where = subprocess.run(ask, cwd=folder, capture_output=True, text=True)
     assert where.stdout.startswith(str(tmp_path / "venv"))
 
 
