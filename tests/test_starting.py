@@ -109,7 +109,8 @@ def test_a_module_that_calls_run_has_its_package():
             SCRIPT.replace("app =", "if __name__ == '__main__':\n    app =") + GUARDED,
             4,
             """service.py makes no service named 'told' when a worker runs it: what stands below """
-            """`if __name__ == "__main__":` is left out then. Make the service above that line, or call run() there, too""",
+            """`if __name__ == "__main__":` is left out then. Make the service above that line, """
+            "or call run() there, too",
         ),
         (
             script("other = http_server(name='told', handler=Told)", GUARDED),
