@@ -32,6 +32,7 @@ cdef class Ring:
     @cython.locals(
         ticket=Ticket, spans=list, work=list, left=Py_ssize_t, size=Py_ssize_t, start=Py_ssize_t, stop=Py_ssize_t)
     cpdef Batch take(self, Py_ssize_t limit)
+    cpdef bint is_ready(self, Py_ssize_t limit) except -1
     cpdef release(self, Batch batch)
     cpdef Py_ssize_t cancel(self, Ticket ticket) except -1
     cpdef _pass_over(self)

@@ -188,7 +188,7 @@ class Steps:
         """process_response over the rows, `counts` of them a request; one that raises fails its own request."""
         started = self._now()
         encode = self._handler.process_response
-        if "process_response" not in self._asking:
+        if asked is not None and "process_response" not in self._asking:
             asked = None
         outcomes: list[Outcome] = []
         start = 0
@@ -208,7 +208,7 @@ class Steps:
             return self._encoded(rows, counts, asked)
         started = self._now()
         encode: Callable[..., Any] = self._handler.process_response
-        if "process_response" not in self._asking:
+        if asked is not None and "process_response" not in self._asking:
             asked = None
         outcomes: list[Outcome] = []
         start = 0

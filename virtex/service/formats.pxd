@@ -1,3 +1,5 @@
+cimport cython
+
 from .seam cimport Response
 
 
@@ -24,4 +26,6 @@ cdef class Other(Format):
 cdef class Wants:
     cdef readonly Format reads, writes
     cdef readonly str accept
+
+    @cython.locals(values=list)
     cpdef Response reply(self, rows, bint in_numbers=*)

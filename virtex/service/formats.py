@@ -248,8 +248,10 @@ class Wants:
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """The answer of these rows, as Format.reply() has it, or the one Content. Raises RequestError (406) as well."""
-        if type(rows) is list and len(rows) == 1 and type(rows[0]) is Content:
-            return self._content(rows[0])
+        if type(rows) is list:
+            values = rows
+            if len(values) == 1 and type(values[0]) is Content:
+                return self._content(values[0])
         return self.writes.reply(rows, in_numbers)
 
     def _content(self, content: Content) -> Response:
@@ -272,8 +274,8 @@ def negotiate(headers: list[tuple[bytes, bytes]], kinds: Kinds = KINDS) -> Wants
             accept = accept + b"," + value if accept else value
         elif name == b"content-encoding":
             content_encoding = value
-    # Each form has a boundary of its own, so that nothing would be found again.
-    if len(content_type) + len(content_encoding) + len(accept) <= USUAL and b"boundary" not in content_type:
+    # Each form has a boundary of its own, so that nothing would be found again. `in` raises and catches a TypeError.
+    if len(content_type) + len(content_encoding) + len(accept) <= USUAL and content_type.find(b"boundary") < 0:
         return _usual(content_type, content_encoding, accept, kinds)
     return _negotiated(content_type, content_encoding, accept, kinds)
 
