@@ -114,7 +114,7 @@ def test_a_handler_that_fails_says_where_and_why(checked, made, out, err):
 
 
 def test_memory_that_grows_is_told(checked):
-    code, said = checked("app = http_server('w', Leaks, max_batch_size=2)", "500ms")
+    code, said = checked("app = http_server('w', Leaks, max_batch_size=2)", "2s")
     assert code == 1
     assert "memory: GROWS, by about " in said.out
 

@@ -131,6 +131,7 @@ def test_a_timer_that_ends_does_not_begin_again_for_whoever_was_answered(loop):
     for each in (answered, late):
         deadlines.add(each)
     answered.resolved = True
+    deadlines.forget(answered.listed)
     deadlines.expire(late.deadline)  # to the nanosecond, as the batcher may ask
     assert late.resolved and loop.timers == 0
 
