@@ -173,7 +173,7 @@ def test_an_answer_that_can_not_be_written_or_taken_costs_the_rest_of_the_batch_
     async def main():
         app = http_server("echo", Echo())
         await app.startup()
-        opened = [app.open(Head("POST", "/", [], None, None), 0) for _ in range(3)]
+        opened = [app.open(Head("POST", "/", [], None, None), app._clock()) for _ in range(3)]
         for exchange, item in zip(opened, ("nasty", "raises", "fine"), strict=True):
             exchange.write(b'{"data":["%b"]}' % item.encode())
             exchange.complete()
