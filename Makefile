@@ -96,7 +96,7 @@ test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at
 	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)
 	@cp -a pyproject.toml README.md docs bench examples tests virtex $(PLAIN)
 	@rm -f $(PLAIN)/virtex/[!_]*.so $(PLAIN)/virtex/*/[!_]*.so
-	@cd $(PLAIN) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest --plain
+	@cd $(PLAIN) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -n 2 --dist loadfile --plain
 
 check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check $(CHECKED)

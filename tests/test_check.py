@@ -1,5 +1,7 @@
 """virtex check: what it says of a handler that is well, that fails, that leaks, and of an app that holds several."""
 
+import logging
+
 import pytest
 
 from virtex.check import growth
@@ -81,7 +83,10 @@ def checked(tmp_path, monkeypatch, capsys, request):
         code = main(["check", f"{name}:app", "--duration", duration])
         return code, capsys.readouterr()
 
-    return check
+    log = logging.getLogger("virtex")
+    level = log.level
+    yield check
+    log.setLevel(level)  # the command is quiet, and its process ends then; this one does not
 
 
 @pytest.mark.parametrize("made", ["Words", "Loops", "Threads, executor='thread'", "Files", "AsyncFiles"])
