@@ -66,10 +66,10 @@ def own() -> dict[str, Any]:
         raise RuntimeError(NO_FILE.format("an interactive session"))
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("run() was called within an event loop; `await virtex.serve(app)` serves there")
-    if path is None or not os.path.isfile(path):
-        raise RuntimeError(NO_FILE.format("this process"))
     if "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
         raise RuntimeError("run() would put gunicorn in the place of pytest; start `python server.py` as a process")
+    if path is None or not os.path.isfile(path):
+        raise RuntimeError(NO_FILE.format("this process"))
     _check_not_imported(sys._getframe())
     script = {"module": spec.name} if spec is not None and spec.name != "__main__" else {"path": os.path.abspath(path)}
     return {**script, "arguments": sys.argv}
