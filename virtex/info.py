@@ -20,7 +20,7 @@ from typing import Any
 
 from . import __version__
 
-CORE = ("gunicorn", "httpcore2", "httptools", "httpx2", "numpy", "orjson", "prometheus-client", "uvloop")
+CORE = ("gunicorn", "httpcore2", "httptools", "httpx2", "multipart", "numpy", "orjson", "prometheus-client", "uvloop")
 SECONDS = 20.0  # for nvidia-smi: on a machine of many GPUs it takes some
 
 
