@@ -164,7 +164,7 @@ def tune(tmp_path, monkeypatch, capsys):
 
 def test_to_a_service_with_batches_of_one_larger_ones_are_proposed(tune, tmp_path):
     path = tmp_path / "t.json"
-    code, text, said = tune(SLEEPS, "--p99", "150ms", "--up-to", "32", "--budget", "6s", "--output", str(path))
+    code, text, said = tune(SLEEPS, "--p99", "50ms", "--up-to", "32", "--budget", "6s", "--output", str(path))
     assert code == 0
     document = json.loads(path.read_text())
     assert document["own"] == {"max_batch_size": 1, "max_time_on_queue": 0.005, "executor": "inline"}
