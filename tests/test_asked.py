@@ -173,7 +173,7 @@ SAID = {
 def test_a_request_says_how_it_came_under_another_server():
     app = http_server("says", Says())
     (answer,) = run(
-        app, ask_asgi(app, BODY, path="/root/a b", root_path="/root", query_string=b"q=%20&r", headers=HEADERS)
+        app, ask_asgi(app, BODY, path="/below/a b", root_path="/below", query_string=b"q=%20&r", headers=HEADERS)
     )
     assert answer.json["data"] == [SAID]
 

@@ -1513,7 +1513,7 @@ def encode_numbers(values, size_t start, size_t stop):
 def number_texts(values):
     cdef cnp.ndarray rows = _in_order(values)
     cdef int kind = _written_kind(rows)
-    cdef size_t i
+    cdef Py_ssize_t i
     return None if kind < 0 else [_write(rows, kind, i, i + 1, b"", b"") for i in range(len(rows))]
 
 

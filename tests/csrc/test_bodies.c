@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "half.h"
 #include "item.h"
 #include "numbers.h"
 
@@ -409,17 +410,6 @@ static int is_string(int i, const void *text, size_t n)
 }
 
 /* ---- what a value is in a row, by its definition */
-
-static uint16_t half_of(double d)
-{
-    double size = fabs(d);
-    int e = size < ldexp(1, -14) ? -24 : ilogb(size) - 10;
-    double k = nearbyint(ldexp(size, -e));
-    if (ldexp(k, e) > 65504)
-        return 0xffff;
-    uint16_t bits = (uint16_t)(e == -24 ? k : k + 1024.0 * (e + 24));
-    return (uint16_t)(bits | (signbit(d) ? 0x8000 : 0));
-}
 
 static int float_into(double d, uint8_t **row)
 {

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "cpu.h"
+#include "half.h"
 #include "numbers.h"
 #include "shortest.h"
 
@@ -85,18 +86,6 @@ static int take(int kind, const char *text, void *to)
     memcpy(place, text, n);
     cases++;
     return vx_takers[kind](&any_integer, &at, fence, to, 1) == 1 && vx_space(at, fence) == fence;
-}
-
-/* Half precision by its definition: the nearest of the numbers k * 2^e, of two the even one. */
-static uint16_t half_of(double d)
-{
-    double size = fabs(d);
-    int e = size < ldexp(1, -14) ? -24 : ilogb(size) - 10;
-    double k = nearbyint(ldexp(size, -e));
-    if (ldexp(k, e) > 65504)
-        return 0xffff;
-    uint16_t bits = (uint16_t)(e == -24 ? k : k + 1024.0 * (e + 24));
-    return (uint16_t)(bits | (signbit(d) ? 0x8000 : 0));
 }
 
 static void check_float(const char *text, int kind)
@@ -361,7 +350,7 @@ static void check_rows(void)
     size_t numbers = 1, size = 0, count = draw(5);
     for (int i = 0; i < ndim; i++)
         numbers *= (size_t)(dims[i] = (intptr_t)draw(4));
-    const vx_form form = {kind, ndim, dims};
+    const vx_form form = {kind, ndim, dims, UINT64_MAX, 0};
     size_t most = vx_most_text(&form, &size) * count;
     for (size_t i = 0; i < count * size; i++) /* of which no float is infinite */
         rows[i] = (uint8_t)(kind == VX_BOOL ? draw(2) : draw(kind >= VX_F16 ? 60 : 256));
