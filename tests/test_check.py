@@ -83,10 +83,7 @@ def checked(tmp_path, monkeypatch, capsys, request):
         code = main(["check", f"{name}:app", "--duration", duration])
         return code, capsys.readouterr()
 
-    log = logging.getLogger("virtex")
-    level = log.level
-    yield check
-    log.setLevel(level)  # the command is quiet, and its process ends then; this one does not
+    return check
 
 
 @pytest.mark.parametrize("made", ["Words", "Loops", "Threads, executor='thread'", "Files", "AsyncFiles"])
@@ -116,6 +113,13 @@ def test_a_handler_that_fails_says_where_and_why(checked, made, out, err):
     assert code == 1
     assert out in said.out and said.out.endswith("FAILED: see above\n")
     assert err in said.err
+
+
+def test_it_is_quiet_but_leaves_the_log_as_it_was(checked, caplog):
+    log = logging.getLogger("virtex")
+    before = log.level
+    checked("app = http_server('w', Words, max_batch_size=2)")
+    assert log.level == before and not [one for one in caplog.records if one.levelno < logging.WARNING]
 
 
 def test_memory_that_grows_is_told(checked):

@@ -33,9 +33,14 @@ LEAK = 1 << 20  # bytes of growth() that are no accident
 
 def check(asked: argparse.Namespace) -> bool:
     """Check each service of an application, and say how it went; gives whether all is well."""
-    logging.getLogger("virtex").setLevel(logging.WARNING)
-    servers = _services(asked.app)
-    well = [asyncio.run(_Check(server, asked.duration).run()) for server in servers]
+    log = logging.getLogger("virtex")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        servers = _services(asked.app)
+        well = [asyncio.run(_Check(server, asked.duration).run()) for server in servers]
+    finally:
+        log.setLevel(level)
     print("all is well" if all(well) else "FAILED: see above")
     return all(well)
 
