@@ -76,7 +76,7 @@ wheel: $(WHEEL)/.tools  ## dist/: a wheel for Linux (manylinux) and this Python,
 	@$(WHEEL)/bin/python -m build --wheel --outdir $(WHEEL)/raw . >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
 	@PATH="$(CURDIR)/$(WHEEL)/bin:$$PATH" auditwheel repair --wheel-dir dist $(WHEEL)/raw/*.whl
 
-test: $(VENV)/.dev  ## run every test, in two processes (about 6 minutes)
+test: $(VENV)/.dev  ## run every test, in two processes (about 10 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
@@ -92,7 +92,7 @@ compat: $(VENV)/.dev $(VISION)/.test  ## what ran on Virtex 0.1: its page, and t
 	@BENCHMARKS="$(BENCHMARKS)" PYTHONPATH=.:$(VISION) $(BIN)/python -m pytest -v -s --all-libraries tests/test_first_page.py tests/test_compat.py
 
 # In a copy of the tree, whose .so files are removed, but for the codec's
-test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (at most 2 minutes)
+test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (about 3 minutes)
 	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)
 	@cp -a pyproject.toml README.md docs bench examples tests virtex $(PLAIN)
 	@rm -f $(PLAIN)/virtex/[!_]*.so $(PLAIN)/virtex/*/[!_]*.so
