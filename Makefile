@@ -92,7 +92,7 @@ compat: $(VENV)/.dev $(VISION)/.test  ## what ran on Virtex 0.1: its page, and t
 	@BENCHMARKS="$(BENCHMARKS)" PYTHONPATH=.:$(VISION) $(BIN)/python -m pytest -v -s --all-libraries tests/test_first_page.py tests/test_compat.py
 
 # In a copy of the tree, whose .so files are removed, but for the codec's
-test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (about 3 minutes)
+test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (about 2 minutes)
 	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)
 	@cp -a pyproject.toml README.md docs bench examples tests virtex $(PLAIN)
 	@rm -f $(PLAIN)/virtex/[!_]*.so $(PLAIN)/virtex/*/[!_]*.so
