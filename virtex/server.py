@@ -33,9 +33,9 @@ from .service.bodies import Bodies
 from .service.cors import Cors
 from .service.exchange import Exchange
 from .service.model import READY, Model
-from .service.options import Options, is_number, prom_of
+from .service.options import Options, prom_of
 from .service.seam import REGISTER, Head, Response, Service
-from .service.submission import submission
+from .service.submission import check_submitted, submission
 
 log = logging.getLogger("virtex")
 
@@ -207,7 +207,7 @@ class Server(Service):
         RequestError (413, 503, 504) as a client is told; RuntimeError ahead of startup(), and on another loop.
         TypeError, ValueError: arguments that are not as said here.
         """
-        _check_submitted(items, parameters, timeout)
+        check_submitted(items, parameters, timeout)
         asked = submission(self._taking().admission, items, parameters, timeout)
         over = asked.wait()
         if over is not None:
@@ -311,15 +311,6 @@ class Server(Service):
         if model is None or model.state is not READY or model.loop is not asyncio.get_running_loop():
             self._begun(is_lazy=True)
         await self._shell.respond(self, scope, receive, send)
-
-
-def _check_submitted(items: object, parameters: object, timeout: object) -> None:
-    if not isinstance(items, list):
-        raise TypeError(f"submit(items): expected a list of items, got a {type(items).__name__}")
-    if not isinstance(parameters, (dict, type(None))):
-        raise TypeError(f"submit(parameters=): expected a dict, or None, got a {type(parameters).__name__}")
-    if timeout is not None and not (is_number(timeout) and timeout > 0):  # type: ignore[operator]
-        raise ValueError(f"submit(timeout={timeout!r}): expected seconds above 0, or None")
 
 
 def http_server(

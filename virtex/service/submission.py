@@ -22,6 +22,7 @@ from ..tensor import Inputs, Source, Tensor
 from .admission import Admission
 from .exchange import Exchange
 from .formats import Format, Wants
+from .options import is_number
 from .seam import LEFT, Head, Response
 
 ANY_SIZE = 1 << 62  # numbers: a program has what it gives, so it can't announce more
@@ -149,8 +150,18 @@ def _unknown(error: Exception) -> HandlerError:
 def submission(
     admission: Admission, items: list[Any], parameters: dict[str, Any] | None, timeout: float | None
 ) -> Submission:
-    """Items in the queue. Raises RequestError where too many requests wait for the service to start."""
+    """Items in the queue, of a submit() that was checked. Raises RequestError where too many wait for the start."""
     most = admission.limits.answer_seconds
     made: Submission = Submission.__new__(Submission)
     made.put(admission, list(items), parameters, most if timeout is None else min(timeout, most))
     return made
+
+
+def check_submitted(items: object, parameters: object, timeout: object) -> None:
+    """Raise TypeError or ValueError for arguments of submit() that are not as it says."""
+    if not isinstance(items, list):
+        raise TypeError(f"submit(items): expected a list of items, got a {type(items).__name__}")
+    if not isinstance(parameters, (dict, type(None))):
+        raise TypeError(f"submit(parameters=): expected a dict, or None, got a {type(parameters).__name__}")
+    if timeout is not None and not (is_number(timeout) and timeout > 0):  # type: ignore[operator]
+        raise ValueError(f"submit(timeout={timeout!r}): expected seconds above 0, or None")
