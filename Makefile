@@ -34,7 +34,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-plain compat check bench bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
+.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-plain compat check bench fates bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -116,6 +116,10 @@ bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (ab
 	@$(BIN)/python -m bench.batching --json build/batching.json
 	@$(BIN)/python -m bench.serial --json build/serial.json
 	@$(BIN)/python -m bench.loadtest --json build/loadtest.json
+
+fates: $(VENV)/.dev  ## measure what becomes of requests in trouble: overload, poison, clients that leave (about 3 minutes)
+	@mkdir -p build
+	@$(BIN)/python -m bench.fates --json build/fates.json
 
 bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@mkdir -p build
