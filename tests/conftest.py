@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import importlib
 import itertools
@@ -59,6 +60,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
         if session.config.option.plain and built.suffix == ".so" and not pxd.stem.startswith("_"):
             pytest.exit(f"{name} is compiled: expected {pxd.stem}.py", returncode=3)
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of tests and their libraries hold is none of the garbage that a test looks for, pass after pass."""
+    gc.collect()
+    gc.freeze()
 
 
 class Timer:
