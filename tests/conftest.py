@@ -34,6 +34,17 @@ COMPILED_ONLY = {
     for name in group.split()
 }
 
+# What takes longest, begun first: the processes of make test end together
+LONGEST = [
+    f"test_{name}.py"
+    for group in (
+        "worker mounted tuning prometheus docs package examples example_models starting codec services status",
+        "log_lines start command load readme example_lines recycling bundles client serial_torch peers proxies",
+        "first_page compat trial example_loads document numbers connection listener",
+    )
+    for name in group.split()
+]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--plain", action="store_true", help="test the modules uncompiled: make test-plain")
@@ -60,6 +71,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             pytest.exit(f"{built.name} is older than its source: make build", returncode=3)
         if session.config.option.plain and built.suffix == ".so" and not pxd.stem.startswith("_"):
             pytest.exit(f"{name} is compiled: expected {pxd.stem}.py", returncode=3)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_collection_finish() -> None:
@@ -164,6 +180,8 @@ class ScriptedExecutor:
 @pytest.fixture(autouse=True)
 def _of_this_test() -> Iterator[None]:
     """What a test leaves in memory is no service of the next one's application."""
+    if not gc.get_freeze_count():
+        gc.freeze()  # a load test within this process has undone it
     before = REGISTER.services()
     yield
     for service in REGISTER.services():

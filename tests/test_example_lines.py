@@ -100,6 +100,7 @@ def progress() -> Callable[..., Any]:
 
 
 def test_a_jpeg_comes_by_a_form_as_a_body_and_in_json(tmp_path: Path, digit: int) -> None:
+    needs.time()  # the forms and bodies of test_uploads.py, of a model
     answer = {"data": [digit], "error": None}
     assert told("images", tmp_path) == [answer, answer, answer]
     assert f"Each answer is {json.dumps(answer, separators=(',', ':'))}" in (EXAMPLES / "images.py").read_text()
@@ -115,6 +116,7 @@ def test_a_text_comes_in_json_and_as_a_body(tmp_path: Path) -> None:
 
 
 def test_a_row_of_numbers_is_answered_by_a_number(tmp_path: Path, progress: Callable[..., Any]) -> None:
+    needs.time()  # "inside" serves the same
     assert told("tables", tmp_path) == [{"data": [progress()], "error": None}]
 
 

@@ -58,6 +58,7 @@ def test_image_files_are_read_as_what_was_drawn() -> None:
 
 
 def test_a_column_comes_for_each_table_as_the_model_gives_it() -> None:
+    needs.time()  # what is mounted in "inside" prints the same
     tables = importlib.import_module("tables")
     out = printed("tables")
     _, patients, _, progress = tables.split()

@@ -109,9 +109,9 @@ def _heed_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def served() -> Iterator[tuple[int, str, subprocess.Popen[str]]]:
-    """make serve on a free port: the port, what it printed, the process."""
+    """make serve on a free port, with one worker: the port, what it printed, the process."""
     port = free_port()
-    command = [*DEMO, "--serve", "--port", str(port)]
+    command = [*DEMO, "--serve", "--port", str(port), "--workers", "1"]
     with subprocess.Popen(
         command,
         env=ENVIRONMENT,

@@ -113,7 +113,7 @@ TEXTS = NUMBERS.map(lambda value: json.dumps(value, allow_nan=True)) | st.sample
 SPACE = st.text(" \n\r\t", max_size=2)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)  # tests/fuzz/run has more
 @given(st.data(), st.sampled_from(["?", *FLOATS, *INTEGERS]))
 def test_both_roads_agree_whatever_comes(data, name):
     shape = data.draw(st.sampled_from([(), (1,), (3,), (2, 2), (0,), (2, 0), (1, 2, 1)]))
@@ -280,7 +280,7 @@ MEMBERS = [
 ]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(MEMBERS), st.sampled_from(MEMBERS), st.booleans()), min_size=1, max_size=4))
 def test_both_roads_agree_on_named_members(members):
     items = [f'{{"a":{a},"b" : {b} }}' if first else f'{{"b":{b},"a":{a}}}' for a, b, first in members]
