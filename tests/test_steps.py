@@ -237,3 +237,29 @@ def test_what_decodes_an_item_may_say_its_status():
 
     outcomes = steps_for(Decoding(False, False)).run([[1, -1], [2]])
     assert (outcomes[0].status, outcomes[0].index, outcomes[1]) == (410, 1, [2])
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+@pytest.mark.parametrize("kind", [Steps, TensorSteps])
+def test_a_run_that_raises_is_systemic_and_a_refused_item_or_a_wrong_count_is_not(kind, is_async):
+    class Runs(Doubler):
+        outputs = None
+
+        def run_inference(self, batch):
+            if isinstance(self.gives, Exception):
+                raise self.gives
+            return self.gives
+
+    class RunsAsync(Runs):
+        async def run_inference(self, batch):
+            return Runs.run_inference(self, batch)
+
+    found = []
+    for gives in (RuntimeError("the device is lost"), ItemError("no", 0), [[1, 2]], [[1, 2], [3, 4]]):
+        handler = (RunsAsync if is_async else Runs)()
+        handler.gives = gives
+        steps = Steps(handler) if kind is Steps else TensorSteps(handler, True)
+        work = [[1], [2]] if kind is Steps else (np.ones((2, 2), "float32"), [1, 1])
+        drive(steps.run_async(work)) if is_async else steps.run(work)
+        found.append(steps.laps.systemic)
+    assert found == [True, False, False, False]

@@ -15,6 +15,7 @@ cdef list _parts(Rows rows, list counts)
 
 cdef class Laps:
     cdef public long long process_request, run_inference, process_response, retries
+    cdef public bint systemic
 
 
 cdef class Steps:

@@ -59,12 +59,14 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class Laps:
     """What the handler's methods took for one batch, each in ns; -1: it was not run, or nobody measured.
 
-    retries: calls that were repeated, to find whose item failed.
+    retries: calls that were repeated, to find whose item failed. systemic: run_inference raised what is no item's
+    fault, so that the batch failed whole.
     """
 
     def __init__(self) -> None:
         self.process_request = self.run_inference = self.process_response = -1
         self.retries = 0
+        self.systemic = False
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -173,7 +175,7 @@ class Steps:
         try:
             rows = rows_of(self._call("run_inference", batch, asked), sum(counts))
         except Exception as error:
-            return _model_failed(error, counts)
+            return _model_failed(self.laps, error, counts)
         return self._encoded(rows, counts, asked)
 
     async def computed_async(self, batch: Any, counts: list[int], asked: list[Any] | None) -> list[Outcome]:
@@ -181,7 +183,7 @@ class Steps:
         try:
             rows = rows_of(await self._step("run_inference", batch, asked), sum(counts))
         except Exception as error:
-            return _model_failed(error, counts)
+            return _model_failed(self.laps, error, counts)
         return await self._encoded_async(rows, counts, asked)
 
     def _encoded(self, rows: list[Any], counts: list[int], asked: list[Any] | None) -> list[Outcome]:
@@ -254,7 +256,7 @@ class TensorSteps(Steps):
         try:
             rows = self._rows(self._inferred(batch, asked), sum(counts))
         except Exception as error:
-            return _model_failed(error, counts)
+            return _model_failed(self.laps, error, counts)
         return self._encoded(rows, counts, asked) if self._encodes else _parts(rows, counts)
 
     async def run_async(self, work: Any, askers: list[Any] | None = None) -> list[Outcome]:
@@ -265,7 +267,7 @@ class TensorSteps(Steps):
         try:
             rows = self._rows(await self._inferred_async(batch, asked), sum(counts))
         except Exception as error:
-            return _model_failed(error, counts)
+            return _model_failed(self.laps, error, counts)
         return await self._encoded_async(rows, counts, asked) if self._encodes else _parts(rows, counts)
 
     def _inferred(self, batch: Any, asked: list[Any] | None) -> Any:
@@ -341,7 +343,8 @@ def _counts(requests: list[list[Any]]) -> list[int]:
     return [len(items) for items in requests]
 
 
-def _model_failed(error: Exception, counts: list[int]) -> list[Outcome]:
+def _model_failed(laps: Laps, error: Exception, counts: list[int]) -> list[Outcome]:
+    laps.systemic = not isinstance(error, (ItemError, HandlerError))  # the latter: what it gave was no answer
     failed = error if isinstance(error, HandlerError) else failure("run_inference", error)
     return [failed] * len(counts)
 
