@@ -88,6 +88,30 @@ def test_sigterm_ends_a_setup_that_would_not_end(executor):
         assert "is ready" not in server.log and "Traceback" not in server.log
 
 
+WARMING = (
+    LOADING.replace("def setup(self, worker):", "def run_inference(self, batch):")
+    .replace("go{worker.index}", "go0")
+    .replace("        while", '        print("warms up", flush=True)\n        while')
+    .replace(
+        "app =",
+        '        return batch\n    example = lambda self: [1]\n    teardown = lambda self: print("torn down")\napp =',
+    )
+    .replace('"thread")', '"thread", warmup=(1, 2))')
+)
+
+
+def test_sigterm_in_a_warmup_lets_its_batch_come_back_and_tears_down_once():
+    with serving("gunicorn", WARMING) as server:
+        server.wait_log("warms up")
+        assert (status(server, "GET", "/health/live"), status(server, "GET", "/health/ready")) == (200, 503)
+        server.signal(signal.SIGTERM)
+        server.wait_log("drains; connections=")
+        go(server, 0)
+        assert server.wait_exit() == 0
+        assert server.log.count("torn down") == server.log.count("warms up") == 1
+        assert "Traceback" not in server.log and "did not shut down" not in server.log
+
+
 # --- what the log says -----------------------------------------------------------------------------------------
 
 FAILING = ECHO.replace("return model_input", "raise KeyError('no such row')")

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.asks import Echo
 from kit.servers import ECHO, ROOT, until
 
-from virtex import cli
+from virtex import cli, http_server
 from virtex.load.about import ask
 from virtex.load.trial import Trial, TrialError
 from virtex.load.tried import change, load, own
@@ -57,6 +58,14 @@ def test_its_counts_are_pushed_nowhere(module):
     change(server, {"max_batch_size": 3})
     assert server.options.prom.mode == "off"
     assert (server.max_batch_size, server.options.executor) == (3, "thread")
+
+
+def test_it_warms_up_with_those_of_its_sizes_that_fit():
+    server = http_server("warm", Echo(), max_batch_size=8, warmup=(1, 8))
+    change(server, {"max_batch_size": 4})
+    assert server.options.sizes == (1,)
+    change(server, {"max_batch_size": 2, "warmup": True})
+    assert server.options.sizes == (1, 2)
 
 
 @pytest.mark.parametrize("source", [ECHO, WRAPPED, ECHO + "\ndef make():\n    return app\n"])

@@ -19,13 +19,14 @@ from itertools import cycle, islice
 from typing import Any
 
 from .errors import HandlerError, ItemError
-from .handler import RequestHandler, batch_for, items_for, reply_of
+from .handler import RequestHandler
 from .load import tried
-from .message import Content, HttpMessage, encode_data
+from .message import encode_data
 from .resident import resident
 from .server import Server
 from .service.model import Model
 from .service.seam import REGISTER
+from .service.warmup import NO_ITEMS, example_of, run_batch
 
 FEWEST = 8  # rounds that say something about memory
 LEAK = 1 << 20  # bytes of growth() that are no accident
@@ -61,7 +62,7 @@ def _services(name: str) -> list[Server]:
     if not servers:
         raise argparse.ArgumentError(None, f"{name}: expected a Server, or an app that holds some; it makes none")
     for server in servers:
-        tried.change(server, {})  # its counts go nowhere
+        tried.change(server, {"warmup": ()})  # its counts go nowhere, and the sizes are tried here
     return servers
 
 
@@ -90,18 +91,17 @@ class _Check:
         handler = model._handler
         assert handler is not None
         try:
-            items = await self._call(model, handler.example)
-            if not isinstance(items, list) or not items:
-                print(f'  {"example()":32} gives no items; define it: a list of what stands in a request\'s "data"')
-                return False
-            items_for(handler, HttpMessage(data=items))
+            items = await example_of(handler, model.call)
         except Exception as error:
             return _failed("example()", error)
+        if not items:
+            print(f"  {'example()':32} {NO_ITEMS}")
+            return False
         sizes = list(self._sizes(items))
         for what, batch in sizes:
             begun = time.perf_counter()
             try:
-                await self._validate(model, handler, batch)
+                await run_batch(handler, model.steps, batch, model.call)
             except Exception as error:
                 return _failed(what, error)
             _line(what, time.perf_counter() - begun)
@@ -123,7 +123,7 @@ class _Check:
         while time.perf_counter() - begun < self._seconds:
             for batch in batches:
                 try:
-                    await self._validate(model, handler, batch)
+                    await run_batch(handler, model.steps, batch, model.call)
                 except Exception as error:
                     return _failed(f"round {len(memory) + 1}", error)
             memory.append(resident())
@@ -138,23 +138,6 @@ class _Check:
         each = (memory[-1] - memory[0]) / len(memory)
         print(f"  memory: GROWS, by about {_mb(each)} in each round; what does the handler keep?")
         return False
-
-    async def _validate(self, model: Model, handler: RequestHandler, items: list[Any]) -> None:
-        """Run a message through the three methods, on the thread or the loop that setup() ran on.
-
-        A Content is the whole answer of its request, and these are several requests as far as it goes.
-        """
-        message = HttpMessage(data=items)
-        sent = items_for(handler, message)
-        steps, work, askers = await self._call(model, batch_for, handler, sent, message)
-        (outcome,) = await self._call(model, steps.run_async if steps.is_async else steps.run, work, askers)
-        if isinstance(outcome, list):
-            outcome = [row for row in outcome if type(row) is not Content]
-        reply_of(handler, sent, outcome)
-
-    async def _call(self, model: Model, method: Any, *arguments: Any) -> Any:
-        result = method(*arguments) if model._thread is None else await model._thread.call(method, *arguments)
-        return await result if asyncio.iscoroutine(result) else result
 
 
 def growth(memory: list[int]) -> int | None:

@@ -24,6 +24,7 @@ from .batch.outputs import Rows
 from .batch.rows import allocate
 from .batch.steps import Outcome, Steps, TensorSteps
 from .errors import HandlerError, ItemError
+from .logs import event
 from .message import Content, HttpMessage, encode_data
 from .service.request import Request
 from .tensor import Inputs, Tensor
@@ -102,20 +103,20 @@ class RequestHandler(ABC):
     def setup(self, worker: Worker) -> None:  # noqa: B027 (optional, not abstract)
         """Load the model; called once in each worker process, before the first request.
 
-        worker: which of them this is.
+        worker: which of them this is, and what a handler says by that it should be replaced: it may be kept.
 
-        It, the three methods and teardown() run on one thread and in one context: on the event loop's, which a plain
-        setup() holds meanwhile, or with executor="thread" on the handler's own.
+        One that raises is not torn down. It, the three methods and teardown() run on one thread and in one context: on
+        the event loop's, which a plain setup() holds meanwhile, or with executor="thread" on the handler's own.
         """
 
     def teardown(self) -> None:  # noqa: B027
-        """Let go of what setup() took; called once, after the last answer."""
+        """Let go of what setup() took; called once, after the last answer, or where the start fails behind setup()."""
 
     def example(self) -> list[Any]:
         """Give sample items, as they stand in a request's `data`, for whoever tries the service; empty: none.
 
-        All bytes: they stand for files, where `accepts` takes any. `virtex check` tries them; the status page offers
-        all others. For that it is called once, after setup(), as the three methods are.
+        All bytes: they stand for files, where `accepts` takes any. `virtex check` tries them, and a warm-up runs them;
+        the status page offers all others. Each calls it once, after setup(), as the three methods are called.
         """
         return []
 
@@ -149,10 +150,12 @@ class RequestHandler(ABC):
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         """The steps, and what they run for one request of these items."""
+        return steps_for(self), self._work_of(items)
+
+    def _work_of(self, items: list[Any]) -> Any:
+        """What the steps run for one request of these items. Raises ItemError for one that is not as declared."""
         dtype = array_dtype(self)
-        if dtype is None:
-            return steps_for(self), [items]
-        return steps_for(self), [stacked(items, dtype, _as_admitted, len(orjson.dumps(items)))]
+        return [items if dtype is None else stacked(items, dtype, _as_admitted, len(orjson.dumps(items)))]
 
     def _have_numbers(self, items: list[Any]) -> bool:
         """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""
@@ -180,13 +183,18 @@ def batch_for(
 
 def reply_of(handler: RequestHandler, items: list[Any], outcome: Outcome) -> HttpMessage:
     """The reply that is to these items. Raises HandlerError and ItemError where there is none."""
+    if isinstance(outcome, list) and len(outcome) == 1 and type(outcome[0]) is Content:
+        return HttpMessage(data=outcome)
+    return HttpMessage(**orjson.loads(written_of(handler, items, outcome)))
+
+
+def written_of(handler: RequestHandler, items: list[Any], outcome: Outcome) -> bytes:
+    """The same reply as JSON. Raises HandlerError and ItemError where there is none."""
     if isinstance(outcome, Exception):
         raise outcome
     if isinstance(outcome, Rows):
-        return HttpMessage(**orjson.loads(outcome.json(handler._have_numbers(items))))
-    if len(outcome) == 1 and type(outcome[0]) is Content:
-        return HttpMessage(data=outcome)
-    return HttpMessage(data=orjson.loads(encode_data(outcome)))
+        return outcome.json(handler._have_numbers(items))
+    return b'{"data":%b}' % encode_data(outcome)
 
 
 def _as_admitted(count: int, nbytes: int) -> None:
@@ -223,10 +231,11 @@ def _in_a_loop(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcom
 
 def _in_a_new_loop(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # given, or it would become the thread's own
-        return runner.run(_outcomes(steps, work, askers))
+        return runner.run(outcomes_of(steps, work, askers))
 
 
-async def _outcomes(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
+async def outcomes_of(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
+    """One outcome for each request of a batch, whose steps may be async or not."""
     return await steps.run_async(work, askers) if steps.is_async else steps.run(work, askers)
 
 
@@ -291,7 +300,10 @@ class TensorHandler(RequestHandler):
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         refuse_declared(self)
         device = None if self.device is None else Device(self.device)
-        return TensorSteps(self, answers_json(self), device=device), (self.process_request(items), [len(items)])
+        return TensorSteps(self, answers_json(self), device=device), self._work_of(items)
+
+    def _work_of(self, items: list[Any]) -> Any:
+        return self.process_request(items), [len(items)]
 
 
 def answers_json(handler: TensorHandler) -> bool:
@@ -300,13 +312,41 @@ def answers_json(handler: TensorHandler) -> bool:
 
 
 class Worker:
-    """The process that setup() runs in. index: a stable slot, from 0. count: how many workers share the service."""
+    """The process that setup() runs in; a handler may keep it, and say by it that the process had better be replaced.
 
-    __slots__ = ("count", "index")
+    index: a stable slot, from 0. count: how many workers share the service. service: the name of the handler's own.
+    why_unhealthy: what unhealthy() said last; "" where it is well. It is each service's own, and this process's: a
+    copy, in another process say, has only its own log to tell.
+    """
 
-    def __init__(self, index: int = 0, count: int = 1) -> None:
+    __slots__ = ("count", "index", "service", "why_unhealthy")
+
+    def __init__(self, index: int = 0, count: int = 1, service: str = "") -> None:
         self.index = index
         self.count = count
+        self.service = service
+        self.why_unhealthy = ""
+
+    def unhealthy(self, reason: str) -> None:
+        """Have /health/live answer 503 with the reason until healthy(): whoever watches it may end the process.
+
+        reason: what is wrong, for whoever asks; the log has it once. From any thread, at any time. Requests are still
+        taken, and no answer of theirs changes it. Raises ValueError for a reason that is no text, or an empty one.
+        """
+        if not isinstance(reason, str) or not reason:
+            raise ValueError(f"unhealthy(reason={reason!r}): expected a text that is not empty")
+        was, self.why_unhealthy = self.why_unhealthy, reason
+        if not was:
+            self._tell("unhealthy", f"is unhealthy, says its handler: {reason}", logging.ERROR)
+
+    def healthy(self) -> None:
+        """Take back what unhealthy() said; nothing where it said nothing."""
+        was, self.why_unhealthy = self.why_unhealthy, ""
+        if was:
+            self._tell("healthy", "is healthy again, says its handler", logging.INFO)
+
+    def _tell(self, name: str, what: str, level: int) -> None:
+        event(log, f"service_{name}", f"service {self.service!r} {what}", {"service": self.service}, level)
 
     def __repr__(self) -> str:
         return f"Worker(index={self.index}, count={self.count})"

@@ -125,13 +125,13 @@ DATE = "[%Y-%m-%d %H:%M:%S %z]"
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 
 
-def event(to: Any, name: str, text: str, named: dict[str, Any], **fields: Any) -> None:
-    """Log something that happens seldom, at INFO: `text; key=value key=value`, or, as JSON, with these members.
+def event(to: Any, name: str, text: str, named: dict[str, Any], at: int = logging.INFO, /, **fields: Any) -> None:
+    """Log something that happens seldom: `text; key=value key=value`, or, as JSON, with these members.
 
-    to: a logger. name: the member `event`. named: members that the text has already.
+    to: a logger. name: the member `event`. named: members that the text has already. at: the level.
     """
     values = " ".join(f"{key}={_shown_value(value)}" for key, value in fields.items())
-    to.log(logging.INFO, "%s; %s" if values else "%s%s", text, values, extra={"event": name, **named, **fields})
+    to.log(at, "%s; %s" if values else "%s%s", text, values, extra={"event": name, **named, **fields})
 
 
 def _shown_value(value: object) -> str:

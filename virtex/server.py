@@ -336,6 +336,8 @@ def http_server(
     log: str | None = None,
     cors: Sequence[str] | None = None,
     api_key: str | None = None,
+    warmup: bool | Sequence[int] = (),
+    unhealthy_after: int | None = None,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
@@ -364,6 +366,9 @@ def http_server(
     api_key: what the same requests have to bear, as `Authorization: Bearer KEY`, else 401: signs of ASCII without
     spaces. None: the variable VIRTEX_API_KEY of the environment, if there is one. With authorize, both have to let a
     request in.
+    warmup: sizes of batches of example() that run ahead of the first request; True: of 1 and max_batch_size.
+    unhealthy_after: batches of several clients, in a row, in each of which every run of the model raised, that make
+    /health/live answer 503.
 
     Raises ValueError for an argument that is not as said here.
     """
@@ -385,4 +390,6 @@ def http_server(
         cors=cors,
         prom=prom,
         api_key=api_key,
+        warmup=warmup,
+        unhealthy_after=unhealthy_after,
     )

@@ -36,6 +36,7 @@ from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from .limits import Limits
 from .logs import event
+from .service.seam import REGISTER
 from .wire.connections import Connections
 from .wire.guests import limits_of
 from .wire.listener import Listener
@@ -257,7 +258,10 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             await starting
             return True
         except asyncio.CancelledError:
-            await listener.drain(QUICK_SECONDS)
+            if REGISTER.has_to_tear_down():  # it warms up: once its batch is back
+                await self._drain(listener)
+            else:
+                await listener.drain(QUICK_SECONDS)
         except Exception:
             self.log.exception("the application did not start")
             self._share.is_open = False
@@ -344,7 +348,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
         connections = len(listener.connections.members)
         self._tell("drain", "drains", connections=connections, seconds=grace, by_signal=self._told)
-        draining = asyncio.ensure_future(listener.drain(grace, 0.0 if self._quick else settings.drain_delay()))
+        delay = settings.drain_delay() if self._is_ready and not self._quick else 0.0
+        draining = asyncio.ensure_future(listener.drain(grace, delay))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():

@@ -19,10 +19,10 @@ cdef class Batcher:
     cdef public Company company
     cdef readonly object tracebacks
     cdef public long long now, due
-    cdef public object expire
+    cdef public object expire, judge
 
-    @cython.locals(ticket=Ticket, outcomes=list)
-    cdef bint _answer(self, Batch batch) except -1
+    @cython.locals(ticket=Ticket, outcomes=list, answered=Py_ssize_t)
+    cdef Py_ssize_t _answer(self, Batch batch) except -1
 
     @cython.locals(ticket=Ticket, start=Py_ssize_t, stop=Py_ssize_t, cells=Cells, cut_at=cython.longlong)
     cdef _count(self, Batch batch)

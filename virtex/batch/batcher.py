@@ -85,6 +85,7 @@ class Batcher:
         self.due = NEVER  # from then on, expire() has something to do: the first deadline, in ns
         self.expire: Callable[[int], None]  # answers the requests whose time is over at that time, who ever knows
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
+        self.judge: Callable[[Batch, int], None] | None = None  # gets each batch, and how many of its spans got rows
 
     def run_with(self, executor: Executor, steps: Steps, ring: Ring | None = None) -> None:
         """Start cutting. steps: what a batch goes through. ring: replaces the present, empty one."""
@@ -267,19 +268,21 @@ class Batcher:
         try:
             if self.now >= self.due:
                 self.expire(self.now)
-            ok = self._answer(batch)
+            answered = self._answer(batch)
         finally:
             self.now = 0
+        if self.judge is not None:
+            self.judge(batch, answered)
         if self._observer is not None:
-            self.tell(self._observer.batch_done, self._report(batch, ok))
+            self.tell(self._observer.batch_done, self._report(batch, answered == len(batch.spans)))
         self.ring.release(batch)
         self.wake()
 
-    def _answer(self, batch: Batch) -> bool:
-        """Returns whether every request got rows."""
+    def _answer(self, batch: Batch) -> int:
+        """Returns how many of its spans got rows."""
         if batch.is_shuffled:
             batch.sort()
-        ok = True
+        answered = len(batch.spans)
         outcomes, batch.outcomes = batch.outcomes, []  # or rows of a batch that was answered would still be held
         for i, (ticket, start, _) in enumerate(batch.spans):
             ticket.cut_at = batch.cut_at
@@ -291,12 +294,12 @@ class Batcher:
                     continue
                 except Exception as error:  # its rows of several batches do not go together
                     outcome = error if isinstance(error, HandlerError) else failure_of(error)
-            ok = False
+            answered -= 1
             if not ticket.resolved:
                 self.ring.cancel(ticket)
                 self._count_queue()
                 ticket.resolve([], moved(outcome, start))  # from within the span to within the request
-        return ok
+        return answered
 
     def _report(self, batch: Batch, ok: bool) -> BatchReport:
         waits = [(batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.spans for _ in range(start, stop)]

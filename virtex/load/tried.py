@@ -62,7 +62,9 @@ def load(name: str) -> tuple[Any, Server]:
 
 def change(server: Server, options: dict[str, Any]) -> None:
     """Give a service that has not begun other options. Raises ValueError for one that can't be."""
-    server.options = replace(server.options, prom=OFF, **options)
+    most, warmup = options.get("max_batch_size", server.max_batch_size), server.options.warmup
+    fits = warmup if isinstance(warmup, bool) else [size for size in warmup if size <= most]
+    server.options = replace(server.options, **{"prom": OFF, "warmup": fits, **options})
     server.max_batch_size = server.options.max_batch_size
     server.max_time_on_queue = server.options.max_time_on_queue
 

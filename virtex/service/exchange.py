@@ -135,6 +135,12 @@ class Exchange(BaseExchange):
         self.parameters: dict[str, Any] | None = None
         self._request: Request | None = None  # made when a batch wants it
 
+    @property
+    def client(self) -> object:
+        """Who sent it: the same for the requests of one connection; itself, where nobody knows of any."""
+        peer = self._head.peer
+        return self if peer is None else peer
+
     def done(self) -> bool:
         """Whether there is an answer."""
         return self.response is not None

@@ -3,6 +3,8 @@
     starting -> ready -> draining -> closed
         \\-> failed
 
+teardown() runs once where setup() came to its end, whatever else fails or ends the start; never where setup() raised.
+
 Rules: knows loops, threads and processes, but neither sockets nor ASGI, nor how a request is written. A model lives
 once, on one loop of one process; a fork or a new loop needs another one.
 """
@@ -17,7 +19,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from .. import __version__
@@ -26,8 +27,9 @@ from ..batch.batcher import Batcher
 from ..batch.device import Device
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
 from ..batch.items import refuse_declared, steps_for
+from ..batch.ring import Ring
 from ..batch.rows import RowRing, allocate, fitting
-from ..batch.steps import TensorSteps, async_methods
+from ..batch.steps import Steps, TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
 from ..logs import event, show
@@ -39,8 +41,11 @@ from ..tensor import Tensor, describe
 from .admission import Admission
 from .bodies import Bodies
 from .formats import KINDS, Kinds
+from .health import Health
 from .options import Options
+from .seam import REGISTER
 from .uploads import kinds_of
+from .warmup import NO_ITEMS, example_of, warm_up
 
 log = logging.getLogger("virtex")
 
@@ -66,6 +71,7 @@ class Model:
         self.why_failed = ""
         self.export: Export | None = None  # of its metrics, where somebody asked for them
         self.max_queue_size = options.queue
+        self.steps: Steps  # of its batches, from the end of setup() on
         self.info = self._describe()
         self.batcher = Batcher(
             self.loop,
@@ -82,12 +88,15 @@ class Model:
         self._pid = os.getpid()
         self._is_lazy = is_lazy
         self._asked = asked
-        self._handler: RequestHandler | None = None
+        self.health = Health(options.name, worker, options.unhealthy_after)
+        if options.unhealthy_after is not None:
+            self.batcher.judge = self.health.judge
+        self._handler: RequestHandler | None = None  # from the end of setup() to teardown()
         self._thread: ThreadExecutor | None = None
         self._buffers: dict[str, int] = {}
         self._context = copy_context()
         self._ending: asyncio.Future[None] | None = None
-        self.starting = self.loop.create_task(self._start(worker), context=self._context)
+        self.starting = self.loop.create_task(self._start(self.health.worker), context=self._context)
         self.starting.add_done_callback(retrieve)
 
     @property
@@ -95,10 +104,13 @@ class Model:
         """Whether there is a life to be ended; a fork leaves it to the parent, and a loop that is closed ended it."""
         return self._pid == os.getpid() and not self.loop.is_closed()
 
-    def is_stuck(self) -> bool:
-        """Whether the handler has held a batch for longer than the watchdog lets it."""
+    @property
+    def why_not_live(self) -> str:
+        """Why its process had better be replaced; "" where it is well."""
         since, watchdog = self.batcher.running_since, self.options.watchdog
-        return watchdog is not None and since > 0 and self.options.clock() - since > watchdog * 1e9
+        if watchdog is not None and since > 0 and self.options.clock() - since > watchdog * 1e9:
+            return f"the model has not come back for more than {watchdog:g} s"
+        return self.health.reason
 
     def check_takes(self) -> None:
         """Raise RequestError (503) unless requests are taken: while draining, and while starting for them, they are."""
@@ -130,7 +142,6 @@ class Model:
     async def _start(self, worker: Worker) -> None:
         options = self.options
         begun = options.clock()
-        thread = ThreadExecutor(self.loop, f"virtex {options.name}") if options.executor == "thread" else None
         doing = "exporting its metrics"
         try:
             show(options.log)
@@ -138,30 +149,42 @@ class Model:
             if options.prom.mode != "off":
                 self.export = Export(options.name, options.prom)
             doing = "the handler's setup"
-            handler = await _call(thread, self._make)
-            await _call(thread, handler.setup, worker)
-            run = self._plan(handler, thread)
-            self.info = self._describe(
-                self.admission.kinds, **_declared(handler), **await self._example(handler, thread)
-            )
+            if options.executor == "thread":
+                self._thread = ThreadExecutor(self.loop, f"virtex {options.name}")
+            handler = await self.call(self._make)
+            await self.call(handler.setup, worker)
+            self._handler = handler
+            REGISTER.set_up.add(self)
+            executor, self.steps, ring = self._plan(handler)
+            self.info = self._describe(self.admission.kinds, **_declared(handler), **await self._example(handler))
+            doing = "the warm-up"
+            await self._warm_up(handler)
         except BaseException as error:
             self._fail(doing, error)
-            if thread is not None:
-                thread.stop()
             if self.export is not None:
                 self.export.end()
+            if not isinstance(error, GeneratorExit):  # the loop was closed: nothing runs on it any more
+                await self._let_go()
             raise
-        self._handler = handler
-        self._thread = thread
         if self.state is STARTING:
             self.state = READY
             self.admission.is_open = not self._asked
         seconds = (options.clock() - begun) / 1e9
         self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=most_resident(), **self._buffers)
-        run()
+        self.batcher.run_with(executor, self.steps, ring)
         self.admission.start()
         if self.export is not None:
             self.export.begin(worker.count)
+
+    async def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Run a method of the handler, or what calls some, where its batches run: what setup() sets may be of there."""
+        is_async = inspect.iscoroutinefunction(method)
+        if self._thread is not None:
+            return await (self._thread.call(_run_here, method, *args) if is_async else self._thread.call(method, *args))
+        try:
+            return await method(*args) if is_async else method(*args)
+        except SystemExit as error:  # 3 or 4 would end all of gunicorn
+            raise RuntimeError(f"raised SystemExit: {error}") from error
 
     def _make(self) -> RequestHandler:
         source = self.options.handler
@@ -170,33 +193,44 @@ class Model:
             raise TypeError(f"handler: expected a RequestHandler, the factory made a {type(handler).__name__}")
         return handler
 
-    def _plan(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Callable[[], None]:
+    def _plan(self, handler: RequestHandler) -> tuple[Executor, Steps, Ring | None]:
         """How batches of this handler run; raises for what can't be."""
-        executor = self._choose(handler, thread)
+        executor = self._choose(handler)
         clock = self.options.clock
         if not isinstance(handler, TensorHandler):
             self.admission.dtype = dtype = array_dtype(handler)
             self.admission.kinds = kinds_of(handler)
-            ring = None if dtype is None else ArrayRing(self.max_queue_size)
             steps = steps_for(handler, clock)
             self.admission.asks = steps.asks
-            return partial(self.batcher.run_with, executor, steps, ring)
+            return executor, steps, None if dtype is None else ArrayRing(self.max_queue_size)
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
             raise TypeError(f"{type(handler).__name__}.process_request would never run: its inputs are declared")
         refuse_declared(handler)
         device = None if handler.device is None else Device(handler.device)
-        if device is not None and device.is_cuda and executor is not thread:
+        if device is not None and device.is_cuda and executor is not self._thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
         rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
         self.admission.kinds = kinds_of(handler)
         steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
         self.admission.asks = steps.asks
-        return partial(self.batcher.run_with, executor, steps, rows)
+        return executor, steps, rows
 
-    async def _example(self, handler: RequestHandler, thread: ThreadExecutor | None) -> dict[str, Any]:
+    async def _warm_up(self, handler: RequestHandler) -> None:
+        """Run batches of the sizes that were asked for, until it is told to end."""
+        sizes, clock = self.options.sizes, self.options.clock
+        items = await example_of(handler, self.call) if sizes else []
+        if sizes and not items:
+            raise TypeError(f"{type(handler).__name__}.example() {NO_ITEMS}")
+        for size in sizes:
+            if self.state is STARTING:
+                begun = clock()
+                await warm_up(handler, self.steps, items, size, self.call)
+                self._tell("warmup", f"has run a batch of {size}", items=size, seconds=(clock() - begun) / 1e9)
+
+    async def _example(self, handler: RequestHandler) -> dict[str, Any]:
         """The handler's example() as the status page shows it; nothing where there is none, it is long, or it failed.
 
         That of declared inputs is not even made where it would be long.
@@ -206,7 +240,7 @@ class Model:
         if not self.options.status_page or sum(tensor.nbytes for tensor in tensors) > MOST_EXAMPLE:
             return {}
         try:
-            items = await _call(thread, handler.example)
+            items = await self.call(handler.example)
             if not isinstance(items, list):
                 raise TypeError(f"expected a list of items, got a {type(items).__name__}")
             if handler.accepts and all(isinstance(item, bytes) for item in items):
@@ -217,12 +251,12 @@ class Model:
             return {}
         return {"example": json.loads(text)} if items and len(text) <= MOST_EXAMPLE else {}
 
-    def _choose(self, handler: RequestHandler, thread: ThreadExecutor | None) -> Executor:
+    def _choose(self, handler: RequestHandler) -> Executor:
         awaits = ", ".join(async_methods(handler))
-        if thread is not None:
+        if self._thread is not None:
             if awaits:
                 raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
-            return thread
+            return self._thread
         if awaits:
             return AsyncExecutor(self.loop, self._context)
         if self.options.watchdog is not None:
@@ -298,7 +332,7 @@ class Model:
 
     async def _end(self) -> None:
         self.drain()
-        if self.state is not FAILED:
+        if not self.starting.done():
             await asyncio.wait([self.starting])
         if self.state is not FAILED:
             self.state = CLOSED
@@ -310,12 +344,16 @@ class Model:
         if self.batcher.running_since:
             log.warning("service %r: the model has not come back; its teardown is left out", self.options.name)
         else:
-            await self._tear_down(self._handler)
+            await self._let_go()
         self._tell("end", "has ended")
 
-    async def _tear_down(self, handler: RequestHandler) -> None:
+    async def _let_go(self) -> None:
+        """Run teardown() where setup() has run, once, and end the thread."""
+        handler, self._handler = self._handler, None
+        REGISTER.set_up.discard(self)
         try:
-            await self.loop.create_task(_call(self._thread, handler.teardown), context=self._context)
+            if handler is not None:
+                await self.loop.create_task(self.call(handler.teardown), context=self._context)
         except Exception:
             log.exception("teardown of %r raised", self.options.name)
         finally:
@@ -329,17 +367,6 @@ def _declared(handler: RequestHandler) -> dict[str, Any]:
         return {"arrays": ARRAYS, "inputs": describe(handler.inputs), "outputs": describe(handler.outputs)}
     dtype = array_dtype(handler)
     return {} if dtype is None else {"arrays": ARRAYS, "inputs": {"dtype": str(dtype), "shape": None}}
-
-
-async def _call(thread: ThreadExecutor | None, method: Callable[..., Any], *args: Any) -> Any:
-    """Run setup() or its like where the handler's three methods run: some of what it sets is of one thread only."""
-    is_async = inspect.iscoroutinefunction(method)
-    if thread is not None:
-        return await (thread.call(_run_here, method, *args) if is_async else thread.call(method, *args))
-    try:
-        return await method(*args) if is_async else method(*args)
-    except SystemExit as error:  # 3 or 4 would end all of gunicorn
-        raise RuntimeError(f"raised SystemExit: {error}") from error
 
 
 def _run_here(method: Callable[..., Any], *args: Any) -> Any:

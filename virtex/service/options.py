@@ -68,6 +68,16 @@ def is_function(value: object) -> bool:
     return value is None or (callable(value) and not iscoroutinefunction(value))
 
 
+SIZES = "True, or a list of whole numbers from 1 to max_batch_size; none: ()"
+
+
+def are_sizes(value: object) -> bool:
+    """Whether it says of which sizes batches are: True, False, or whole numbers above 0."""
+    return isinstance(value, bool) or (
+        isinstance(value, (list, tuple)) and all(is_whole(size, 1, MOST_ITEMS) for size in value)
+    )
+
+
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("name", lambda v: isinstance(v, str) and v != "", "a string that is not empty"),
     ("handler", lambda v: isinstance(v, RequestHandler) or callable(v), "a RequestHandler, its class or a factory"),
@@ -82,6 +92,8 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("limits", lambda v: isinstance(v, Limits), "a Limits, or None"),
     ("observer", lambda v: v is None or are_observers(v), "an Observer, a sequence of them, or None"),
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
+    ("unhealthy_after", lambda v: v is None or is_whole(v, 1, MOST_ITEMS), "a whole number from 1 to 2**32, or None"),
+    ("warmup", are_sizes, SIZES),
     ("authorize", is_function, "a function of the head that is not async, or None"),
     ("status_page", lambda v: isinstance(v, bool), "True or False"),
     ("cors", lambda v: v is None or are_origins(v), CORS),
@@ -106,6 +118,8 @@ class Options:
     authorize: Callable[[Head], bool | int | None] | None
     log: str | None = None
     cors: Sequence[str] | None = None
+    warmup: bool | Sequence[int] = ()
+    unhealthy_after: int | None = None
     prom: Prom = OFF
     clock: Callable[[], int] = time.perf_counter_ns
 
@@ -113,6 +127,14 @@ class Options:
         for name, holds, expected in _CHECKS:
             value = getattr(self, name)
             check(holds(value), name, value, expected)
+        check(max(self.sizes, default=0) <= self.max_batch_size, "warmup", self.warmup, SIZES)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the batches that the handler runs ahead of the first request."""
+        if isinstance(self.warmup, bool):
+            return tuple(sorted({1, self.max_batch_size})) if self.warmup else ()
+        return tuple(self.warmup)
 
     @property
     def told(self) -> Observer | None:

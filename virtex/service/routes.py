@@ -73,9 +73,8 @@ def _figures(model: Model) -> bytes:
 
 
 def _live(model: Model) -> bytes:
-    if model.is_stuck():
-        seconds = model.options.watchdog
-        raise RequestError(503, f"not live: the model has not come back for more than {seconds:g} s")
+    if model.why_not_live:
+        raise RequestError(503, f"not live: {model.why_not_live}")
     return _well("live", model.state is not FAILED, model)
 
 

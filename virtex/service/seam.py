@@ -346,6 +346,13 @@ class Host(Protocol):
     def forget(self, service: Service) -> None: ...
 
 
+class Life(Protocol):
+    """One life of a service; a fork and a loop that is closed end it."""
+
+    @property
+    def lives(self) -> bool: ...
+
+
 class Register:
     """The services of this process that an application may hold, by wrapping or mounting them, and who hosts such ones.
 
@@ -355,6 +362,11 @@ class Register:
     def __init__(self) -> None:
         self._services: WeakKeyDictionary[Service, None] = WeakKeyDictionary()
         self.hosts: WeakSet[Host] = WeakSet()
+        self.set_up: WeakSet[Life] = WeakSet()  # those whose setup() has run, and whose teardown() is to come
+
+    def has_to_tear_down(self) -> bool:
+        """Whether a handler of this process is set up, and not torn down."""
+        return any(life.lives for life in self.set_up)
 
     def services(self) -> list[Service]:
         """Those that there are, in the order in which they were made."""
