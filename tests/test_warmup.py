@@ -360,6 +360,43 @@ def test_a_start_that_is_cancelled_in_the_warmup_tears_down_once(kind):
     assert asyncio.run(main()) == ["setup", "run", "teardown"]
 
 
+def test_an_end_behind_a_failed_warmup_waits_for_the_teardown():
+    class Lingers(failing("run_inference", KeyError("no such row"))):
+        async def teardown(self):
+            self.called("teardown")
+            await self.left.wait()
+            self.called("torn down")
+
+    async def main():
+        handler = Lingers()
+        handler.left = asyncio.Event()
+        app = http_server("lingers", handler, warmup=(1,))
+        app.start()
+        await eventually(lambda: "teardown" in handler.calls)
+        ending = asyncio.ensure_future(app.shutdown())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not ending.done()
+        handler.left.set()
+        await asyncio.wait_for(ending, 5)
+        return handler.calls
+
+    assert asyncio.run(main()) == ["setup", "teardown", "torn down"]
+
+
+def test_a_loop_that_was_closed_in_the_warmup_tears_nothing_down():
+    async def begin():
+        app.start()
+        await eventually(lambda: handler.batches)
+
+    handler, app = slow(AsyncSlow)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    app.model.starting.get_coro().close()  # as the garbage collector does; what awaits then is an error
+    assert handler.calls == ["setup", "run"]
+
+
 def test_one_of_several_that_fails_costs_the_others_nothing_but_their_end():
     well, ill = Warm(), failing("run_inference", KeyError("no such row"))()
     app = Services(http_server("well", well, warmup=(1,)), http_server("ill", ill, warmup=(1,)))

@@ -118,11 +118,11 @@ class Server(Service):
         return self._begun(is_lazy=True).starting
 
     async def startup(self, worker: Worker | None = None) -> None:
-        """Make the handler and run its setup(); returns when requests can be answered.
+        """Make the handler, run its setup() and the warm-up; returns when requests can be answered.
 
         With executor="thread" they run on the thread of the handler; else here, and a plain setup() holds the loop.
-        worker: what setup() gets; by default what it was told before. Raises what the handler's constructor or setup()
-        raised. Calling it again waits for the first call.
+        worker: whose index and count setup() is told; by default as it was told before. Raises what the constructor or
+        setup() raised, HandlerError for a warm-up that failed. Calling it again waits for the first call.
         """
         await asyncio.shield(self.start(worker))
 

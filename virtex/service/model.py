@@ -59,7 +59,7 @@ class Model:
 
     cells: where it counts. worker: what setup() gets. is_lazy: it begins on behalf of a request, so requests wait until
     it is ready. asked: the server wants to see every request. info: what it is, as JSON. why_failed: "" unless its
-    start failed. starting raises what the handler's constructor or setup() raised.
+    start failed. starting raises what the handler's constructor, its setup() or the warm-up raised.
     """
 
     def __init__(
