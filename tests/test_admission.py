@@ -1,13 +1,34 @@
 """Who is taken in and who is refused."""
 
 import asyncio
+import json
 
+import numpy as np
 import pytest
 from kit.asks import ask_asgi, ask_direct, run
 from kit.services import BODY, Echo, Life
 
-from virtex import Limits, http_server
+from virtex import Limits, Tensor, TensorHandler, http_server
 from virtex.service.seam import Head
+
+
+class Arrays(Echo):
+    def process_request(self, data: np.ndarray):
+        return data
+
+
+class Rows(TensorHandler):
+    inputs = Tensor("float32", (1,))
+
+    def run_inference(self, batch):
+        return batch
+
+
+KINDS = [Echo, Arrays, Rows]
+
+
+def text(items):
+    return b'{"data":%b}' % json.dumps(items).encode()
 
 
 @pytest.fixture(params=[ask_asgi, ask_direct], ids=["asgi", "direct"])
@@ -31,18 +52,40 @@ def test_a_chunked_body_over_the_limit_is_a_413():
     assert after.status == 200
 
 
-def test_a_queue_without_room_is_a_503_with_retry_after_and_what_can_never_fit_a_413(ask):
-    app = http_server("echo", Echo(), max_batch_size=2, max_queue_size=3)
-    three, one, four = run(
-        app, ask(app, b'{"data":[1,2,3]}'), ask(app, b'{"data":[4]}'), ask(app, b'{"data":[1,2,3,4]}')
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_of_more_items_than_the_queue_holds_is_taken_and_others_meanwhile_are_503(ask, kind):
+    """As in 0.1; lists, arrays and declared inputs alike."""
+    app = http_server("echo", kind(), max_batch_size=2, max_queue_size=3)
+    numbers = [[float(n)] for n in range(50)]
+    large, one, next_large = run(
+        app, ask(app, text(numbers)), ask(app, b'{"data":[[4.0]]}'), ask(app, text(numbers[:7]))
     )
-    assert three.json["data"] == [1, 2, 3]
+    assert large.json["data"] == numbers
     assert (one.status, one.headers.get(b"retry-after")) == (503, b"1")
-    assert "no room for 1 items: 3 of 3 wait" in one.error
-    assert four.status in (413, 503)
-    (four,) = run(app, ask(app, b'{"data":[1,2,3,4]}'))
-    assert four.status == 413
-    assert "4 items in one request; the queue holds 3" in four.error
+    assert "no room for 1 items: 50 of 3 wait (max_queue_size)" in one.error
+    assert next_large.status == 503
+    small, large = run(app, ask(app, b'{"data":[[4.0]]}'), ask(app, text(numbers)))
+    assert (small.json["data"], large.json["data"]) == ([[4.0]], numbers)
+    assert app.budget.held == 0
+
+
+@pytest.mark.parametrize("bad", [30, 49])
+def test_what_is_wrong_in_a_message_of_more_items_than_there_are_rows_is_its_422_and_frees_all(ask, bad):
+    app = http_server("rows", Rows, max_batch_size=2, max_queue_size=3)
+    numbers = [[float(n)] for n in range(50)]
+    wrong, other = run(app, ask(app, text([*numbers[:bad], "no", *numbers[bad:]])), later(ask, app, text(numbers)))
+    assert wrong.status == 422 and wrong.error.startswith(f"item {bad}: ") and wrong.json["index"] == bad
+    assert other.json["data"] == numbers
+    assert app.budget.held == 0 and not app.model.batcher.ring.size
+
+
+async def later(ask, app, body):
+    """When nothing waits any more."""
+    while not app.model.admission.unsettled:
+        await asyncio.sleep(0)
+    while app.model.admission.unsettled:
+        await asyncio.sleep(0)
+    return await ask(app, body)
 
 
 def test_without_room_a_request_is_refused_at_the_end_of_its_headers():

@@ -71,7 +71,6 @@ REFUSED = {
     "too long": (413, post(b'{"data":["' + b"x" * 5000 + b'"]}')),
     "too long in the end": (413, chunked(b"2000\r\n" + b" " * 0x2000 + b"\r\n0\r\n\r\n")),
     "too many values": (413, post(b"[" + b"1," * 1500 + b"1]")),
-    "too many items": (413, post(b'{"data":[' + b"1," * 900 + b"1]}")),
     "of another type": (415, post(b"<a/>", b"Content-Type: text/xml")),
     "an item": (422, post(b'{"data":["a","no"]}')),
     "a bug": (500, post(b'{"data":["a","bug"]}')),
@@ -85,7 +84,7 @@ def refuses(head):
 @LANES
 @pytest.mark.parametrize(("status", "raw"), REFUSED.values(), ids=REFUSED)
 def test_each_refusal_is_counted_once_by_its_status_and_is_no_query(by, status, raw):
-    app = http_server("echo", Echo(), limits=LIMITS, authorize=refuses, max_queue_size=800)
+    app = http_server("echo", Echo(), limits=LIMITS, authorize=refuses)
     assert run(app, by(app, raw)) == [status]
     assert answers("echo") == {status: 1}
     assert value("echo", "virtex_queries_total") == 0 and drops("echo") == {}
@@ -191,7 +190,7 @@ def test_no_room_in_the_queue_is_a_drop_and_so_is_a_client_that_leaves(by):
             app.model._handler.go.set()
         await eventually(lambda: first.statuses)
 
-    app = http_server("gate", Gate, max_queue_size=3, max_batch_size=2)
+    app = http_server("gate", Gate, max_queue_size=2, max_batch_size=2)
     run(app, main())
     assert answers("gate") == {200: 1, 503: 1}
     assert drops("gate") == {"full": 1, "disconnect": 1} and is_at_rest("gate")

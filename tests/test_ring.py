@@ -44,13 +44,28 @@ def test_a_request_is_split_where_the_batch_is_full_and_its_rest_comes_first_in_
     assert spans(ring, 2) == [["e"], ["f"]]
 
 
-def test_a_full_ring_refuses_a_request_whole_and_keeps_what_it_has():
+def test_a_full_ring_refuses_whatever_comes_and_keeps_what_it_has():
     ring = Ring(3)
     assert ring.put(Recorder("ab"))
-    assert not ring.put(Recorder("cd"))
-    assert ring.size == 2
-    assert ring.put(Recorder("e"))
-    assert spans(ring, 9) == [["a", "b"], ["e"]]
+    assert ring.put(Recorder("c"))
+    assert not ring.put(Recorder("d")) and not ring.put(Recorder("efgh"))
+    assert ring.size == 3
+    assert spans(ring, 9) == [["a", "b"], ["c"]]
+
+
+def test_a_ring_that_is_not_full_takes_a_request_whole_that_is_larger_than_it_and_then_none_until_it_is_not_full():
+    """Among requests of one item each, a large one comes in as soon as any of them."""
+    ring = Ring(3)
+    assert ring.put(Recorder("ab")) and ring.put(Recorder("cdefg"))
+    assert ring.size == 7
+    for left in (5, 3):
+        assert not ring.put(Recorder("x"))
+        ring.take(2)
+        assert ring.size == left
+    assert not ring.put(Recorder("x"))
+    ring.take(1)
+    assert ring.put(Recorder("x"))
+    assert spans(ring, 9) == [["f", "g"], ["x"]]
 
 
 def test_a_cancelled_request_gives_back_the_slots_that_no_batch_has_taken():

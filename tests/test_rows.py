@@ -5,7 +5,7 @@ import pytest
 from conftest import FakeLoop, ScriptedExecutor
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from kit.asks import ask_direct, run
 from kit.tensors import VECTOR, Identity, Kept, Views, Writes, body, vector
 from test_ring import Recorder
@@ -285,43 +285,55 @@ class Asks(Identity):
 
 
 class Life(RuleBasedStateMachine):
-    """Admit, spill over, cancel, refuse, answer, fail in any order: every request gets its own rows, once."""
+    """Admit, spill over, decode late, cancel, refuse, answer, fail in any order: every request gets its own rows, once."""
 
     tickets = Bundle("tickets")
 
-    def __init__(self):
-        super().__init__()
+    @initialize(size=st.sampled_from([3, 4, 20]))
+    def begin(self, size):
         self.loop = FakeLoop()
         self.executor = ScriptedExecutor(depth=2)
-        self.batcher = Batcher(self.loop, 4, 0.005, 12, self.loop.clock)
-        self.ring = ring_of()
+        self.batcher = Batcher(self.loop, size, 0.005, 12, self.loop.clock)
+        self.ring = ring_of(size=size)
         self.batcher.run_with(self.executor, TensorSteps(Asks(), False), self.ring)
         self.names = iter(range(1, 10**6))
         self.sent = []
         self.cancelled = set()
 
-    @rule(target=tickets, count=st.integers(1, 12))
+    def admitted(self, ticket):
+        """Whether it was; it is to be unless the queue is full, however many items it has."""
+        size, is_sure = self.ring.size, not self.ring.pending  # else, what is decoded now may turn out wrong
+        try:
+            self.batcher.admit(ticket, self.loop.now)
+        except RequestError as error:
+            assert error.status == 503 and size >= 12
+            return False
+        assert size < 12 or not is_sure
+        self.sent.append(ticket)
+        return True
+
+    @rule(target=tickets, count=st.integers(1, 12) | st.integers(1, 60))
     def send(self, count):
         names = [next(self.names) for _ in range(count)]
         ticket = Told([[name] * 3 for name in names])
         ticket.items = items_of(ticket.items)
-        ticket.names = names
-        try:
-            self.batcher.admit(ticket, self.loop.now)
-        except RequestError as error:
-            assert error.status == 503
-            return None
-        self.sent.append(ticket)
-        return ticket
+        ticket.names, ticket.weight, ticket.bad = names, 1000, None
+        return ticket if self.admitted(ticket) else None
 
-    @rule(count=st.integers(0, 11))
-    def send_bad(self, count):
-        ticket = Recorder([[-1, -1, -1]] * count + ["bad"])
+    @rule(target=tickets, good=st.integers(0, 11) | st.integers(0, 60), more=st.integers(0, 9))
+    def send_bad(self, good, more):
+        """What is decoded at once is refused at once, and leaves nothing behind."""
+        names = [next(self.names) for _ in range(good)]
+        ticket = Told([*([name] * 3 for name in names), "bad", *[[0, 0, 0]] * more])
         ticket.items = items_of(ticket.items)
-        before = self.ring.size
-        with pytest.raises((ItemError, RequestError)):
-            self.batcher.admit(ticket, self.loop.now)
-        assert self.ring.size == before
+        ticket.names, ticket.weight, ticket.bad = names, 1000, good
+        size, slabs, is_sure = self.ring.size, len(self.ring._slabs), not self.ring.pending
+        try:
+            return ticket if self.admitted(ticket) else None
+        except ItemError as error:
+            assert error.index == good and not self.ring.pending and not self.ring.held
+            assert not is_sure or (self.ring.size, len(self.ring._slabs)) == (size, slabs)
+            return None
 
     @rule(ticket=consumes(tickets))
     def leave(self, ticket):
@@ -354,17 +366,30 @@ class Life(RuleBasedStateMachine):
         for ticket in self.sent:
             assert len(ticket.answers) <= 1
             for rows, error in ticket.answers:
-                assert "broke" in repr(getattr(error, "__cause__", None)) if error else True
-                assert error is not None or rows.arrays()[""][:, 0].tolist() == ticket.names
+                if isinstance(error, ItemError):
+                    assert error.index == ticket.bad
+                else:
+                    assert "broke" in repr(getattr(error, "__cause__", None)) if error else ticket.bad is None
+                    assert error is not None or rows.arrays()[""][:, 0].tolist() == ticket.names
             assert not (ticket.answers and ticket in self.cancelled)
 
     @invariant()
-    def memory_is_bounded(self):
-        assert len(self.ring._slabs) <= 4
-        assert self.ring.size <= 12
-        assert all(size <= 4 for size in self.executor.sizes)
+    def memory_is_bounded_and_what_is_pending_is_the_newest(self):
+        ring = self.ring
+        rows = -(-12 // ring.max_batch_size) * ring.max_batch_size
+        assert sum(slab.filled for slab in ring._slabs.values()) == ring.size - ring.pending <= rows
+        assert len(ring._slabs) <= -(-12 // ring.max_batch_size)
+        assert all(size <= ring.max_batch_size for size in self.executor.sizes)
+        assert ring.held == (1000 if ring.pending else 0)
+        if ring.pending:
+            newest = ring.newest
+            assert ring.pending <= newest.count - newest.taken and len(newest.items) == newest.count
+        waiting = {ticket for slab in ring._slabs.values() for ticket, _, _ in slab.spans}
+        assert not [ticket for ticket in waiting if not ring.pending and ticket.items]
 
     def teardown(self):
+        if not hasattr(self, "loop"):
+            return
         while self.loop.ready or self.executor.running or self.batcher.waiting:
             self.loop.settle()
             self.finish()
@@ -372,6 +397,7 @@ class Life(RuleBasedStateMachine):
         for ticket in self.sent:
             assert len(ticket.answers) == (ticket not in self.cancelled)
         self.each_request_is_answered_once_with_its_own_rows()
+        assert not self.ring._slabs and not self.ring.pending and not self.ring.held
 
 
 TestLife = Life.TestCase

@@ -216,7 +216,7 @@ class ArrayRing(Ring):
         self._rings: dict[tuple[int, ...], Ring] = {}
 
     def put(self, ticket: Ticket) -> bool:
-        """Reserve ticket.count slots at the end, all or none."""
+        """Take ticket.count slots at the end, all or none; none while it is full."""
         if not Ring.put(self, ticket):
             return False
         ring = self._rings.setdefault(ticket.items.shape[1:], Ring(self.capacity))

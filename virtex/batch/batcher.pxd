@@ -32,6 +32,9 @@ cdef class Batcher:
 
     @cython.locals(laps=Laps, busy=cython.longlong)
     cdef _count_back(self, Batch batch)
+    cdef _refill(self)
+
+    @cython.locals(ring=Ring)
     cpdef room_for(self, Py_ssize_t count)
     cpdef admit(self, Ticket ticket, long long now)
     cpdef wake(self)

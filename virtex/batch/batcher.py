@@ -45,8 +45,8 @@ class Batcher:
     """The ring of waiting requests, and the rule by which batches are cut from it.
 
     max_time_on_queue: seconds. Until run_with() nothing is cut and requests wait. loop: whose call_soon and call_later
-    are used. clock: nanoseconds. cells: where it counts; None: nowhere. RequestError from admit(): 413 for more items
-    than the queue can ever hold, 503 with Retry-After when it has no room now.
+    are used. clock: nanoseconds. cells: where it counts; None: nowhere. RequestError from admit(): 503 with Retry-After
+    while the queue is full, whatever comes; one that is not takes any request, as ring.py says.
     """
 
     def __init__(
@@ -117,17 +117,17 @@ class Batcher:
 
     def room_for(self, count: int) -> None:
         """Raise RequestError as admit() would, without admitting anything."""
-        most = self.ring.capacity
-        if count > most:
-            raise RequestError(413, f"{count} items in one request; the queue holds {most} at most (max_queue_size)")
-        if self.ring.size + count > most:
-            waiting = f"{self.ring.size} of {most} wait (max_queue_size)"
+        ring = self.ring
+        if ring.size >= ring.capacity:
+            waiting = f"{ring.size} of {ring.capacity} wait (max_queue_size)"
             raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON, "full")
 
     def admit(self, ticket: Ticket, now: int) -> None:
         """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""
         ticket.count = len(ticket.items)
         ticket.born = now
+        if self.ring.pending:
+            self._refill()  # those who left may have left rows
         if not self.ring.put(ticket):
             self.room_for(ticket.count)
         self._count_queue()
@@ -176,8 +176,10 @@ class Batcher:
         now = self._clock.now()
         if now >= self.due:
             self.expire(now)
-            if not self.ring.size:
-                return
+        if self.ring.pending:
+            self._refill()
+        if not self.ring.size:
+            return
         if not self._running:
             if self._settles_until and not self._has_settled(now):
                 self._scheduled = True
@@ -205,6 +207,15 @@ class Batcher:
         executor.start(batch, self._steps, self._take_back)
         self.wake()
 
+    def _refill(self) -> None:
+        """Let more of a request be decoded for which there were no rows; what is wrong with it is its answer."""
+        ticket = self.ring.newest
+        try:
+            self.ring.refill()
+        except Exception as error:
+            ticket.resolve([], error)
+        self._count_queue()
+
     def _count(self, batch: Batch) -> None:
         """A batch is cut."""
         cells = self._cells
@@ -218,7 +229,7 @@ class Batcher:
     def _count_queue(self) -> None:
         """What waits has changed."""
         ring = self.ring
-        self._cells.queue(ring.size, ring.held + ring.size * ring.slot_bytes)
+        self._cells.queue(ring.size, ring.held + (ring.size - ring.pending) * ring.slot_bytes)
 
     def _count_back(self, batch: Batch) -> None:
         """It came back now; while another one ran it was with the executor, but only waited there."""

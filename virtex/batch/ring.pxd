@@ -8,6 +8,7 @@ cdef class Ticket:
     cdef public long long born, place, cut_at
     cdef public bint resolved
     cpdef asker(self)
+    cpdef let_go(self)
     cpdef deliver(self, rows, error)
     cpdef fill(self, rows)
     cpdef resolve(self, rows, error)
@@ -24,7 +25,7 @@ cdef class Batch:
 
 
 cdef class Ring:
-    cdef public Py_ssize_t capacity, size, held, slot_bytes
+    cdef public Py_ssize_t capacity, size, held, slot_bytes, pending
     cdef public object _tickets
     cdef Py_ssize_t _gone
     cpdef bint put(self, Ticket ticket) except -1
@@ -32,6 +33,7 @@ cdef class Ring:
     @cython.locals(
         ticket=Ticket, spans=list, work=list, left=Py_ssize_t, size=Py_ssize_t, start=Py_ssize_t, stop=Py_ssize_t)
     cpdef Batch take(self, Py_ssize_t limit)
+    cpdef refill(self)
     cpdef bint is_ready(self, Py_ssize_t limit) except -1
     cpdef release(self, Batch batch)
     cpdef Py_ssize_t cancel(self, Ticket ticket) except -1

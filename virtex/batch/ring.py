@@ -2,8 +2,12 @@
 
 Rules: this file knows slots, not time. It imports neither asyncio nor a clock; batcher.py decides when to take. One
 thread, the event loop's, owns a ring and its tickets. A slot is one item of one request; the slots of a request are
-neighbours, so the ring stores one ticket for all of them and takes from it in spans. A full ring refuses: put() says
-False and changes nothing.
+neighbours, so the ring stores one ticket for all of them and takes from it in spans.
+
+A ring is full when `capacity` slots wait. A full one refuses, whatever comes: put() says False and changes nothing. One
+that is not full takes whatever comes next, whole, be it larger than what is free, or than the ring. So a large request
+is refused when a small one would be, and never more often; a message of more items than the ring has slots is taken
+too; and what waits is less than `capacity` and one request more.
 
 Cost: put and cancel O(1), take O(requests taken). A cancelled ticket stays in the deque, with nothing left to take,
 until it is passed, or until half of the deque is cancelled.
@@ -39,6 +43,10 @@ class Ticket:
         """Who asked: one object for all of its items, which the handler's methods may be given."""
         raise NotImplementedError
 
+    def let_go(self) -> None:
+        """The ring has made of the items all that it needs: what they are read from may go."""
+        self.items = []
+
     def deliver(self, rows: Any, error: Exception | None) -> None:
         """Take the answer: one row per item in order, or the error of the lowest failing item."""
         raise NotImplementedError
@@ -49,8 +57,9 @@ class Ticket:
             return
         self.returned += len(rows)
         if self.returned < self.count:
-            # A copy: the original may alias rows of a batch that is used again. A new list: `items` may be the old one.
-            self.rows = [*(self.rows or ()), rows.copy()]
+            if self.rows is None:
+                self.rows = []
+            self.rows.append(rows.copy())  # the original may alias rows of a batch that is used again
         elif self.rows:
             parts = [*self.rows, rows]
             self.resolve(list(chain(*parts)) if isinstance(rows, list) else rows.joined(parts), None)
@@ -99,14 +108,16 @@ class Batch:
 
 
 class Ring:
-    """At most `capacity` slots waiting; `size` says how many do.
+    """Full when `capacity` slots wait; `size` says how many do.
 
     held: bytes of the items that wait; a request that is split counts in full. slot_bytes: that a slot has of its own.
+    pending: how many slots at the end, all of the newest ticket, have no place of their own yet, for a ring that has
+    places.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.size = 0
+        self.size = self.pending = 0
         self.held = self.slot_bytes = 0
         self._tickets: deque[Ticket] = deque()
         self._gone = 0  # how many tickets of the deque are cancelled, at most
@@ -125,8 +136,8 @@ class Ring:
         return self._tickets[-1]
 
     def put(self, ticket: Ticket) -> bool:
-        """Reserve ticket.count slots at the end, all or none."""
-        if self.size + ticket.count > self.capacity:
+        """Take ticket.count slots at the end, all or none; none while it is full."""
+        if self.size >= self.capacity:
             return False
         self._tickets.append(ticket)
         self.size += ticket.count
@@ -159,6 +170,9 @@ class Ring:
         if tickets and not self.size:
             tickets.clear()
         return Batch(spans, work, size)
+
+    def refill(self) -> None:
+        """Give places to slots that are pending, as far as there are some."""
 
     def is_ready(self, limit: int) -> bool:
         """Whether take(limit) takes so many, where so many wait."""

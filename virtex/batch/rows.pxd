@@ -22,13 +22,15 @@ cdef class RowRing(Ring):
     cdef object _new
     cdef public Py_ssize_t max_batch_size
     cdef readonly Py_ssize_t slab_bytes, slabs
-    cdef Py_ssize_t _front, _next
+    cdef Py_ssize_t _front, _next, _rows
 
-    @cython.locals(start=Py_ssize_t)
     cpdef bint put(self, Ticket ticket) except -1
 
-    @cython.locals(slab=Slab, first=Py_ssize_t, stop=Py_ssize_t, end=Py_ssize_t)
-    cdef Py_ssize_t _decode(self, Ticket ticket, Py_ssize_t start) except -1
+    @cython.locals(ticket=Ticket, start=Py_ssize_t)
+    cpdef refill(self)
+
+    @cython.locals(slab=Slab, first=Py_ssize_t, start=Py_ssize_t, stop=Py_ssize_t, end=Py_ssize_t)
+    cdef _decode(self, Ticket ticket)
 
     @cython.locals(
         slab=Slab, ticket=Ticket, oldest=Ticket, start=Py_ssize_t, stop=Py_ssize_t, live=Py_ssize_t, counts=list)
@@ -36,9 +38,9 @@ cdef class RowRing(Ring):
     cdef _batch(self, Slab slab, Py_ssize_t live)
     cpdef release(self, Batch batch)
 
-    @cython.locals(taken=Py_ssize_t, freed=Py_ssize_t)
+    @cython.locals(taken=Py_ssize_t, end=Py_ssize_t, freed=Py_ssize_t)
     cpdef Py_ssize_t cancel(self, Ticket ticket) except -1
-    cdef _roll_back(self, Ticket ticket, Py_ssize_t stop)
+    cdef _forget_pending(self)
 
     @cython.locals(slab=Slab, number=Py_ssize_t, base=Py_ssize_t)
     cdef _drop(self, Py_ssize_t first, Py_ssize_t end)

@@ -6,6 +6,7 @@ batch that the model gets is a view of them. One thread, the event loop's, reser
     slab 0  [r0 r1 r2 ... ]  full, waits        front: the next batch
     slab 1  [r0 r1 . . .  ]  open, fills        slots in the order of admission, as in any ring
     pool    [ ... ] [ ... ]  free               at least one more is computed meanwhile
+    pending   . . . . . .    undecoded          the rest of one large request, for which there is no row yet
 
 A slab is used again only when every reply of its batch is in memory of its own and nobody else holds a reference to
 its rows; the rows that a handler keeps are the handler's, and the slab is replaced.
@@ -105,10 +106,15 @@ def fitting(inputs: Inputs, max_batch_size: int, limit: int) -> int:
 class RowRing(Ring):
     """A ring whose slots are rows of buffers; put() decodes.
 
-    capacity: rows waiting at most. limit: bytes of all slabs together; MemoryError names the sizes of batch and queue
-    that would fit. allocate: makes an array of rows. A cancelled request gives back its rows when they are cut, so that
-    nobody can have more of them than capacity: otherwise whoever sends and leaves could have any number of slabs wait
-    with a row each. The last slab gives back those at its end, and one without rows that are wanted is free at once.
+    capacity: as of any ring; the rows that wait are so many at most, in whole slabs. limit: bytes of all slabs together;
+    MemoryError names the sizes of batch and queue that would fit. allocate: makes an array of rows. A cancelled request
+    gives back its rows when they are cut, so that nobody can have more of them than capacity: otherwise whoever sends
+    and leaves could have any number of slabs wait with a row each. The last slab gives back those at its end, and one
+    without rows that are wanted is free at once.
+
+    The items of a request for which there are no rows are pending, undecoded: refill() decodes them, in order, as rows
+    get free. They are those of the newest request only, for while there are any the ring is full. What is wrong with
+    one of them is found out late.
 
     Rows are numbered as if all slabs that ever were stood one behind the other; a ticket's place is its first one.
     """
@@ -129,6 +135,7 @@ class RowRing(Ring):
         self.slot_bytes = row
         self.slab_bytes = max_batch_size * row
         self.slabs = -(-capacity // max_batch_size) + SPARE
+        self._rows = (self.slabs - SPARE) * max_batch_size  # that wait at most
         if self.slabs * self.slab_bytes > limit:
             fits = max(limit // (self.slabs * row), 0)
             raise MemoryError(
@@ -147,30 +154,41 @@ class RowRing(Ring):
         self._pool: list[list[Array]] = []
 
     def put(self, ticket: Ticket) -> bool:
-        """Decode the ticket's items into the next rows, all or none; `items` is a tensor.Source.
+        """Decode the ticket's items, a tensor.Source, into the next rows; none of them while the ring is full.
 
         Raises, with nothing changed, what its source raises: ItemError, or RequestError (400) for what is not JSON.
         """
-        if self.size + ticket.count > self.capacity:
+        if self.size >= self.capacity:
             return False
-        ticket.place = self._next
-        start = 0
+        self._tickets.append(ticket)
+        self.pending = ticket.count
+        self.size += ticket.count
+        self.refill()
+        return True
+
+    def refill(self) -> None:
+        """Decode what is pending, as far as there are rows. Raises as put(); then its ticket is cancelled."""
+        ticket = self._tickets[-1]
+        start = ticket.count - self.pending
+        if ticket.taken == start:  # none of its rows wait, so those to come need not follow them
+            ticket.place = self._next - start
         try:
-            while start < ticket.count:
-                start = self._decode(ticket, start)
+            while self.pending and self.size - self.pending < self._rows:
+                self._decode(ticket)
         except BaseException as error:
-            self._roll_back(ticket, start)
+            self.cancel(ticket)
             if isinstance(error, JSONDecodeError):  # the walk took the body for JSON; its characters prove otherwise
                 raise not_json(error) from None
             raise
-        ticket.items = []  # the rows are all that is needed; the body may go
-        self._tickets.append(ticket)
-        return True
+        self.held = ticket.weight if self.pending else 0
+        if not self.pending:
+            ticket.let_go()
 
-    def _decode(self, ticket: Ticket, start: int) -> int:
-        """Decode what fits into the open slab of the slots from `start` on; says where it ends."""
+    def _decode(self, ticket: Ticket) -> None:
+        """Decode what fits into the open slab."""
         slab = self._open()
         first = slab.filled
+        start = ticket.count - self.pending
         stop = min(ticket.count, start + self.max_batch_size - first)
         end = first + stop - start
         if self._names is None:
@@ -181,8 +199,7 @@ class RowRing(Ring):
         slab.filled = end
         slab.live += stop - start
         self._next += stop - start
-        self.size += stop - start
-        return stop
+        self.pending -= stop - start
 
     def take(self, limit: int) -> Batch:
         """Take the front slab, whether it is full or not; the work is its rows, and how many of them each span has."""
@@ -218,22 +235,25 @@ class RowRing(Ring):
         self._give_back(slab)
 
     def cancel(self, ticket: Ticket) -> int:
-        """Leave the ticket's rows out of their batches; says how many."""
+        """Leave the ticket's rows out of their batches, and what is pending undecoded; says how many slots."""
         taken = ticket.taken
-        freed = ticket.count - taken
+        end = ticket.count
+        freed = end - taken
         if freed:
+            if self.pending and ticket is self._tickets[-1]:
+                end -= self.pending
+                self._forget_pending()
             ticket.taken = ticket.count
             self._pass_over()
-            self._drop(ticket.place + taken, ticket.place + ticket.count)
+            self._drop(ticket.place + taken, ticket.place + end)
         return freed
 
-    def _roll_back(self, ticket: Ticket, stop: int) -> None:
-        """Forget a ticket of which the slots [0, stop) are in their rows."""
+    def _forget_pending(self) -> None:
+        self.size -= self.pending
+        self.pending = self.held = 0
         number = self._next // self.max_batch_size
-        if number in self._slabs and not self._slabs[number].filled:  # opened for it
+        if number in self._slabs and not self._slabs[number].filled:  # opened for an item that was wrong
             self._give_back(self._slabs.pop(number))
-        ticket.taken = ticket.count
-        self._drop(ticket.place, ticket.place + stop)
 
     def _drop(self, first: int, end: int) -> None:
         """Leave holes where the rows [first, end) are, of a ticket that has none left to take."""

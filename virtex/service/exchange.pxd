@@ -38,6 +38,7 @@ cdef class Exchange(BaseExchange):
     cpdef expire(self, long long now)
     cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
     cpdef asker(self)
+    cpdef let_go(self)
     cpdef bint done(self)
     cpdef Response result(self)
     cpdef tell(self, Waiter waiter)

@@ -287,14 +287,19 @@ class Exchange(BaseExchange):
                 return self._finish(self._wants.writes.reply([]))
             self.weight = self.charged
             self.keeper.admit(self)
-            self._drop_body()
-            if inputs is not None:  # they are in rows, which were counted before; others are held until the answer
-                self.release()
+            if inputs is None:  # else let_go() does it
+                self._drop_body()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
             refused = self.refuse(error)
         self.items = None  # they and the traceback, which is gone now, read the body
         return self._finish(refused)
+
+    def let_go(self) -> None:
+        """All items are in rows, which were counted before; those of a list handler are held until the answer."""
+        self.items = []
+        self._drop_body()
+        self.release()
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""
