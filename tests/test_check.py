@@ -68,6 +68,10 @@ class Objects(Words):
     def example(self):
         return [{1, 2}]
 
+class Costs(Words):
+    def cost(self, item):
+        return 1 / (13 - len(item))
+
 class Silent(Words):
     def example(self):
         return []
@@ -96,6 +100,15 @@ def test_a_handler_that_is_well_is_tried_with_every_size(checked, made):
     assert steps[:5] == ["setup", *sizes], said.out
     assert said.err == ""
     assert said.out.startswith("service 'w': max_batch_size 8, executor ") and said.out.endswith("all is well\n")
+
+
+def test_batches_keep_to_the_budget_of_the_service(checked):
+    code, said = checked("app = http_server('w', Costs, max_batch_size=8, max_batch_cost=2.5)")
+    assert code == 0, said
+    steps = [line.split("  ")[1] for line in said.out.splitlines()[2:-3]]
+    assert steps == ["1 item", "5 items", "1, the longest (14 bytes)", "2 of the longest"]
+    code, said = checked("Words.cost = lambda self, item: item.cost\napp = http_server('w', Words, max_batch_cost=1)")
+    assert code == 1 and "FAILED: item 0: cost raised AttributeError" in said.out and "has no attribute" in said.err
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {
     "batch.asked",
     "batch.company",
+    "batch.costs",
     "batch.isolate",
     "batch.items",
     "batch.outputs",

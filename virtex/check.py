@@ -26,7 +26,7 @@ from .resident import resident
 from .server import Server
 from .service.model import Model
 from .service.seam import REGISTER
-from .service.warmup import NO_ITEMS, example_of, run_batch
+from .service.warmup import NO_ITEMS, as_cut, example_of, run_batch
 
 FEWEST = 8  # rounds that say something about memory
 LEAK = 1 << 20  # bytes of growth() that are no accident
@@ -97,25 +97,27 @@ class _Check:
         if not items:
             print(f"  {'example()':32} {NO_ITEMS}")
             return False
-        sizes = list(self._sizes(items))
-        for what, batch in sizes:
+        batches = []
+        for what, batch in self._sizes(items):
             begun = time.perf_counter()
             try:
+                batch = await model.call(as_cut, handler, batch, self._server.options.max_batch_cost)
                 await run_batch(handler, model.steps, batch, model.call)
             except Exception as error:
-                return _failed(what, error)
-            _line(what, time.perf_counter() - begun)
-        return await self._loop(model, handler, [batch for _, batch in sizes])
+                return _failed(f"{len(batch)}{what}", error)
+            _line(f"{len(batch)}{what}", time.perf_counter() - begun)
+            batches.append(batch)
+        return await self._loop(model, handler, batches)
 
     def _sizes(self, items: list[Any]) -> Iterator[tuple[str, list[Any]]]:
         most = self._server.max_batch_size
-        yield "1 item", items[:1]
-        yield f"{most} items", list(islice(cycle(items), most))
+        yield " item", items[:1]
+        yield " items", list(islice(cycle(items), most))
         if len(items) > 1:
             lengths = [len(item) if isinstance(item, bytes) else len(encode_data([item])) - 2 for item in items]
             longest = items[lengths.index(max(lengths))]
-            yield f"1, the longest ({max(lengths)} bytes)", [longest]
-            yield f"{most} of the longest", [longest] * most
+            yield f", the longest ({max(lengths)} bytes)", [longest]
+            yield " of the longest", [longest] * most
 
     async def _loop(self, model: Model, handler: RequestHandler, batches: list[list[Any]]) -> bool:
         begun = time.perf_counter()

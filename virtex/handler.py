@@ -18,6 +18,7 @@ import orjson
 
 from ._codec import encode_numpy, items_of
 from .batch.arrays import array_dtype, stacked
+from .batch.costs import check_cost, costs_of, fitting
 from .batch.device import Device
 from .batch.items import refuse_declared, steps_for
 from .batch.outputs import Rows
@@ -100,6 +101,17 @@ class RequestHandler(ABC):
         It is the answer as it is now: the dict that is returned may be filled again for the next row.
         """
 
+    def cost(self, item: Any) -> float:
+        """Say what an item costs, where http_server(max_batch_cost=) bounds a batch by it: tokens, pixels, seconds.
+
+        item: as it stands in a request's `data`, bytes of a file, or one item of the array; not what decode_item makes.
+
+        Called once for each item as its request is admitted, on the event loop in every executor, also while the model
+        runs: it must return at once, and is a plain method. Gives a finite number from 0; another one, or whatever it
+        raises, is a 500 of the item's request alone, ItemError its 422.
+        """
+        raise NotImplementedError
+
     def setup(self, worker: Worker) -> None:  # noqa: B027 (optional, not abstract)
         """Load the model; called once in each worker process, before the first request.
 
@@ -145,7 +157,9 @@ class RequestHandler(ABC):
         items = items_for(self, message)
         if not items:
             return HttpMessage(data=[])
-        (outcome,) = _in_a_loop(*batch_for(self, items, message, request))
+        steps, work, askers = batch_for(self, items, message, request)
+        costs_for(self, work)
+        (outcome,) = _in_a_loop(steps, work, askers)
         return reply_of(self, items, outcome)
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
@@ -160,6 +174,15 @@ class RequestHandler(ABC):
     def _have_numbers(self, items: list[Any]) -> bool:
         """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""
         return False
+
+
+def own_cost(handler: RequestHandler) -> Callable[[Any], Any] | None:
+    """Its cost(), checked; None where it has none of its own. Raises TypeError for one that can't be called."""
+    cost = handler.cost
+    if getattr(cost, "__func__", None) is RequestHandler.cost:
+        return None
+    check_cost(cost, f"{type(handler).__name__}.cost")
+    return cost
 
 
 def items_for(handler: RequestHandler, message: HttpMessage) -> list[Any]:
@@ -179,6 +202,20 @@ def batch_for(
     """What computes the items of one request, and its arguments: the batch, and who asked where it is told."""
     steps, work = handler._planned(items)
     return steps, work, [_asker(message, request)] if steps.asks else None
+
+
+def costs_for(handler: RequestHandler, work: Any) -> list[float]:
+    """What the items cost of a batch that batch_for() made, by the handler's own cost(); nothing where it has none.
+
+    Raises as own_cost() and costs_of().
+    """
+    cost = None if isinstance(handler, TensorHandler) else own_cost(handler)
+    return [] if cost is None else costs_of(cost, work[0])
+
+
+def fits(handler: RequestHandler, work: Any, most: float) -> int:
+    """How many items of such a batch go together where a batch costs `most` at most. Raises as costs_for()."""
+    return fitting(costs_for(handler, work), most)[0]
 
 
 def reply_of(handler: RequestHandler, items: list[Any], outcome: Outcome) -> HttpMessage:

@@ -14,7 +14,8 @@ class BatchReport(NamedTuple):
 
     size: items. cut: why it was cut, "full", "no company", "time" or "drain". waits: seconds that each item waited
     from its admission to the cut. seconds: how long each of the handler's steps took, by its name; decode_item counts
-    to process_request, encode_item to process_response. ok: whether every request in it was answered with rows.
+    to process_request, encode_item to process_response. ok: whether every request in it was answered with rows. cost:
+    of its items, by the handler's cost(); None without max_batch_cost.
     """
 
     size: int
@@ -22,6 +23,7 @@ class BatchReport(NamedTuple):
     waits: list[float]
     seconds: dict[str, float]
     ok: bool
+    cost: float | None = None
 
 
 class Observer:

@@ -327,6 +327,7 @@ def http_server(
     prom_legacy_names: bool = False,
     prom_delete_group: bool = False,
     max_queue_size: int | None = None,
+    max_batch_cost: float | None = None,
     executor: str = "inline",
     limits: Limits | None = None,
     observer: Observer | Sequence[Observer] | None = None,
@@ -345,6 +346,7 @@ def http_server(
     max_batch_size: items that run_inference gets at most. max_time_on_queue: seconds that an item waits for company at
     most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size or
     1024, whichever is more, for declared inputs no more than fits into half of limits.max_bytes.
+    max_batch_cost: what the items of a batch cost at most, by the handler's cost(); an item that costs more runs alone.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
     coroutines on the loop. limits: of protocol and queue. observer: is told what happens, or each of several.
     watchdog: seconds after which a batch that has not come back makes /health/live answer 503; for "thread" and async
@@ -380,6 +382,7 @@ def http_server(
         max_batch_size=max_batch_size,
         max_time_on_queue=max_time_on_queue,
         max_queue_size=max_queue_size,
+        max_batch_cost=max_batch_cost,
         executor=executor,
         status_page=status_page,
         limits=Limits() if limits is None else limits,

@@ -209,18 +209,30 @@ class ArrayRing(Ring):
     """A ring of tickets whose items are arrays; a batch takes items of one shape, that of the oldest.
 
     Each shape has a ring of its own, in which its tickets stand in order. This one has them all: it knows who is next.
+    new: makes the ring of a shape, of a capacity.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, new: Callable[[int], Ring] = Ring) -> None:
         Ring.__init__(self, capacity)
+        self._new = new
         self._rings: dict[tuple[int, ...], Ring] = {}
 
     def put(self, ticket: Ticket) -> bool:
-        """Take ticket.count slots at the end, all or none; none while it is full."""
+        """Take ticket.count slots at the end, all or none; none while it is full.
+
+        Raises, with nothing changed, what the ring of its shape does.
+        """
         if not Ring.put(self, ticket):
             return False
-        ring = self._rings.setdefault(ticket.items.shape[1:], Ring(self.capacity))
-        return ring.put(ticket)
+        shape = ticket.items.shape[1:]
+        ring = self._rings.get(shape) or self._new(self.capacity)
+        try:
+            ring.put(ticket)
+        except BaseException:
+            self.withdraw(ticket)
+            raise
+        self._rings[shape] = ring
+        return True
 
     def take(self, limit: int) -> Batch:
         """Take up to `limit` slots of the shape of the oldest; those of others keep their places."""
@@ -236,8 +248,8 @@ class ArrayRing(Ring):
         return batch
 
     def is_ready(self, limit: int) -> bool:
-        """Whether so many wait of the shape of the oldest: a full batch of another shape waits for its turn."""
-        return self._rings[self.oldest.items.shape[1:]].size >= limit
+        """Whether those of the shape of the oldest fill a batch: a full one of another shape waits for its turn."""
+        return self._rings[self.oldest.items.shape[1:]].is_ready(limit)
 
     def cancel(self, ticket: Ticket) -> int:
         """Give back the slots of a ticket that no batch has taken yet; says how many."""

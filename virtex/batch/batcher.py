@@ -188,9 +188,7 @@ class Batcher:
             why = self._why(now, due)
             if why is None:
                 return
-        elif len(self._running) < executor.depth and self.ring.size >= self.max_batch_size:
-            if not self.ring.is_ready(self.max_batch_size):
-                return
+        elif len(self._running) < executor.depth and self.ring.is_ready(self.max_batch_size):
             why = "full"
         else:
             return
@@ -250,7 +248,7 @@ class Batcher:
 
     def _why(self, now: int, due: bool) -> str | None:
         """Why a batch is to be cut now; None: it is not, and the timer runs."""
-        if self.ring.size >= self.max_batch_size and self.ring.is_ready(self.max_batch_size):
+        if self.ring.is_ready(self.max_batch_size):
             return "full"
         if self._draining:
             return "drain"
@@ -315,4 +313,4 @@ class Batcher:
     def _report(self, batch: Batch, ok: bool) -> BatchReport:
         waits = [(batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.spans for _ in range(start, stop)]
         seconds = {} if batch.laps is None else batch.laps.seconds
-        return BatchReport(batch.size, batch.why, waits, seconds, ok)
+        return BatchReport(batch.size, batch.why, waits, seconds, ok, batch.cost)

@@ -16,7 +16,7 @@ cdef class Ticket:
 
 cdef class Batch:
     cdef public list spans, outcomes, askers
-    cdef public object work, slab, laps
+    cdef public object work, slab, laps, cost
     cdef public Py_ssize_t size
     cdef public bint is_shuffled
     cdef public str why
@@ -29,6 +29,7 @@ cdef class Ring:
     cdef public object _tickets
     cdef Py_ssize_t _gone
     cpdef bint put(self, Ticket ticket) except -1
+    cpdef withdraw(self, Ticket ticket)
 
     @cython.locals(
         ticket=Ticket, spans=list, work=list, left=Py_ssize_t, size=Py_ssize_t, start=Py_ssize_t, stop=Py_ssize_t)

@@ -82,8 +82,8 @@ class Batch:
 
     spans: the slots, in the order of the batch. work: what the handler's steps run. size: how many slots. is_shuffled:
     whether the spans of one ticket may stand in another order than its slots. slab: the buffer that `work` lies in, for
-    a ring that has buffers. askers: who asked, one per span; None where nobody is to know. why: it was cut; cut_at:
-    when, in ns.
+    a ring that has buffers. askers: who asked, one per span; None where nobody is to know. cost: of its items, where
+    the ring counts that. why: it was cut; cut_at: when, in ns.
     outcomes: one per span, once it was computed. laps: how long that took, as steps.Laps; None where it broke
     off.
     """
@@ -95,6 +95,7 @@ class Batch:
         self.is_shuffled = is_shuffled
         self.slab = slab
         self.askers: list[Any] | None = None
+        self.cost: float | None = None
         self.why = ""
         self.cut_at = 0
         self.outcomes: list[Any] = []
@@ -144,6 +145,12 @@ class Ring:
         self.held += ticket.weight
         return True
 
+    def withdraw(self, ticket: Ticket) -> None:
+        """Forget the ticket that was put in just now."""
+        self._tickets.pop()
+        self.size -= ticket.count
+        self.held -= ticket.weight
+
     def take(self, limit: int) -> Batch:
         """Take up to `limit` slots from the front; the last ticket may be split and stays in front with the rest."""
         spans = []
@@ -175,8 +182,8 @@ class Ring:
         """Give places to slots that are pending, as far as there are some."""
 
     def is_ready(self, limit: int) -> bool:
-        """Whether take(limit) takes so many, where so many wait."""
-        return True
+        """Whether what waits fills a batch of `limit` slots."""
+        return self.size >= limit
 
     def release(self, batch: Batch) -> None:
         """Every reply of the batch is encoded: let go of what it was made of."""

@@ -106,7 +106,7 @@ def fitting(inputs: Inputs, max_batch_size: int, limit: int) -> int:
 class RowRing(Ring):
     """A ring whose slots are rows of buffers; put() decodes.
 
-    capacity: as of any ring; the rows that wait are so many at most, in whole slabs. limit: bytes of all slabs together;
+    capacity: as of any ring; so many rows wait at most, in whole slabs. limit: bytes of all slabs together;
     MemoryError names the sizes of batch and queue that would fit. allocate: makes an array of rows. A cancelled request
     gives back its rows when they are cut, so that nobody can have more of them than capacity: otherwise whoever sends
     and leaves could have any number of slabs wait with a row each. The last slab gives back those at its end, and one

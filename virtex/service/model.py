@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from .. import __version__
 from ..batch.arrays import ArrayRing, array_dtype
 from ..batch.batcher import Batcher
+from ..batch.costs import CostRing
 from ..batch.device import Device
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
 from ..batch.items import refuse_declared, steps_for
@@ -31,16 +30,15 @@ from ..batch.ring import Ring
 from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import Steps, TensorSteps, async_methods
 from ..errors import RETRY_SOON, RequestError
-from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..handler import RequestHandler, TensorHandler, Worker, answers_json, own_cost
 from ..logs import event, show
-from ..message import encode_data
 from ..metrics._metrics import Cells
 from ..metrics.export import Export
 from ..resident import most_resident
-from ..tensor import Tensor, describe
+from ..tensor import Tensor
+from .about import declared, described, example_shown
 from .admission import Admission
 from .bodies import Bodies
-from .formats import KINDS, Kinds
 from .health import Health
 from .options import Options
 from .seam import REGISTER
@@ -49,8 +47,6 @@ from .warmup import NO_ITEMS, example_of, warm_up
 
 log = logging.getLogger("virtex")
 
-MOST_EXAMPLE = 32 << 10  # bytes of the example that GET / shows: who polls it pays for them
-ARRAYS = ["numbers", "base64"]
 STARTING, READY, DRAINING, CLOSED, FAILED = "starting", "ready", "draining", "closed", "failed"
 
 
@@ -72,7 +68,7 @@ class Model:
         self.export: Export | None = None  # of its metrics, where somebody asked for them
         self.max_queue_size = options.queue
         self.steps: Steps  # of its batches, from the end of setup() on
-        self.info = self._describe()
+        self.info = described(options, self.max_queue_size)
         self.batcher = Batcher(
             self.loop,
             options.max_batch_size,
@@ -121,22 +117,6 @@ class Model:
         if self.admission.is_starting and not self._is_lazy:
             raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
 
-    def _describe(self, kinds: Kinds = KINDS, **more: Any) -> bytes:
-        options = self.options
-        return json.dumps(
-            {
-                "name": options.name,
-                "version": __version__,
-                "accepts": kinds.accepts,
-                "answers": kinds.answers,
-                "max_batch_size": options.max_batch_size,
-                "max_time_on_queue": options.max_time_on_queue,
-                "max_queue_size": self.max_queue_size,
-                "limits": asdict(options.limits),
-                **more,
-            }
-        ).encode()
-
     # ---- the start
 
     async def _start(self, worker: Worker) -> None:
@@ -156,7 +136,10 @@ class Model:
             self._handler = handler
             REGISTER.set_up.add(self)
             executor, self.steps, ring = self._plan(handler)
-            self.info = self._describe(self.admission.kinds, **_declared(handler), **await self._example(handler))
+            more = declared(handler) | (
+                await example_shown(options.name, handler, self.call) if options.status_page else {}
+            )
+            self.info = described(options, self.max_queue_size, self.admission.kinds, more)
             doing = "the warm-up"
             await self._warm_up(handler)
         except BaseException as error:
@@ -200,14 +183,21 @@ class Model:
         if not isinstance(handler, TensorHandler):
             self.admission.dtype = dtype = array_dtype(handler)
             self.admission.kinds = kinds_of(handler)
+            ring = self._ring_for(handler, dtype is not None)
             steps = steps_for(handler, clock)
             self.admission.asks = steps.asks
-            return executor, steps, None if dtype is None else ArrayRing(self.max_queue_size)
+            return executor, steps, ring
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
             raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
         if type(handler).process_request is not TensorHandler.process_request:
             raise TypeError(f"{type(handler).__name__}.process_request would never run: its inputs are declared")
         refuse_declared(handler)
+        most = self.options.max_batch_cost
+        if most is not None:
+            raise TypeError(
+                f"max_batch_cost={most!r} means nothing for {type(handler).__name__}: its inputs are declared, so "
+                "every row is as large as any other, and max_batch_size bounds a batch"
+            )
         device = None if handler.device is None else Device(handler.device)
         if device is not None and device.is_cuda and executor is not self._thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
@@ -227,29 +217,8 @@ class Model:
         for size in sizes:
             if self.state is STARTING:
                 begun = clock()
-                await warm_up(handler, self.steps, items, size, self.call)
+                await warm_up(handler, self.steps, items, size, self.options.max_batch_cost, self.call)
                 self._tell("warmup", f"has run a batch of {size}", items=size, seconds=(clock() - begun) / 1e9)
-
-    async def _example(self, handler: RequestHandler) -> dict[str, Any]:
-        """The handler's example() as the status page shows it; nothing where there is none, it is long, or it failed.
-
-        That of declared inputs is not even made where it would be long.
-        """
-        inputs = self.admission.inputs
-        tensors = () if inputs is None else (inputs,) if isinstance(inputs, Tensor) else inputs.values()
-        if not self.options.status_page or sum(tensor.nbytes for tensor in tensors) > MOST_EXAMPLE:
-            return {}
-        try:
-            items = await self.call(handler.example)
-            if not isinstance(items, list):
-                raise TypeError(f"expected a list of items, got a {type(items).__name__}")
-            if handler.accepts and all(isinstance(item, bytes) for item in items):
-                return {}  # files, which a message can't have
-            text = encode_data(items, "example")
-        except Exception as error:
-            log.warning("service %r: example() failed, so the status page has none", self.options.name, exc_info=error)
-            return {}
-        return {"example": json.loads(text)} if items and len(text) <= MOST_EXAMPLE else {}
 
     def _choose(self, handler: RequestHandler) -> Executor:
         awaits = ", ".join(async_methods(handler))
@@ -264,6 +233,19 @@ class Model:
                 'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
             )
         return InlineExecutor(self._context)
+
+    def _ring_for(self, handler: RequestHandler, takes_arrays: bool) -> Ring | None:
+        """Where the items of a handler wait that declares no inputs; None: where they wait anyway."""
+        most = self.options.max_batch_cost
+        new: Callable[[int], Ring] = Ring
+        if most is not None:
+            name, cost = type(handler).__name__, own_cost(handler)
+            if cost is None:
+                raise TypeError(f"max_batch_cost={most!r}: expected {name}.cost(self, item), {name} has none")
+            new = partial(CostRing, cost=cost, most=float(most))
+        if takes_arrays:
+            return ArrayRing(self.max_queue_size, new)
+        return None if most is None else new(self.max_queue_size)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         size, limits, bodies = self.options.max_batch_size, self.options.limits, self.admission.bodies
@@ -288,6 +270,7 @@ class Model:
             *("start", "starts"),
             executor=options.executor,
             max_batch_size=options.max_batch_size,
+            max_batch_cost=options.max_batch_cost,
             max_time_on_queue=options.max_time_on_queue,
             max_queue_size=options.queue,
             max_bytes=limits.max_bytes,
@@ -359,14 +342,6 @@ class Model:
         finally:
             if self._thread is not None:
                 self._thread.stop()
-
-
-def _declared(handler: RequestHandler) -> dict[str, Any]:
-    """What GET / says of declared inputs, and how arrays may stand in JSON: those of an answer as the request's."""
-    if isinstance(handler, TensorHandler):
-        return {"arrays": ARRAYS, "inputs": describe(handler.inputs), "outputs": describe(handler.outputs)}
-    dtype = array_dtype(handler)
-    return {} if dtype is None else {"arrays": ARRAYS, "inputs": {"dtype": str(dtype), "shape": None}}
 
 
 def _run_here(method: Callable[..., Any], *args: Any) -> Any:

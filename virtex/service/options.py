@@ -82,6 +82,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("name", lambda v: isinstance(v, str) and v != "", "a string that is not empty"),
     ("handler", lambda v: isinstance(v, RequestHandler) or callable(v), "a RequestHandler, its class or a factory"),
     ("max_batch_size", lambda v: is_whole(v, 1, MOST_ITEMS), "a whole number from 1 to 2**32"),
+    ("max_batch_cost", lambda v: v is None or (is_number(v) and v > 0), "a finite number above 0, or None"),
     ("max_time_on_queue", lambda v: is_number(v) and 0 <= v <= 3600, "seconds from 0 to 3600"),
     (
         "max_queue_size",
@@ -116,6 +117,7 @@ class Options:
     observer: Observer | Sequence[Observer] | None
     watchdog: float | None
     authorize: Callable[[Head], bool | int | None] | None
+    max_batch_cost: float | None = None
     log: str | None = None
     cors: Sequence[str] | None = None
     warmup: bool | Sequence[int] = ()

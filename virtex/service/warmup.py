@@ -12,7 +12,7 @@ from typing import Any
 
 from ..batch.steps import Laps, Steps
 from ..errors import HandlerError, ItemError
-from ..handler import RequestHandler, items_for, outcomes_of, written_of
+from ..handler import RequestHandler, fits, items_for, outcomes_of, written_of
 from ..message import Content, HttpMessage
 from .request import Request
 
@@ -27,6 +27,11 @@ async def example_of(handler: RequestHandler, call: Call) -> list[Any]:
     """
     items = await call(handler.example)
     return items_for(handler, HttpMessage(data=items)) if isinstance(items, list) else []
+
+
+def as_cut(handler: RequestHandler, items: list[Any], most: float | None) -> list[Any]:
+    """As many of these as the server puts into one batch that costs `most` at most; None: all. Raises as fits()."""
+    return items if most is None else items[: fits(handler, handler._work_of(items), most)]
 
 
 async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], call: Call) -> None:
@@ -46,11 +51,17 @@ async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], cal
     written_of(handler, items, outcome)
 
 
-async def warm_up(handler: RequestHandler, steps: Steps, items: list[Any], size: int, call: Call) -> None:
-    """Run a batch of so many, the items over and over. Raises HandlerError, which names the size and the step."""
+async def warm_up(
+    handler: RequestHandler, steps: Steps, items: list[Any], size: int, most: float | None, call: Call
+) -> None:
+    """Run a batch of so many, the items over and over; of as many as cost `most`, where that is bounded.
+
+    Raises HandlerError, which names the size and the step.
+    """
     steps.laps = Laps()  # until it runs
     try:
-        await run_batch(handler, steps, list(islice(cycle(items), size)), call)
+        batch = await call(as_cut, handler, list(islice(cycle(items), size)), most)
+        await run_batch(handler, steps, batch, call)
     except (HandlerError, ItemError) as error:
         step = "" if isinstance(error, HandlerError) else f"{_step_of(steps.laps)} refused "
         raise HandlerError(f"warm-up with a batch of {size}: {step}{error}") from (error.__cause__ or error)
