@@ -1,11 +1,13 @@
 """A service behind another's ASGI server."""
 
 import asyncio
+import threading
 import time
 from http import HTTPMethod
 
 import pytest
 from kit.asks import ask_asgi, run
+from kit.servers import eventually
 from kit.services import BODY, Echo, Life
 
 from virtex import http_server
@@ -46,6 +48,41 @@ def test_a_client_that_left_while_a_batch_held_the_loop_costs_no_inference():
 
         await ask_asgi(app, b'{"data":["holds"]}')
         await app({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+        await ask_asgi(app, b'{"data":["stays"]}')
+        await app.shutdown()
+
+    asyncio.run(main())
+    assert Holds.calls == [["holds"], ["stays"]]
+
+
+def test_clients_that_left_while_they_waited_behind_a_batch_are_noticed_when_it_comes_back():
+    """They wait too shortly to be asked for otherwise: 50 ms."""
+    go = threading.Event()
+
+    class Holds(Echo):
+        calls = []
+
+        def run_inference(self, model_input):
+            self.calls.append(model_input)
+            go.wait(0.01 if len(self.calls) == 1 else 0)
+            return model_input
+
+    async def main():
+        app = http_server("holds", Holds(), executor="thread", max_batch_size=2)
+        await app.startup()
+        holds = asyncio.ensure_future(ask_asgi(app, b'{"data":["holds"]}'))
+        await eventually(lambda: Holds.calls)
+        messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b'{"data":["left"]}'}]
+
+        async def receive():
+            return messages.pop()
+
+        async def send(message):
+            raise AssertionError("nobody is there")
+
+        left = asyncio.ensure_future(app({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send))
+        await holds
+        await left
         await ask_asgi(app, b'{"data":["stays"]}')
         await app.shutdown()
 

@@ -334,8 +334,20 @@ def test_the_loop_does_not_settle_for_longer_than_a_tenth_of_what_it_was_held(ri
     assert 12 <= turns <= 14
 
 
+@pytest.mark.parametrize(("held", "most"), [(0.004, 0.002), (0.06, 0.01), (0.5, 0.05)])
+def test_settling_takes_ten_milliseconds_or_half_of_a_short_batch_and_a_tenth_of_a_long_one(rig, held, most):
+    hold(rig, held)
+    begun, before = rig.loop.now, rig.send("a")
+    while rig.executor.running == 0:
+        rig.batcher.cancel(before, "the client left")
+        before = rig.send("a")
+        rig.loop.step()
+        rig.loop.now += 100_000
+    assert abs((rig.loop.now - begun) / 1e9 - most) <= 0.0002
+
+
 def test_a_short_batch_is_followed_by_the_next_cut_at_once(rig):
-    hold(rig, 0.04)
+    hold(rig, 0.0019)
     rig.send("a")
     assert not rig.batcher.is_busy
     rig.loop.step()

@@ -278,7 +278,9 @@ def test_an_import_error_of_our_own_is_no_missing_library(monkeypatch):
 
 def test_a_reader_that_has_gone_is_no_traceback():
     # Of virtex info without what it looks for, which takes seconds where torch is installed
-    script = "import sys; from virtex import cli, info; info.gather = dict; info.as_text = str; sys.exit(cli.main(['info']))"
+    script = (
+        "import sys; from virtex import cli, info; info.gather = dict; info.as_text = str; sys.exit(cli.main(['info']))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,

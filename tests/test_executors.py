@@ -81,6 +81,46 @@ def test_a_thread_runs_batches_on_one_thread_of_its_own():
     assert asyncio.run(main()) == [["model"], ["model", "model"]]
 
 
+@pytest.mark.parametrize("left", ["bcd", "bd"], ids=["all of them", "some"])
+def test_who_left_while_a_full_batch_waited_for_the_thread_costs_no_inference(left):
+    go = threading.Event()
+
+    class Holds(Echo):
+        calls = []
+
+        def run_inference(self, model_input):
+            self.calls.append("".join(model_input))
+            go.wait(10)
+            return model_input
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        executor = ThreadExecutor(loop, "model")
+        batcher = Batcher(loop, 3, 0, 64)
+        batcher.run_with(executor, Steps(Holds()))
+        futures = {items: Future(items) for items in ("a", "b", "c", "d", "e")}
+        try:
+            batcher.admit(futures["a"], 0)
+            await asyncio.sleep(0)  # cut
+            for items in "bcde":
+                batcher.admit(futures[items], 0)
+            await asyncio.sleep(0)
+            assert batcher.waiting == 1
+            for items in left:
+                futures[items].resolved = True
+                batcher.cancel(futures[items], "the client left")
+            go.set()
+            stay = [future.came for items, future in futures.items() if items not in left]
+            return await asyncio.wait_for(asyncio.gather(*stay), 10)
+        finally:
+            go.set()
+            executor.stop()
+
+    rows = asyncio.run(main())
+    assert Holds.calls == ["a", *(["c"] if left == "bd" else []), "e"]
+    assert rows == [[items] for items in "abcde" if items not in left]
+
+
 def test_a_thread_survives_whatever_its_jobs_raise(caplog):
     class Exits(Echo):
         def run_inference(self, model_input):

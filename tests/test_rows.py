@@ -54,6 +54,29 @@ def ring_of(capacity=12, size=4, limit=1 << 20):
     return RowRing(VECTOR, size, capacity, limit)
 
 
+@pytest.mark.parametrize("names", [None, ("x", "y")])
+def test_a_batch_that_is_thinned_has_the_rows_of_those_who_stay_and_their_askers(names):
+    inputs = VECTOR if names is None else dict.fromkeys(names, VECTOR)
+    ring = RowRing(inputs, 8, 8, 1 << 20)
+    tickets = []
+    for values in ([1], [2, 3], [4], [5, 6]):
+        items = [[value] * 3 for value in values]
+        ticket = Recorder(items if names is None else [dict.fromkeys(names, item) for item in items])
+        ticket.items = items_of(ticket.items, names)
+        assert ring.put(ticket)
+        tickets.append(ticket)
+    batch = ring.take(8)
+    batch.askers = list("abcd")
+    tickets[0].resolved = tickets[2].resolved = True
+    batch.thin()
+    rows, counts = batch.work
+    for array in [rows] if names is None else rows.values():
+        assert array.tolist() == [[value] * 3 for value in (2, 3, 5, 6)]
+    assert counts == [2, 2] and batch.size == 4 and batch.askers == ["b", "d"]
+    assert [ticket for ticket, _, _ in batch.spans] == [tickets[1], tickets[3]]
+    ring.release(batch)
+
+
 def put(ring, *values):
     ticket = Recorder([vector(value, value, value).tolist() for value in values])
     ticket.values = values

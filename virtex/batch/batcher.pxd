@@ -18,8 +18,8 @@ cdef class Batcher:
     cdef public Py_ssize_t max_batch_size
     cdef public Company company
     cdef readonly object tracebacks
-    cdef public long long now, due
-    cdef public object expire, judge
+    cdef public long long now, due, per_item
+    cdef public object expire, judge, on_long
 
     @cython.locals(ticket=Ticket, outcomes=list, answered=Py_ssize_t)
     cdef Py_ssize_t _answer(self, Batch batch) except -1

@@ -36,8 +36,9 @@ from .steps import Laps, Steps
 
 NEVER = 1 << 62  # ns: a time that does not come
 GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
-LONG = 50_000_000  # ns that a batch took, from which on the loop settles before the next cut
-SETTLING = 10  # the part of those ns that settling may take at most: a tenth
+LONG = 2_000_000  # ns that a batch took, from which on the loop settles before the next cut: it takes 10 us or so
+SETTLING = 10  # the part of those ns that settling may take at most: a tenth,
+SETTLES = 10_000_000  # or so many ns where that is more, of which half a batch is the most
 QUIET_TURNS = 4  # of the loop without a new request, until it has settled: an ASGI server takes some to say who left
 
 
@@ -84,6 +85,8 @@ class Batcher:
         self._back_at = 0  # when the latest batch came back
         self.due = NEVER  # from then on, expire() has something to do: the first deadline, in ns
         self.expire: Callable[[int], None]  # answers the requests whose time is over at that time, who ever knows
+        self.on_long: Callable[[], None] | None = None  # a batch of LONG or more is answered, and the loop settles
+        self.per_item = 0  # ns that each item of the latest batch took
         self.now = 0  # the time at which the batch came back that is being answered; 0 between batches
         self.judge: Callable[[Batch, int], None] | None = None  # gets each batch, and how many of its spans got rows
 
@@ -272,7 +275,8 @@ class Batcher:
         self._running.remove(batch)
         self.now = self._clock.now()
         took = self.now - batch.cut_at
-        self._settles_until = self.now + took // SETTLING if took >= LONG else 0
+        self.per_item = took // max(batch.size, 1)
+        self._settles_until = self.now + max(took // SETTLING, min(took // 2, SETTLES)) if took >= LONG else 0
         self._count_back(batch)
         try:
             if self.now >= self.due:
@@ -282,7 +286,9 @@ class Batcher:
             self.now = 0
         if self.judge is not None:
             self.judge(batch, answered)
-        if self._observer is not None:
+        if self._settles_until and self.on_long is not None:
+            self.on_long()
+        if self._observer is not None and batch.size:
             self.tell(self._observer.batch_done, self._report(batch, answered == len(batch.spans)))
         self.ring.release(batch)
         self.wake()

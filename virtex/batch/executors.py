@@ -114,7 +114,9 @@ class ThreadExecutor:
     def start(self, batch: Batch, steps: Steps, done: Done) -> None:
         def job() -> None:
             try:
-                compute(batch, steps)
+                batch.thin()  # it waited behind another one
+                if batch.size:
+                    compute(batch, steps)
             except BaseException:
                 log.exception("a batch broke off")
             self._tell(done, batch)

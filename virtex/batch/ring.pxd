@@ -21,6 +21,9 @@ cdef class Batch:
     cdef public bint is_shuffled
     cdef public str why
     cdef public long long cut_at
+
+    @cython.locals(ticket=Ticket)
+    cpdef thin(self)
     cpdef sort(self)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 
@@ -101,11 +101,38 @@ class Batch:
         self.outcomes: list[Any] = []
         self.laps: Any = None
 
+    def thin(self) -> None:
+        """Leave out the requests whose answer nobody wants any more: for who runs it after it has waited for that."""
+        for ticket, _, _ in self.spans:
+            if ticket.resolved:
+                break
+        else:
+            return
+        kept = [i for i, (ticket, _, _) in enumerate(self.spans) if not ticket.resolved]
+        self.work = [self.work[i] for i in kept] if self.slab is None else _moved_up(*self.work, kept)
+        self.spans = [self.spans[i] for i in kept]
+        self.size = sum([stop - start for _, start, stop in self.spans])
+        if self.askers is not None:
+            self.askers = [self.askers[i] for i in kept]
+
     def sort(self) -> None:
         """Put the spans, with their outcomes, into the order of the slots of each ticket."""
         order = sorted(range(len(self.spans)), key=[start for _, start, _ in self.spans].__getitem__)
         self.spans = [self.spans[i] for i in order]
         self.outcomes = [self.outcomes[i] for i in order]
+
+
+def _moved_up(rows: Any, counts: list[int], kept: list[int]) -> tuple[Any, list[int]]:
+    """The rows of these spans alone, an array or several by name, and how many each of them has."""
+    arrays = rows if isinstance(rows, dict) else {"": rows}
+    starts = list(accumulate(counts, initial=0))
+    end = 0
+    for i in kept:
+        for array in arrays.values():
+            array[end : end + counts[i]] = array[starts[i] : starts[i + 1]]
+        end += counts[i]
+    left = {name: array[:end] for name, array in arrays.items()}
+    return left if rows is arrays else left[""], [counts[i] for i in kept]
 
 
 class Ring:

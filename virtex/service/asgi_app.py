@@ -21,6 +21,7 @@ from .seam import IDS, LEFT, BaseExchange, Head, Response, Waiter, without_root
 log = logging.getLogger("virtex")
 
 WATCH_AFTER = 0.05  # seconds, at least, until a request that waits gets a task that sees its client leave
+WORTH_WATCHING = 100_000  # ns that an item computes, from which on it is cheaper to see its client leave: 20 us or so
 PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
 BY_LIFESPAN = (
     "service %r is started and ended by another server's lifespan: setup() gets worker.index 0 of 1 in each process, "
@@ -59,6 +60,7 @@ class Shell:
         self._peers_kept = PEERS_KEPT
         self._waits: set[Wait] = set()
         self._timer: asyncio.TimerHandle | None = None
+        admission.batcher.on_long = self._watch_all
 
     async def respond(self, service: Any, scope: Any, receive: Any, send: Any) -> None:
         """Answer the request of a scope."""
@@ -148,14 +150,15 @@ class Shell:
     def wait(self, exchange: Exchange, receive: Any) -> Wait:
         """Wait for the answer, until end(). Whoever is answered quickly is not watched.
 
-        Who came while the loop was held by a long batch may have left in the meantime, so it is watched at once.
+        Who came while the loop was held by a long batch may have left in the meantime, so it is watched at once, as
+        are those who waited when it came back; unless to compute costs no more than to watch.
         """
         wait = Wait(exchange, receive, self._loop)
         self._waits.add(wait)
         exchange.tell(wait)
         if self._timer is None:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch_old)
-        if self._admission.is_settling:
+        if self._admission.is_settling and self._is_worth_watching():
             self._watch(wait)
         return wait
 
@@ -173,6 +176,16 @@ class Shell:
         for wait in self._waits:
             if wait.exchange.begun <= since and wait.watcher is None:
                 self._watch(wait)
+
+    def _watch_all(self) -> None:
+        """A long batch is back: who has left is to be known before the next is cut."""
+        if self._is_worth_watching():
+            for wait in self._waits:
+                if wait.watcher is None and not wait.over.done():
+                    self._watch(wait)
+
+    def _is_worth_watching(self) -> bool:
+        return self._admission.batcher.per_item >= WORTH_WATCHING
 
     def _watch(self, wait: Wait) -> None:
         wait.watcher = self._loop.create_task(_watch(wait))
