@@ -40,7 +40,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples setup.py
 
-.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-plain compat check bench fates bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
+.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -88,7 +88,13 @@ test: $(VENV)/.dev  ## run every test, in three processes (about 6 minutes on tw
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
 test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(VISION)/.test  ## make test, make compat, and virtex.serial with TensorFlow and MXNet; no library may be missing
 	@$(BIN)/python -m pytest $(SHARED_OUT) --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-pairs test-tf-mx
+
+# Each in one process: the two of them, side by side
+test-pairs:
 	@PYTHONPATH=.:$(VISION) $(BIN)/python -m pytest --all-libraries tests/test_compat.py
+
+test-tf-mx:
 	@PYTHONPATH=. $(TF)/bin/python -m pytest --all-libraries tests/test_serial_tf.py
 	@PYTHONPATH=. $(TF)/bin/python -m pytest tests/test_serial_tables.py tests/test_serial_safety.py -k tf
 	@PYTHONPATH=. $(MX)/bin/python -m pytest --all-libraries tests/test_serial_mx.py tests/test_codec_rows.py tests/test_tensor.py

@@ -21,7 +21,8 @@ from virtex.service.seam import REGISTER
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 
-# Not for the uncompiled lane: what compiles; the codec's, a client's or a load test's alone; what takes long
+# Not for the uncompiled lane: what compiles; what needs nothing compiled but the codec or the counters; a client's or a
+# load test's alone; what takes long
 COMPILED_ONLY = {
     f"test_{name}.py"
     for group in (
@@ -29,7 +30,8 @@ COMPILED_ONLY = {
         "mounted proxies foreign examples example_models embed recycling status log_lines tracing deploy",
         "prometheus compat first_page example_loads load load_faults load_test histogram modes payloads",
         "bundles retries predict cli info report document command fit trial tuning",
-        "starting wrong greeting check example_lines written",
+        "starting wrong greeting check example_lines written numbers layout peers exposition push",
+        "serial serial_pandas serial_pickle serial_pillow serial_tables",
     )
     for name in group.split()
 }
@@ -79,7 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What thousands of tests and their libraries hold is none of the garbage that a test looks for, pass after pass."""
+    """What thousands of tests and their libraries hold is no garbage: a pass of the collector would look through it."""
     gc.collect()
     gc.freeze()
 
