@@ -109,7 +109,11 @@ class Batch:
         else:
             return
         kept = [i for i, (ticket, _, _) in enumerate(self.spans) if not ticket.resolved]
-        self.work = [self.work[i] for i in kept] if self.slab is None else _moved_up(*self.work, kept)
+        if self.slab is None:
+            self.work = [self.work[i] for i in kept]
+        else:
+            rows, counts = self.work
+            self.work = _moved_up(rows, counts, kept)
         self.spans = [self.spans[i] for i in kept]
         self.size = sum([stop - start for _, start, stop in self.spans])
         if self.askers is not None:
