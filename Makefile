@@ -142,6 +142,7 @@ peers: $(VENV)/.dev $(PEERS)/.peers  ## measure Virtex beside LitServe, mosec, B
 	@$(BIN)/python -m bench.peers --env $(PEERS) --json build/peers.json
 
 soak: $(VENV)/.dev  ## 256 clients that leave and send bad items, SECONDS (1800) long: no wrong answer, no hang, flat memory
+	@VIRTEX_FATES=$(SECONDS) $(BIN)/python -m pytest -q tests/test_fates.py
 	@PYTHONPATH=tests $(BIN)/python -m soak.rows --seconds $(SECONDS)
 
 fuzz: $(VENV)/.dev  ## fuzz the codec's C core, the whole decode, and what handlers do with arrays, SECONDS (1800) each; needs clang, and atheris for the decode
