@@ -308,7 +308,7 @@ class Asks(Identity):
 
 
 class Life(RuleBasedStateMachine):
-    """Admit, spill over, decode late, cancel, refuse, answer, fail in any order: each request gets its own rows, once."""
+    """Admit, spill over, decode late, cancel, refuse, answer, fail in any order: a request gets its own rows, once."""
 
     tickets = Bundle("tickets")
 

@@ -87,7 +87,7 @@ def test_a_status_that_there_is_not_is_counted_nowhere(cells, status):
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda cells: cells.dropped("bored"), lambda cells: cells.cut("bored", 1)], ids=["dropped", "cut"]
+    "wrong", [lambda cells: cells.lost("bored"), lambda cells: cells.cut("bored", 1)], ids=["lost", "cut"]
 )
 def test_a_reason_that_there_is_not_is_refused(cells, wrong):
     with pytest.raises(KeyError, match="bored"):

@@ -66,7 +66,8 @@ class RequestError(VirtexError):
     """A request that can't be taken, as the protocol or the server found it.
 
     status: one of STATUSES. reason: what was expected and what came, for the client to read. headers: Allow,
-    Retry-After and the like. dropped: "full", "deadline" or "draining", as the metrics count it.
+    Retry-After and the like. dropped: "full", "deadline" or "draining", as the metrics count it; "" where the status
+    says enough.
     """
 
     def __init__(self, status: int, reason: str, headers: Headers = (), dropped: str = "") -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 log = logging.getLogger("virtex")
 
 TRACEBACK_SECONDS = 10
+BURST_SECONDS = 10  # between two lines of a kind that may come by the thousand
 MOST_KINDS = 256  # of errors that are remembered
 LONGEST = 8192  # characters of one text: an exception may quote a whole body
 
@@ -110,6 +111,50 @@ def _kind(error: BaseException) -> tuple[type, str, int]:
     while at.tb_next is not None:
         at = at.tb_next
     return type(error), at.tb_frame.f_code.co_filename, at.tb_lineno
+
+
+class Bursts:
+    """Lines for what may come by the thousand: of each kind the first at once, then how many more there were.
+
+    call_later: of the loop. One timer does for all kinds, and none runs while nothing comes.
+    """
+
+    def __init__(self, call_later: Callable[[float, Callable[[], None]], Any]) -> None:
+        self._call_later = call_later
+        self._kinds: dict[str, tuple[int, int, str, dict[str, Any]]] = {}  # how many were left out; of the last one
+        self._timer: Any = None
+
+    def tell(self, level: int, kind: str, text: str, fields: dict[str, Any]) -> None:
+        """Log a line, unless its kind has had one just now: then it is counted. fields: members of a line of JSON."""
+        if kind in self._kinds:
+            self._kinds[kind] = self._kinds[kind][0] + 1, level, text, fields
+            return
+        self._kinds[kind] = 0, level, text, fields
+        log.log(level, "%s", text, extra=fields)
+        if self._timer is None:
+            self._timer = self._call_later(BURST_SECONDS, self._on_timer)
+
+    def end(self) -> None:
+        """Say now how many more there were."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._count()
+        self._kinds.clear()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._count()
+        if self._kinds:
+            self._timer = self._call_later(BURST_SECONDS, self._on_timer)
+
+    def _count(self) -> None:
+        """A line for each kind of which some were left out; the others are no bursts any more."""
+        kinds, self._kinds = self._kinds, {}
+        for kind, (more, level, text, fields) in kinds.items():
+            if more:
+                self._kinds[kind] = 0, level, text, fields
+                log.log(level, "%d more of the kind, the last: %s", more, text, extra={**fields, "more": more})
 
 
 log.addFilter(OneLine())

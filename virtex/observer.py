@@ -15,7 +15,8 @@ class BatchReport(NamedTuple):
     size: items. cut: why it was cut, "full", "no company", "time" or "drain". waits: seconds that each item waited
     from its admission to the cut. seconds: how long each of the handler's steps took, by its name; decode_item counts
     to process_request, encode_item to process_response. ok: whether every request in it was answered with rows. cost:
-    of its items, by the handler's cost(); None without max_batch_cost.
+    of its items, by the handler's cost(); None without max_batch_cost. retries: calls of the handler that were
+    repeated, to find whose item failed.
     """
 
     size: int
@@ -24,6 +25,7 @@ class BatchReport(NamedTuple):
     seconds: dict[str, float]
     ok: bool
     cost: float | None = None
+    retries: int = 0
 
 
 class Observer:
@@ -35,11 +37,20 @@ class Observer:
     def request_done(self, status: int, items: int, seconds: float) -> None:
         """A request was answered. status: of HTTP. items: how many it held. seconds: since its headers were read."""
 
+    def request_lost(self, reason: str, status: int, items: int, request_id: str) -> None:
+        """A request ended otherwise than with rows: told once for each, with or without request_done().
+
+        reason: one word, as the metrics count it: "full", "deadline", "disconnect" or "draining" for what the moment
+        brought; "protocol", "slow", "denied", "path", "type", "size", "message" or "item" for what the request is;
+        "handler" for what the handler did; "server" for a fault of Virtex. status: of HTTP; 0 where nobody was left to
+        be answered. items: how many it held, as far as that was known. request_id: of its answer, and in the log.
+        """
+
     def batch_done(self, batch: BatchReport) -> None:
         """A batch came back from the handler. batch: what there is to say of it."""
 
     def dropped(self, reason: str, items: int) -> None:
-        """Items were left without an answer.
+        """Items that were in the queue or in a batch were left without an answer of the model.
 
         reason: "the client left", "deadline passed", or "the server gave the request up". items: how many.
         """
@@ -53,6 +64,9 @@ class _Several(Observer):
 
     def request_done(self, status: int, items: int, seconds: float) -> None:
         self._tell("request_done", status, items, seconds)
+
+    def request_lost(self, reason: str, status: int, items: int, request_id: str) -> None:
+        self._tell("request_lost", reason, status, items, request_id)
 
     def batch_done(self, batch: BatchReport) -> None:
         self._tell("batch_done", batch)

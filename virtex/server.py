@@ -228,7 +228,7 @@ class Server(Service):
                 "asyncio.run_coroutine_threadsafe(app.submit(items), loop)"
             )
         if model.state is not READY:
-            model.check_takes()
+            model.check_submits()
         return model
 
     def run(self, host: str = "127.0.0.1", port: int = 8000, workers: int = 1, **settings: Any) -> NoReturn:
@@ -293,9 +293,10 @@ class Server(Service):
 
         head: of the request, where one was read.
         """
-        self._cells.refused(error.status)
-        self._cells.dropped(error.dropped)
         answer = super().refuse(error)
+        model = self._living()
+        if model is not None:
+            answer.request_id = model.admission.turn_away(error, head)
         return answer if self._cors is None else self._cors.marked(answer, head)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

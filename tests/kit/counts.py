@@ -41,3 +41,9 @@ def answers(service: str) -> dict[int, float]:
 def drops(service: str) -> dict[str, float]:
     """How many were dropped, by reason."""
     return {reason: n for reason, n in of(service).values("virtex_dropped_requests_total").items() if n}
+
+
+def lost(service: str) -> dict[str, float]:
+    """How many ended otherwise than with rows, by reason."""
+    errors = of(service).values("virtex_request_errors_total").items()
+    return drops(service) | {reason: n for reason, n in errors if n}

@@ -17,7 +17,7 @@ cdef class Batcher:
     cdef bint _scheduled, _draining, _asks
     cdef public Py_ssize_t max_batch_size
     cdef public Company company
-    cdef readonly object tracebacks
+    cdef readonly object tracebacks, bursts
     cdef public long long now, due, per_item
     cdef public object expire, judge, on_long
 

@@ -19,13 +19,14 @@ the ends of the connections whose clients have left.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
-from ..logs import Tracebacks
+from ..logs import Bursts, Tracebacks
 from ..metrics._metrics import Cells, Clock
 from ..observer import BatchReport, Observer
 from .company import Company
@@ -65,6 +66,7 @@ class Batcher:
         self._observer = observer
         self._cells = cells or Cells()
         self.tracebacks = Tracebacks(clock)
+        self.bursts = Bursts(loop.call_later)
         self.max_batch_size = max_batch_size
         self._window = round(max_time_on_queue * 1e9)
         self.ring = Ring(max_queue_size)
@@ -238,6 +240,13 @@ class Batcher:
         busy = self.now - max(batch.cut_at, self._back_at)
         self._back_at = self.now
         self._cells.done(busy, laps.process_request, laps.run_inference, laps.process_response, laps.retries)
+        if laps.retries:
+            self._tell_retries(batch, laps.retries)
+
+    def _tell_retries(self, batch: Batch, calls: int) -> None:
+        text = f"a batch of {batch.size} items took {calls} repeated calls of the handler, to find whose item failed"
+        fields = {"event": "batch_retried", "items": batch.size, "requests": len(batch.spans), "retries": calls}
+        self.bursts.tell(logging.INFO, "retried", text, fields)
 
     def _has_settled(self, now: int) -> bool:
         newest = self.ring.newest
@@ -318,5 +327,5 @@ class Batcher:
 
     def _report(self, batch: Batch, ok: bool) -> BatchReport:
         waits = [(batch.cut_at - ticket.born) / 1e9 for ticket, start, stop in batch.spans for _ in range(start, stop)]
-        seconds = {} if batch.laps is None else batch.laps.seconds
-        return BatchReport(batch.size, batch.why, waits, seconds, ok, batch.cost)
+        laps: Laps = batch.laps or Laps()
+        return BatchReport(batch.size, batch.why, waits, laps.seconds, ok, batch.cost, laps.retries)

@@ -109,11 +109,7 @@ class Batch:
         else:
             return
         kept = [i for i, (ticket, _, _) in enumerate(self.spans) if not ticket.resolved]
-        if self.slab is None:
-            self.work = [self.work[i] for i in kept]
-        else:
-            rows, counts = self.work
-            self.work = _moved_up(rows, counts, kept)
+        self.work = [self.work[i] for i in kept] if self.slab is None else _moved_up(self.work, kept)
         self.spans = [self.spans[i] for i in kept]
         self.size = sum([stop - start for _, start, stop in self.spans])
         if self.askers is not None:
@@ -126,8 +122,9 @@ class Batch:
         self.outcomes = [self.outcomes[i] for i in order]
 
 
-def _moved_up(rows: Any, counts: list[int], kept: list[int]) -> tuple[Any, list[int]]:
+def _moved_up(work: tuple[Any, list[int]], kept: list[int]) -> tuple[Any, list[int]]:
     """The rows of these spans alone, an array or several by name, and how many each of them has."""
+    rows, counts = work
     arrays = rows if isinstance(rows, dict) else {"": rows}
     starts = list(accumulate(counts, initial=0))
     end = 0

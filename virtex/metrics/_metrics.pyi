@@ -28,8 +28,8 @@ class Cells:
     def refused(self, status: int) -> None:
         """A request is refused of which nobody knows when it began."""
 
-    def dropped(self, reason: str) -> None:
-        """A request will never be the model's, or its answer is nobody's. reason: one of DROPS; "" does not count."""
+    def lost(self, reason: str) -> None:
+        """A request ended otherwise than with rows. reason: one of DROPS or ERRORS."""
 
     def decoded(self, ns: int) -> None:
         """The items of a request were read."""

@@ -11,7 +11,7 @@ import time
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 
-from .schema import BY_NAME, CELLS, CODES, CUTS, DROPS, PLACES, STAGES
+from .schema import BY_NAME, CELLS, CODES, CUTS, DROPS, ERRORS, PLACES, STAGES
 
 cdef extern from *:
     """
@@ -72,7 +72,8 @@ cdef int _RUN_INFERENCE = STAGES.index("run_inference")
 cdef int _PROCESS_RESPONSE = STAGES.index("process_response")
 cdef int _ENCODE = STAGES.index("encode")
 cdef dict _BATCHES = {cut: _place("batches_total", cut) for cut in CUTS}
-cdef dict _DROPPED = {reason: _place("dropped_requests_total", reason) for reason in DROPS}
+cdef dict _LOST = {reason: _place("dropped_requests_total", reason) for reason in DROPS}
+_LOST.update({reason: _place("request_errors_total", reason) for reason in ERRORS})
 
 
 cdef inline void _observe_seconds(unsigned long long *cells, long long ns, unsigned long long times) noexcept:
@@ -160,10 +161,9 @@ cdef class Cells:
         if _LEAST_CODE <= status <= _MOST_CODE:
             self._at[_REQUESTS + status - _LEAST_CODE] += 1
 
-    def dropped(self, str reason):
-        """A request will never be the model's, or its answer is nobody's. reason: one of DROPS; "" does not count."""
-        if reason:
-            self._at[<int>_DROPPED[reason]] += 1
+    def lost(self, str reason):
+        """A request ended otherwise than with rows. reason: one of DROPS or ERRORS."""
+        self._at[<int>_LOST[reason]] += 1
 
     cpdef void decoded(self, long long ns) noexcept:
         """The items of a request were read."""

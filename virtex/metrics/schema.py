@@ -12,7 +12,9 @@ COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 CODES = range(200, 600)  # statuses that a service may answer: one cell for each, whether it ever does or not
 STAGES = ("decode", "process_request", "run_inference", "process_response", "encode")
 CUTS = ("full", "no company", "time", "drain")
+# Why a request ends otherwise than with rows: DROPS for the moment's sake, ERRORS for its own or the handler's
 DROPS = ("full", "deadline", "disconnect", "draining")
+ERRORS = ("protocol", "slow", "denied", "path", "type", "size", "message", "item", "handler", "server")
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = tuple(float(1 << power) for power in range(13))
@@ -62,6 +64,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("virtex_queue_bytes", GAUGE, "Bytes that those items take."),
     Metric("virtex_requests_in_flight", GAUGE, "Requests that were taken and have no answer yet."),
     Metric("virtex_dropped_requests_total", COUNTER, "Requests that got no answer of the model.", "reason", DROPS),
+    Metric(
+        "virtex_request_errors_total",
+        COUNTER,
+        "Requests that were answered with an error of their own or of the handler, by what it was.",
+        "reason",
+        ERRORS,
+    ),
     Metric("virtex_retries_total", COUNTER, "Calls of the handler that were repeated to find whose item failed."),
     Metric("virtex_executor_busy_seconds_total", COUNTER, "Seconds in which a batch was out with the executor."),
     Metric("virtex_open_connections", GAUGE, "Connections that are open."),

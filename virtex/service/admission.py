@@ -6,6 +6,7 @@ Rules: no sockets, and a clock that is given. It knows the batcher; what a body 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from ..batch.batcher import Batcher
@@ -18,9 +19,11 @@ from .bodies import Bodies
 from .cors import Cors
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
+from .failures import reason_of
 from .formats import JSON, Failed, Wants, negotiate
-from .seam import Head, Response, patience_in
+from .seam import IDS, Head, Response, patience_in
 
+WARNED = ("full", "deadline", "draining")  # reasons that are the operator's business
 NO_CLIENTS = ("/health/", "/metrics/")  # paths that are asked by the clock: they would outweigh an idle service's few
 
 
@@ -83,23 +86,53 @@ class Admission(Keeper):
     def enter(self) -> None:
         """Take a request that no connection brought. Raises RequestError while too many wait for the start."""
         if self._early:
-            self._check_early()
+            try:
+                self._check_early()
+            except RequestError as error:
+                self.turn_away(error)
+                raise
         self.unsettled += 1
         self.cells.in_flight(self.unsettled)
 
+    def turn_away(self, error: RequestError, head: Head | None = None) -> bytes:
+        """Count a refusal of which nobody knows when its request began; returns the request's id."""
+        request_id = (b"" if head is None else head.request_id) or IDS.next()
+        self.cells.refused(error.status)
+        self.lost("protocol" if error.status == 400 else reason_of(error), error.status, 0, request_id, error.reason)
+        return request_id
+
+    def lost(self, reason: str, status: int, items: int, request_id: bytes, why: str) -> None:
+        """A request ended otherwise than with rows: count it by its reason; tell the observer, and the log.
+
+        status: 0 where nobody was left to be answered. why: as its client reads it. A 500 has its own line already.
+        """
+        self.cells.lost(reason)
+        name = request_id.decode()
+        if self._observer is not None:
+            self.batcher.tell(self._observer.request_lost, reason, status, items, name)
+        if status != 500:
+            level = logging.WARNING if reason in WARNED else logging.INFO
+            fields = {"event": "request_lost", "reason": reason, "status": status, "items": items, "request_id": name}
+            text = f"request {name}: {status or 'no answer'} ({reason}): {why}"
+            self.batcher.bursts.tell(level, reason, text, fields)
+
     def refuse(self, error: RequestError, head: Head, now: int) -> Response:
         """The answer to a request that began at `now` and is not taken."""
-        self.cells.dropped(error.dropped)
+        request_id = head.request_id or IDS.next()
+        if not _is_by_the_clock(head):
+            self.lost(reason_of(error), error.status, 0, request_id, error.reason)
         if head.wants is not None:
             writes = head.wants.writes
         else:
             writes = JSON if self.cors is None else self.cors.writes(JSON, head)
-        return self.answer(writes.refuse(error), head, now)
+        response = writes.refuse(error)
+        response.request_id = request_id
+        return self.answer(response, head, now)
 
     def answer(self, response: Response, head: Head, now: int) -> Response:
         """The same response, which is counted, and told the observer: nothing was computed for it."""
         took = self._clock.now() - now
-        if not (head.path == "/metrics" or head.path.startswith(NO_CLIENTS)):
+        if not _is_by_the_clock(head):
             self.cells.request(response.status, -1, took)
         if self._observer is not None:
             self.batcher.tell(self._observer.request_done, response.status, 0, took / 1e9)
@@ -182,6 +215,10 @@ class Admission(Keeper):
         self.company.settled(peer, now)
         if exchange.listed:
             self._deadlines.forget(exchange.listed)
+        if exchange.lost is not None:
+            reason, why = exchange.lost
+            status = 0 if exchange.response is None else exchange.response.status
+            self.lost(reason, status, exchange.count, exchange.name(), why)
         self.unsettled -= 1
         self.cells.in_flight(self.unsettled)
         if not self.unsettled and self._all_settled is not None and not self._all_settled.done():
@@ -194,3 +231,8 @@ class Admission(Keeper):
             self._all_settled = self.loop.create_future()
             await self._all_settled
         self._deadlines.stop()
+        self.batcher.bursts.end()
+
+
+def _is_by_the_clock(head: Head) -> bool:
+    return head.path == "/metrics" or head.path.startswith(NO_CLIENTS)

@@ -15,6 +15,7 @@ from ..batch.company import Peer
 from ..errors import RequestError
 from .admission import Admission
 from .exchange import GIVEN_UP, Exchange
+from .failures import reason_of
 from .model import retrieve
 from .seam import IDS, LEFT, BaseExchange, Head, Response, Waiter, without_root
 
@@ -87,7 +88,7 @@ class Shell:
         if answer is GONE:
             return
         try:
-            request_id = exchange.request_id if exchange is not None else b""
+            request_id = exchange.request_id if exchange is not None else answer.request_id
             await send(start_of(answer, request_id or head.request_id or IDS.next()))
             await send(body_of(answer, head))
         except OSError as error:  # what an ASGI server may say where the client is gone
@@ -144,6 +145,7 @@ class Shell:
             except RequestError as error:
                 exchange.cancel(error.reason)
                 self._admission.cells.request(error.status, -1, self._clock() - exchange.begun)
+                self._admission.lost(reason_of(error), error.status, 0, exchange.name(), error.reason)
                 return exchange.refuse(error)
         return None if message.get("more_body") else exchange.complete()
 

@@ -32,11 +32,13 @@ cdef class Exchange(BaseExchange):
     cdef Wants _wants
     cdef public object parameters
     cdef object _body, _request
+    cdef public tuple lost
     cdef Waiter _waiter
     cdef bint _arriving, _in_numbers
     cdef long long _awaited
     cpdef expire(self, long long now)
     cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
+    cpdef bytes name(self)
     cpdef asker(self)
     cpdef let_go(self)
     cpdef bint done(self)

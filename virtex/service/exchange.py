@@ -22,10 +22,10 @@ from ..message import decode_message
 from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
-from .failures import logged, no_answer, still_starting
+from .failures import logged, no_answer, reason_of, still_starting
 from .formats import LATER, UNDECIDED, Kinds, Wants
 from .request import Request, request_of
-from .seam import IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
+from .seam import CUT_OFF, IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
@@ -109,7 +109,8 @@ class Exchange(BaseExchange):
     It has the calls of a future that the shells need. Who waits is told at once, not in the loop's next iteration:
     answering a batch is one pass over it.
 
-    parameters: what its body says beside the items, where somebody is told; None for nothing.
+    parameters: what its body says beside the items, where somebody is told; None for nothing. lost: why it has no rows,
+    in a word, and as its client reads it.
 
     In the clock's nanoseconds, begun: when its headers were read; whole: when its body was all there; made: when its
     answer was, 0 for one that no batch gave; deadline: when it is answered at the latest. has_own_time: whether its
@@ -132,6 +133,7 @@ class Exchange(BaseExchange):
         self._body: bytes | bytearray | memoryview = b""
         self._awaited = 0  # since when the rest of it is awaited, in ns; 0 where it came with its head
         self._waiter: Waiter | None = None
+        self.lost: tuple[str, str] | None = None
         self.parameters: dict[str, Any] | None = None
         self._request: Request | None = None  # made when a batch wants it
 
@@ -312,8 +314,8 @@ class Exchange(BaseExchange):
             return
         self.resolved = True
         keeper = self.keeper
-        if reason in (LEFT, GIVEN_UP):
-            keeper.cells.dropped("disconnect")
+        if reason in (LEFT, GIVEN_UP, CUT_OFF):
+            self.lost = "draining" if reason == CUT_OFF else "disconnect", reason
         self._waiter = None
         self._drop_body()
         self.release()
@@ -327,11 +329,15 @@ class Exchange(BaseExchange):
             self.items = self.rows = None
         keeper.settle(self, self._head.peer)
 
+    def name(self) -> bytes:
+        """The request's id, which its answer will have."""
+        self.request_id = self.request_id or self._head.request_id or IDS.next()
+        return self.request_id
+
     def asker(self) -> Request:
         """Who asked, for the handler's methods."""
         if self._request is None:
-            self.request_id = self.request_id or self._head.request_id or IDS.next()
-            self._request = request_of(self._head, self.request_id, self.parameters, self.deadline)
+            self._request = request_of(self._head, self.name(), self.parameters, self.deadline)
         return self._request
 
     def expire(self, now: int) -> None:
@@ -381,16 +387,14 @@ class Exchange(BaseExchange):
                 log.exception("a connection failed to take its answer")
 
     def refuse(self, error: Exception) -> Response:
-        """The answer that says what went wrong, as the client reads it."""
-        known = error if isinstance(error, (RequestError, ItemError)) else self._failure(error)
-        self.keeper.cells.dropped(known.dropped)
+        """The answer that says what went wrong, as the client reads it; of a 500 the log has the cause."""
+        if isinstance(error, (RequestError, ItemError)):
+            known: VirtexError = error
+        else:
+            told = {"request_id": self.name().decode(), "items": self.count, "batch_size": self.batch_size}
+            known = logged(error, self.keeper.batcher.tracebacks, told)
+        self.lost = reason_of(known), str(known)
         return self._wants.writes.refuse(known)
-
-    def _failure(self, error: Exception) -> VirtexError:
-        """A 500 names the step and an id; the log has the cause under that id."""
-        self.request_id = self.request_id or self._head.request_id or IDS.next()
-        told = {"request_id": self.request_id.decode(), "items": self.count, "batch_size": self.batch_size}
-        return logged(error, self.keeper.batcher.tracebacks, told)
 
     def _finish(self, response: Response) -> Response:
         self.response = response

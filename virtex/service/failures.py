@@ -8,10 +8,29 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..errors import RETRY_SOON, HandlerError, RequestError
+from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError
 from ..logs import Tracebacks
 
 log = logging.getLogger("virtex")
+
+_REASONS = {
+    400: "message",
+    404: "path",
+    405: "path",
+    406: "type",
+    408: "slow",
+    413: "size",
+    415: "type",
+    500: "handler",
+}
+_REASONS |= dict.fromkeys((414, 417, 431, 501, 505), "protocol")
+
+
+def reason_of(error: VirtexError) -> str:
+    """Why its request ends otherwise than with rows, in one word: of metrics.schema's DROPS or ERRORS."""
+    if isinstance(error, ItemError):
+        return "item"
+    return error.dropped or _REASONS.get(error.status, "denied")  # authorize may say any other
 
 
 def logged(error: Exception, tracebacks: Tracebacks, told: dict[str, Any]) -> RequestError:

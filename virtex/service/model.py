@@ -117,6 +117,14 @@ class Model:
         if self.admission.is_starting and not self._is_lazy:
             raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
 
+    def check_submits(self) -> None:
+        """The same for what no connection brought: what is refused here nobody else counts."""
+        try:
+            self.check_takes()
+        except RequestError as error:
+            self.admission.turn_away(error)
+            raise
+
     # ---- the start
 
     async def _start(self, worker: Worker) -> None:

@@ -30,6 +30,7 @@ cdef class Response:
     cdef public tuple headers
     cdef public list buffers
     cdef readonly Py_ssize_t size
+    cdef public bytes request_id
 
 
 @cython.locals(size=Py_ssize_t, buffer=bytes)

@@ -30,7 +30,8 @@ from ..errors import RETRY_SOON, Headers, RequestError, quoted
 from ..limits import Limits
 
 NEVER = 1 << 62  # ns: a time that does not come
-LEFT = "the client left"  # why an exchange is cancelled; or what was wrong with its body
+LEFT = "the client left"  # why an exchange is cancelled; or what was wrong with its body,
+CUT_OFF = "the server ended"  # or that the time is over in which it drained
 JSON: Headers = ((b"content-type", b"application/json"),)
 LAST = 255  # of the requests that the first part of an id is good for
 
@@ -144,7 +145,8 @@ def without_root(path: str, root: str) -> str:
 class Response:
     """An answer; the shell adds content-length, and the wire date, server and connection.
 
-    headers: names in lower case. buffers: the body in pieces of bytes. size: how many bytes they are.
+    headers: names in lower case. buffers: the body in pieces of bytes. size: how many bytes they are. request_id: what
+    the log knows it by, where it is no exchange's; b"" for nothing.
     """
 
     def __init__(self, status: int, headers: Headers, buffers: list[bytes]) -> None:
@@ -152,6 +154,7 @@ class Response:
         self.headers = headers
         self.buffers = buffers
         self.size = size_of(buffers)
+        self.request_id = b""
 
 
 def size_of(buffers: list[bytes]) -> int:

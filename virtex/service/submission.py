@@ -21,6 +21,7 @@ from ..message import Account, Content
 from ..tensor import Inputs, Source, Tensor
 from .admission import Admission
 from .exchange import Exchange
+from .failures import reason_of
 from .formats import Format, Wants
 from .options import is_number
 from .seam import LEFT, Head, Response
@@ -133,7 +134,7 @@ class Submission(Exchange):
     def refuse(self, error: Exception) -> Response:
         """The answer that says what went wrong."""
         known = error if isinstance(error, (RequestError, ItemError, HandlerError)) else _unknown(error)
-        self.keeper.cells.dropped(known.dropped)
+        self.lost = reason_of(known), str(known)
         return OBJECTS.refuse(known)
 
     def _call_back(self) -> None:

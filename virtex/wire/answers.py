@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ..service.seam import IDS, LEFT, BaseExchange, Head, Response, Waiter, refusal
+from ..service.seam import CUT_OFF, IDS, LEFT, BaseExchange, Head, Response, Waiter, refusal
 from .connections import Connections
 from .reader import Reader
 from .replies import CONTINUE, Framing
@@ -85,9 +85,10 @@ class Answers(Waiter):
 
     def give_up_from(self, at: int) -> None:
         """Nobody waits for the answers from this turn on."""
+        reason = CUT_OFF if self._connections.cut_off else LEFT
         for turn in self.turns[at:]:
             if turn.exchange is not None and turn.answer is None:
-                self.cancel(turn.exchange, LEFT)
+                self.cancel(turn.exchange, reason)
         del self.turns[at:]
         self.current = None
 
@@ -207,7 +208,9 @@ class Answers(Waiter):
         """Append an answer; returns how many bytes. One that can't be sent becomes the connection's last, a 500."""
         heads = self._connections.heads
         exchange, head = turn.exchange, turn.head
-        request_id = b"" if exchange is None else exchange.request_id
+        request_id = response.request_id
+        if not request_id and exchange is not None:
+            request_id = exchange.request_id
         if not request_id and head is not None:
             request_id = head.request_id
         if not request_id and self._connections.access is not None:

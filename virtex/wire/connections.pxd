@@ -7,7 +7,7 @@ cdef class Connections:
     cdef public Budget budget
     cdef public Heads heads
     cdef public str root_path
-    cdef public bint draining, closing
+    cdef public bint draining, closing, cut_off
     cdef public Py_ssize_t heads_taken
     cdef readonly long long drain_since, keep_alive
     cdef dict _due

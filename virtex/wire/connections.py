@@ -75,6 +75,7 @@ class Connections:
         self.draining = False
         self.closing = False  # every reply is its connection's last; so while draining, or without keep-alive
         self.drain_since = NEVER
+        self.cut_off = False
         self.access: AccessLog | None = None  # gets status, bytes of the body, ns, id; None: nobody reads it
         self.root_path = ""  # a prefix of paths that is not the application's business
         self.secure: Callable[[Any, list[Header]], bool] | None = None  # whether a proxy that is trusted says https
@@ -161,6 +162,7 @@ class Connections:
         return True
 
     def abort(self) -> None:
-        """Break every connection off."""
+        """Break every connection off: the time is over in which they were to end."""
+        self.cut_off = True
         for connection in list(self.members):
             connection.abort()

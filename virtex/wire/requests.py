@@ -353,7 +353,7 @@ class Requests:
 
     def _fail(self) -> None:
         log.exception("a request could not be read")
-        self.refuse(RequestError(500, "the server failed to read the request"))
+        self.refuse(RequestError(500, "the server failed to read the request", (), "server"))
 
     def time_out(self, what: str) -> None:
         """The rest of a request did not come in time."""
