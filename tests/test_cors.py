@@ -78,8 +78,8 @@ def test_a_preflight_is_answered_on_every_path_and_lasts(ask, path):
     assert told(answer) == {
         "access-control-allow-origin": US,
         "access-control-allow-methods": "GET, HEAD, POST",
-        "access-control-allow-headers": "content-type, accept, authorization, x-request-id, x-request-timeout-ms, "
-        "inference-header-content-length",
+        "access-control-allow-headers": "content-type, content-encoding, accept, authorization, x-request-id, "
+        "x-request-timeout-ms, inference-header-content-length",
         "access-control-max-age": "600",
         "vary": "Origin",
     }

@@ -16,6 +16,7 @@ from ..limits import Limits
 from ..metrics._metrics import Cells
 from ..observer import Observer
 from .bodies import Bodies
+from .coder import Coder
 from .cors import Cors
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
@@ -52,6 +53,7 @@ class Admission(Keeper):
         self._most_early = most_early
         self._early: list[Exchange] = []  # complete before the handler was there
         self._deadlines = Deadlines(loop, clock, batcher, self._waiting)
+        self.coder = Coder(loop, clock, bodies, lambda exchange: self._watch(exchange))
         self._all_settled: asyncio.Future[None] | None = None
 
     @property
@@ -199,7 +201,8 @@ class Admission(Keeper):
 
     def _waiting(self) -> list[Exchange]:
         admitted = [ticket for ticket in self.batcher.unanswered() if isinstance(ticket, Exchange)]
-        return [exchange for exchange in (*self._early, *admitted) if not exchange.resolved]
+        waiting = (*self._early, *self.coder.inflating, *admitted)
+        return [exchange for exchange in waiting if not exchange.resolved]
 
     def conclude(self, exchange: Exchange, peer: Peer | None, status: int) -> None:
         """A request that was taken has its answer: count it out, and tell the observer."""
@@ -226,10 +229,11 @@ class Admission(Keeper):
         return now
 
     async def wait_settled(self) -> None:
-        """Returns when no request is left; then no deadline is watched any more."""
+        """Returns when no request is left, and no thread at a body; then no deadline is watched any more."""
         while self.unsettled:
             self._all_settled = self.loop.create_future()
             await self._all_settled
+        await self.coder.end()
         self._deadlines.stop()
         self.batcher.bursts.end()
 

@@ -23,7 +23,8 @@ _PREFLIGHT: Headers = (
     (b"access-control-allow-methods", b"GET, HEAD, POST"),
     (
         b"access-control-allow-headers",
-        b"content-type, accept, authorization, x-request-id, x-request-timeout-ms, inference-header-content-length",
+        b"content-type, content-encoding, accept, authorization, x-request-id, x-request-timeout-ms, "
+        b"inference-header-content-length",
     ),
     (b"access-control-max-age", b"600"),
 )
@@ -98,7 +99,8 @@ class Cors:
 
     def wants(self, wants: Wants, head: Head) -> Wants:
         """The same formats; the answer's says whose page may read it."""
-        return Wants(wants.reads, self.writes(wants.writes, head), wants.accept)
+        writes = self.writes(wants.writes, head)
+        return Wants(wants.reads, writes, wants.accept, wants.coding, wants.answers)
 
     def writes(self, writes: Format, head: Head) -> Format:
         """The format of an answer to this request."""

@@ -5,11 +5,12 @@ from ..batch.company cimport Company, Peer
 from ..metrics._metrics cimport Cells, Clock
 from .bodies cimport Bodies
 from .formats cimport Format, Wants
-from .seam cimport BaseExchange, Budget, Gate, Head, Response, Waiter
+from .promise cimport Promise
+from .seam cimport Budget, Gate, Head, Response, Waiter
 
 
 cdef class Keeper(Gate):
-    cdef public object loop, limits, inputs, dtype, kinds
+    cdef public object loop, limits, inputs, dtype, kinds, coder
     cdef public Batcher batcher
     cdef public Bodies bodies
     cdef public Company company
@@ -23,9 +24,9 @@ cdef class Keeper(Gate):
     cpdef long long settle(self, Exchange exchange, Peer peer) except -1
 
 
-cdef class Exchange(BaseExchange):
+cdef class Exchange(Promise):
     cdef public long long begun, whole, made, deadline
-    cdef public bint has_own_time
+    cdef public bint has_own_time, is_left
     cdef public Py_ssize_t listed
     cdef public Keeper keeper
     cdef Head _head
@@ -33,7 +34,6 @@ cdef class Exchange(BaseExchange):
     cdef public object parameters
     cdef object _body, _request
     cdef public tuple lost
-    cdef Waiter _waiter
     cdef bint _arriving, _in_numbers
     cdef long long _awaited
     cpdef expire(self, long long now)
@@ -41,9 +41,6 @@ cdef class Exchange(BaseExchange):
     cpdef bytes name(self)
     cpdef asker(self)
     cpdef let_go(self)
-    cpdef bint done(self)
-    cpdef Response result(self)
-    cpdef tell(self, Waiter waiter)
 
     @cython.locals(budget=Budget)
     cpdef write(self, bytes data)
@@ -54,8 +51,9 @@ cdef class Exchange(BaseExchange):
     cpdef cancel(self, str reason)
     cpdef hold(self)
 
-    @cython.locals(keeper=Keeper, response=Response, started=cython.longlong)
+    @cython.locals(keeper=Keeper, response=Response, started=cython.longlong, now=cython.longlong)
     cpdef deliver(self, rows, error)
+    cpdef answer(self, Response response)
 
     @cython.locals(reads=Format)
     cdef _admit(self)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from ..tensor import Inputs
 from .bodies import Bodies
 from .failures import logged, no_answer, reason_of, still_starting
 from .formats import LATER, UNDECIDED, Kinds, Wants
+from .promise import Promise
 from .request import Request, request_of
-from .seam import CUT_OFF, IDS, LEFT, NEVER, BaseExchange, Gate, Head, Response, Waiter
+from .seam import CUT_OFF, IDS, LEFT, NEVER, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
@@ -42,7 +43,8 @@ class Keeper(Gate):
     is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
     the array that a list handler takes its items as, None for a list. asks: whether the handler is told who asked.
     bodies: the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
-    kinds: of bodies and answers, once the handler is there. patience: ns that a request may take at most.
+    kinds: of bodies and answers, once the handler is there. coder: has them inflated and compressed. patience: ns that
+    a request may take at most.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Keeper(Gate):
         self.asks = False
         self.kinds: Kinds = UNDECIDED
         self.is_starting = True
+        self.coder: Any = None
         self._clock = Clock(clock)
 
     def wanted(self, head: Head) -> Wants:
@@ -92,29 +95,18 @@ class Keeper(Gate):
         raise NotImplementedError
 
 
-class _Sleeper(Waiter):
-    """A coroutine that awaits an exchange."""
-
-    def __init__(self) -> None:
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_answer(self, exchange: BaseExchange) -> None:
-        if not self.over.done():
-            self.over.set_result(None)
-
-
-class Exchange(BaseExchange):
+class Exchange(Promise):
     """One request whose headers were accepted, and the future of its answer. Made by Admission.
 
-    It has the calls of a future that the shells need. Who waits is told at once, not in the loop's next iteration:
-    answering a batch is one pass over it.
+    Who waits is told at once, not in the loop's next iteration: answering a batch is one pass over it.
 
     parameters: what its body says beside the items, where somebody is told; None for nothing. lost: why it has no rows,
-    in a word, and as its client reads it.
+    in a word, and as its client reads it. is_left: its client left when a batch had given its answer already.
 
     In the clock's nanoseconds, begun: when its headers were read; whole: when its body was all there; made: when its
-    answer was, 0 for one that no batch gave; deadline: when it is answered at the latest. has_own_time: whether its
-    client said so, for less than the service's time. listed: its number where deadlines.py has it in order, else 0.
+    answer was, 0 where no batch gave it or a thread compressed it; deadline: when it is answered at the latest.
+    has_own_time: whether its client said so, for less than the service's time. listed: its number where deadlines.py
+    has it in order, else 0.
     """
 
     def _begin(self, keeper: Keeper, head: Head, wants: Wants, begun: int) -> None:
@@ -122,6 +114,7 @@ class Exchange(BaseExchange):
         self.begin(keeper.bodies, keeper)
         self.begun = self.whole = begun
         self.made = 0
+        self.is_left = False
         self.keeper = keeper
         self.listed = 0
         self.has_own_time = 0 < head.patience < keeper.patience
@@ -142,30 +135,6 @@ class Exchange(BaseExchange):
         """Who sent it: the same for the requests of one connection; itself, where nobody knows of any."""
         peer = self._head.peer
         return self if peer is None else peer
-
-    def done(self) -> bool:
-        """Whether there is an answer."""
-        return self.response is not None
-
-    def result(self) -> Response:
-        """The answer. Raises asyncio.InvalidStateError while there is none."""
-        if self.response is None:
-            raise asyncio.InvalidStateError("not answered yet")
-        return self.response
-
-    def tell(self, waiter: Waiter) -> None:
-        """Tell who waits when the answer is there, in place of complete(); there can be one."""
-        if self.response is None:
-            self._waiter = waiter
-        else:
-            waiter.on_answer(self)
-
-    def __await__(self) -> Generator[Any, None, Response]:
-        if self.response is None:
-            self._waiter = sleeper = _Sleeper()
-            yield from sleeper.over
-        self.release()
-        return self.result()
 
     def write(self, data: bytes) -> None:
         """Take a piece of the body that has memory of its own; a single one is not copied.
@@ -268,13 +237,28 @@ class Exchange(BaseExchange):
     def start(self) -> None:
         """The handler is there now: admit what waited for it."""
         self.whole = self.keeper._clock.now()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """What it waited for is there: admit its items."""
         if not self.resolved and self._admit() is not None:
             self._call_back()
+
+    def inflated(self, body: bytearray) -> None:
+        """Its body as it was ahead of its coding, which counts already, in place of what came."""
+        came = len(self._body)
+        self.charged -= came
+        self.budget.held -= came
+        self._drop_body()
+        self._body = body
+        self._wants = self._wants.inflated()
 
     def _admit(self) -> Response | None:
         try:
             if self._wants.reads is LATER:
                 self._wants = self.keeper.wanted(self._head)
+            if self._wants.coding and not self.keeper.coder.inflate(self, self._wants.coding, self._body):
+                return None
             reads, inputs = self._wants.reads, self.keeper.inputs
             if inputs is None:
                 dtype = self.keeper.dtype
@@ -310,6 +294,8 @@ class Exchange(BaseExchange):
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
         if self.resolved:
+            self._waiter = None
+            self.is_left = True
             self.release()
             return
         self.resolved = True
@@ -359,12 +345,21 @@ class Exchange(BaseExchange):
         started = keeper._clock.now()
         try:
             response = self._wants.reply(rows, self._in_numbers) if error is None else self.refuse(error)
+            response = self._affordable(response)
+            if self._wants.answers:
+                response = keeper.coder.compressed(self, response, self._wants.answers)
         except Exception as unsendable:  # whatever it is, the other requests of the batch are still to be answered
             response = self.refuse(unsendable)
-        self.made = keeper._clock.now()
-        keeper.cells.encoded(self.made - started)
-        response = self._finish(self._affordable(response))
-        if response.size > LARGE:
+        now = keeper._clock.now()
+        keeper.cells.encoded(now - started)
+        if response is not None:
+            self.made = now
+            self.answer(response)
+
+    def answer(self, response: Response) -> None:
+        """This is what is sent."""
+        self._finish(response)
+        if response.size > LARGE and not self.is_left:
             self.hold()
         self._call_back()
 

@@ -25,7 +25,7 @@ cdef class Other(Format):
 
 cdef class Wants:
     cdef readonly Format reads, writes
-    cdef readonly str accept
+    cdef readonly str accept, coding, answers
 
     @cython.locals(values=list)
     cpdef Response reply(self, rows, bint in_numbers=*)

@@ -18,13 +18,14 @@ from ..batch.arrays import rows_of_any, stacked
 from ..errors import Headers, RequestError, VirtexError, quoted
 from ..message import Account, Content, encode_data
 from ..tensor import Inputs, Source, Tensor
+from .codings import asked_for, coding_of
 from .seam import JSON as JSON_HEADERS
 from .seam import Response, refusal
 
 Body = bytes | bytearray | memoryview
 
 FEW = 64  # strings that need no charge beside that of their text
-USUAL = 512  # bytes; clients send the same three headers again and again, so what those up to this say is kept
+USUAL = 512  # bytes; clients send the same four headers again and again, so what those up to this say is kept
 
 
 class Format:
@@ -238,13 +239,20 @@ UNDECIDED = Undecided(gives_content=True)
 class Wants:
     """What the headers of a request say: the format that reads its body, and the one that writes its answer.
 
-    accept: its Accept, in lower case.
+    accept: its Accept, in lower case. coding: what its body is still coded with. answers: the coding that it asks for.
+    Both are "" for none, or names of codings.py.
     """
 
-    def __init__(self, reads: Format, writes: Format, accept: str = "") -> None:
+    def __init__(self, reads: Format, writes: Format, accept: str = "", coding: str = "", answers: str = "") -> None:
         self.reads = reads
         self.writes = writes
         self.accept = accept
+        self.coding = coding
+        self.answers = answers
+
+    def inflated(self) -> Wants:
+        """The same, of a body that was coded until now."""
+        return Wants(self.reads, self.writes, self.accept, "", self.answers)
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """The answer of these rows, as Format.reply() has it, or the one Content. Raises RequestError (406) as well."""
@@ -261,32 +269,35 @@ class Wants:
 
 
 def negotiate(headers: list[tuple[bytes, bytes]], kinds: Kinds = KINDS) -> Wants:
-    """Read the three headers that say it (RFC 9110 sections 8.3, 8.4, 12.5.1); names in lower case.
+    """Read the four headers that say it (RFC 9110 sections 8.3, 8.4, 12.5.1, 12.5.3); names in lower case.
 
-    kinds: what there is to choose from. Raises RequestError: 415 for a body of another type or a compressed one, 406
-    when no format may be sent, 400 for a type whose parameters are wrong.
+    kinds: what there is to choose from. Raises RequestError: 415 for a body of another type or coding, 406 when no
+    format may be sent, 400 for a type whose parameters are wrong.
     """
-    content_type = content_encoding = accept = b""
+    content_type = content_encoding = accept = accept_encoding = b""
     for name, value in headers:
         if name == b"content-type":
             content_type = value
         elif name == b"accept":
             accept = accept + b"," + value if accept else value
         elif name == b"content-encoding":
-            content_encoding = value
+            content_encoding = content_encoding + b"," + value if content_encoding else value
+        elif name == b"accept-encoding":
+            accept_encoding = accept_encoding + b"," + value if accept_encoding else value
     # Each form has a boundary of its own, so that nothing would be found again. `in` raises and catches a TypeError.
-    if len(content_type) + len(content_encoding) + len(accept) <= USUAL and content_type.find(b"boundary") < 0:
-        return _usual(content_type, content_encoding, accept, kinds)
-    return _negotiated(content_type, content_encoding, accept, kinds)
+    size = len(content_type) + len(content_encoding) + len(accept) + len(accept_encoding)
+    if size <= USUAL and content_type.find(b"boundary") < 0:
+        return _usual(content_type, content_encoding, accept, accept_encoding, kinds)
+    return _negotiated(content_type, content_encoding, accept, accept_encoding, kinds)
 
 
-def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes, kinds: Kinds) -> Wants:
-    if content_encoding.strip().lower() not in (b"", b"identity"):
-        coding = quoted(content_encoding.decode("latin-1"))
-        encoding = (b"accept-encoding", b"identity")
-        raise RequestError(415, f"Content-Encoding {coding!r}: send the body as it is", (encoding,))
+def _negotiated(
+    content_type: bytes, content_encoding: bytes, accept: bytes, accept_encoding: bytes, kinds: Kinds
+) -> Wants:
+    coding = coding_of(content_encoding)
     liked = accept.decode("latin-1").lower()
-    return Wants(kinds.read_by(content_type), kinds.written_by(liked), liked)
+    reads, writes = kinds.read_by(content_type), kinds.written_by(liked)
+    return Wants(reads, writes, liked, coding, asked_for(accept_encoding))
 
 
 _usual = lru_cache(256)(_negotiated)
