@@ -90,6 +90,7 @@ cdef extern from "walk.h" nogil:
     int vx_has_key(const vx_key *, const uint8_t *, size_t)
     const uint8_t *vx_open(const uint8_t *, const uint8_t *)
     const uint8_t *vx_take(const uint8_t *, const uint8_t *, char)
+    const uint8_t *vx_space(const uint8_t *, const uint8_t *)
     int vx_closes(const uint8_t *, const uint8_t *)
     const uint8_t *vx_take_string(const vx_kernel *, const uint8_t **, const uint8_t *, size_t *, int *)
 
@@ -110,6 +111,11 @@ cdef extern from "numbers.h" nogil:
     size_t vx_take_members(
         const vx_form *, const uint8_t *, const uint8_t *, const size_t *, size_t, uint8_t *, size_t, size_t)
     int vx_shape_of(const uint8_t *, const uint8_t *, const uint8_t *, int, cnp.npy_intp *)
+
+cdef extern from "inputs.h" nogil:
+    ctypedef struct vx_list:
+        size_t start, end
+    int vx_find_data(const uint8_t *, const uint8_t *, vx_list *, int)
 
 cdef extern from "shortest.h" nogil:
     enum:

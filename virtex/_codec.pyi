@@ -130,6 +130,26 @@ def scan_npy(body: _Buffer, ndim: int | None = None, admit: Callable[[int, int],
     Raises: ItemError (422) with the index of the document that is wrong.
     """
 
+def lists_in(body: _Buffer) -> tuple[bytes, list[tuple[int, int]]] | None:
+    """Where the lists of numbers stand that are the "data" of the "inputs" of a request of V2; and all else.
+
+    Returns: the body with [i] in place of each, which is not proved to be JSON; from where to where the i-th stands,
+    with its brackets. None where text stands in such a list, where an escape is in a name, and for more than 32 lists.
+    """
+
+def list_items(body: _Buffer, start: int, end: int, count: int, each: int, account: _Account) -> Items:
+    """The items of one list of numbers, which stands in a body from `start` to `end`.
+
+    It has `count` items, nested as the rows, or their numbers all in one: `each` for an item. Which of these its first
+    byte says. account: what it raises for the text of the list, into() raises, as for scan().
+    """
+
+def row_signature(dtype: np.dtype[Any], shape: Sequence[int]) -> object:
+    """What blob_items() is to know of an item, made once."""
+
+def blob_items(body: _Buffer, start: int, count: int, signature: object) -> Items:
+    """Items whose bytes stand in a body from `start` on, in C order. Raises ValueError where that is too short."""
+
 def strings(body: _Buffer) -> list[str] | None:
     """The list of {"data": ["...", ...]} if its strings are ASCII without escapes, else None: parse the body.
 
@@ -153,6 +173,12 @@ def encode_numbers(values: NDArray[Any], start: int, stop: int) -> bytes | None:
     float the text is the shortest that reads back as the same value of its dtype, laid out as orjson lays it out.
         Returns: None for a dtype that is neither bool, integers, floats of 16 to 64 bits nor bfloat16.
     Raises: ValueError for a number that is not finite.
+    """
+
+def flat_numbers(values: NDArray[Any], head: bytes, tail: bytes) -> bytes | None:
+    """head, all numbers of an array as JSON with commas between them, tail; None, and ValueError, as encode_numbers().
+
+    values: of one dimension at least.
     """
 
 def number_texts(values: NDArray[Any]) -> list[bytes] | None:

@@ -43,6 +43,7 @@ cdef enum:
     TEXT = 4096               # bytes of a text that is written on the stack, and copied once its length is known
     DIMS = 31                 # of an item, at most, where its shape is not declared: rows have one more
     DEEP = 254                # lists in lists: as many as orjson writes
+    LISTS = 32                # of "data" in a request of V2: one for each input
     LEAST = 3                 # characters that an item has beside its text: two quotes and a comma, or more
     OLD_LINE = 76             # characters in a line of base64, as Virtex 0.1 wrote it
 
@@ -1298,6 +1299,171 @@ cdef _Spans _scan_stacked(_Spans items, _Signature whole, object body):
     return items
 
 
+# -- tensors of V2 in
+
+def lists_in(body):
+    cdef _Input source = _open_bytes(body)
+    cdef const char *text = <const char *>source.data
+    cdef vx_list lists[LISTS]
+    cdef size_t at = 0
+    cdef int i, count
+    if source.size < RELEASE_GIL:
+        count = vx_find_data(source.data, source.data + source.size, lists, LISTS)
+    else:
+        with nogil:
+            count = vx_find_data(source.data, source.data + source.size, lists, LISTS)
+    if count < 0:
+        return None
+    cdef bytes rest = b""
+    cdef list places = []
+    for i in range(count):
+        rest += text[at:lists[i].start] + b"[%d]" % i
+        places.append((lists[i].start, lists[i].end))
+        at = lists[i].end
+    return rest + text[at:source.size], places
+
+
+@cython.final
+cdef class _List(Items):
+    """The numbers of one list of JSON in a body: in lists as the rows are, or all in one."""
+
+    cdef _Input source
+    cdef object account
+    cdef size_t start, end        # of the list in the body, with its brackets
+    cdef bint flat
+    cdef size_t each              # numbers of an item
+    cdef Py_ssize_t next          # which item stands
+    cdef const uint8_t *next_at   # here
+    cdef uint64_t most, odd       # of an integer for a float: as in numbers.h
+    cdef list parsed              # what a parser made of the list, once numbers were not what they seemed
+
+    cdef decode(self, int column, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        cdef Py_ssize_t good = start
+        if start == stop:
+            return
+        if self.parsed is None and _kind_of(rows) >= 0 and self.each:
+            good += self.take(rows, start, stop)
+        if good < stop:
+            self.parse()
+            if self.flat:
+                self.fill(rows[good - start:], good, stop)
+            else:
+                (<_Values>items_of(self.parsed)).decode(column, rows[good - start:], good, stop)
+
+    cdef Py_ssize_t take(self, cnp.ndarray rows, Py_ssize_t start, Py_ssize_t stop):
+        """How many items are in their rows. A parser has the word on the next one."""
+        cdef vx_form form
+        cdef uint8_t *to = <uint8_t *>cnp.PyArray_DATA(rows)
+        cdef const uint8_t *begin = self.source.data
+        cdef const uint8_t *end = begin + self.end
+        cdef size_t good, skip, count = stop - start
+        cdef bint last = stop == self.count
+        form.kind, form.ndim, form.dims = _kind_of(rows), cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_DIMS(rows) + 1
+        form.most, form.odd = self.most, self.odd
+        if start < self.next:
+            self.next, self.next_at = 0, begin + self.start + 1
+        skip = start - self.next
+        if self.flat:
+            form.ndim = 0
+            skip *= self.each
+            count *= self.each
+        if end - self.next_at < RELEASE_GIL:
+            good = vx_take_rows(&form, begin, &self.next_at, end, to, skip, count, last)
+        else:
+            with nogil:
+                good = vx_take_rows(&form, begin, &self.next_at, end, to, skip, count, last)
+        if good == count:
+            self.next = stop
+        return good // self.each if self.flat else good
+
+    cdef fill(self, cnp.ndarray rows, size_t start, size_t stop):
+        """Those of a parser, where they are in one list."""
+        try:
+            items_of(self.parsed[start * self.each:stop * self.each]).into(rows.reshape(-1))
+        except ItemError as error:
+            at = start * self.each + error.index
+            raise ItemError(f"{error.reason} at [{at}]", at // self.each) from None
+
+    cdef int parse(self) except -1:
+        """The list, by a parser. What stands ahead of it becomes spaces, so that a byte is named by its place there."""
+        cdef bytes text
+        if self.parsed is not None:
+            return 0
+        text = b'{"data":' + b" " * (self.start - 8) + (<const char *>self.source.data)[self.start:self.end] + b"}"
+        parsed = self.account.parse(text)
+        self.check(parsed)
+        self.parsed = parsed
+        return 0
+
+    cdef int check(self, list values) except -1:
+        cdef size_t expected = self.count * self.each if self.flat else self.count
+        if <size_t>len(values) != expected:
+            raise ItemError(f"expected a list of {expected}, got one of {len(values)}")
+        if _has_others(values):  # text would be taken for base64 of an array
+            raise ItemError("expected numbers, got text, null or an object", 0)
+        return 0
+
+    def into_exact(self, rows, uint64_t most):
+        self.most, self.odd = most, most if _kind_of(rows) >= 0 else 0
+        self.into(rows)
+        return self.parsed is None
+
+    def values(self):
+        self.parse()
+        if not self.flat:
+            return self.parsed
+        return [self.parsed[i * self.each:(i + 1) * self.each] for i in range(self.count)]
+
+
+cdef bint _has_others(list values) except -1:
+    for value in values:
+        if type(value) is list:
+            if _has_others(value):
+                return True
+        elif not (PyLong_Check(value) or PyFloat_Check(value)):
+            return True
+    return False
+
+
+def list_items(body, size_t start, size_t end, Py_ssize_t count, size_t each, account):
+    cdef _List items = _List.__new__(_List)
+    items.source = _open_bytes(body)
+    if not 8 <= start < end <= <size_t>items.source.size:
+        raise ValueError(f"expected a list behind byte 8 of {items.source.size}, got {start} to {end}")
+    items.account = account
+    items.start, items.end, items.count, items.each = start, end, count, each
+    items.next_at = vx_space(items.source.data + start + 1, items.source.data + end)
+    items.flat = items.next_at[0] != c"["
+    items.most = items.odd = UINT64_MAX
+    items.has_numbers = True
+    return items
+
+
+def row_signature(dtype, shape):
+    cdef _Signature row = _Signature.__new__(_Signature)
+    row.dtype, row.ndim, row.patterns = dtype, len(shape), patterns_of(dtype)
+    row.nbytes = dtype.itemsize
+    for i, length in enumerate(shape):
+        row.dims[i] = length
+        row.nbytes *= length
+    row.remembered = True  # no document begins like this
+    return row
+
+
+def blob_items(body, size_t start, Py_ssize_t count, signature):
+    cdef _Spans items = _Spans.__new__(_Spans)
+    cdef _Signature row = signature
+    cdef Py_ssize_t i
+    items.source = _open_bytes(body)
+    if start + count * row.nbytes > <size_t>items.source.size:
+        raise ValueError(f"expected {count} rows of {row.nbytes} bytes from {start} on, got {items.source.size}")
+    items.columns, items.raw, items.signature, items.count = 1, True, row, count
+    items.make_room(count)
+    for i in range(count):
+        items.starts[i] = start + i * row.nbytes
+    return items
+
+
 # -- strings in
 
 def strings(body):
@@ -1462,16 +1628,20 @@ cdef int _written_kind(cnp.ndarray rows) except -2:
     return _kind_of(rows)
 
 
-cdef bytes _write(cnp.ndarray rows, int kind, size_t start, size_t stop, bytes head, bytes tail):
-    """head, rows [start, stop) with commas between them, tail. Raises ValueError for a number that is not finite."""
+cdef bytes _write(cnp.ndarray rows, int kind, size_t start, size_t stop, bytes head, bytes tail, bint flat=False):
+    """head, rows [start, stop) with commas between them, tail. flat: all their numbers as if they were rows. Raises
+    ValueError for a number that is not finite."""
     cdef uint8_t few[TEXT]
     cdef uint8_t *begin = few
     cdef uint8_t *end
     cdef const uint8_t *data = <const uint8_t *>cnp.PyArray_DATA(rows)
     cdef vx_form form
     cdef cnp.PyObject *body = NULL
-    cdef size_t size, most, lead = len(head), count = stop - start
+    cdef size_t size, most, each, lead = len(head), count = stop - start
     form.kind, form.ndim, form.dims = kind, cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_DIMS(rows) + 1
+    if flat:
+        each = cnp.PyArray_SIZE(rows) // max(cnp.PyArray_DIMS(rows)[0], 1)
+        form.ndim, start, count = 0, start * each, count * each
     most = vx_most_text(&form, &size)
     if most == 0 or count > WRITABLE // most:
         raise MemoryError(f"no room for {count} rows of {(<object>rows).shape[1:]} as JSON")
@@ -1508,6 +1678,15 @@ def encode_numbers(values, size_t start, size_t stop):
         start, stop = 0, stop - start
         kind = _written_kind(rows)
     return None if kind < 0 else _write(rows, kind, start, stop, b'{"data":[', b'],"error":null}')
+
+
+def flat_numbers(values, bytes head, bytes tail):
+    cdef cnp.ndarray rows = values
+    cdef int kind = _written_kind(rows)
+    if kind < 0 or not cnp.PyArray_IS_C_CONTIGUOUS(rows):
+        rows = _in_order(values)
+        kind = _written_kind(rows)
+    return None if kind < 0 else _write(rows, kind, 0, len(rows), head, tail, True)
 
 
 def number_texts(values):
