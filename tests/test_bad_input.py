@@ -248,6 +248,7 @@ def test_a_bad_request_touches_no_other_of_its_batch(service, bad):
         ("DELETE", "/", (), 405),
         ("POST", "/health/live", (), 405),
         ("POST", "/v2/models/a/infer", (), 404),
+        ("GET", "/v2/models/a", (), 404),
         ("POST", "/", ("Content-Encoding: gzip",), 400),
         ("POST", "/", ("Content-Encoding: br, identity",), 415),
         ("POST", "/", ("Content-Type: multipart/form-data; boundary=a",), 415),

@@ -127,6 +127,10 @@ NO_LOOP = {
     "service.routes",
     "service.seam",
     "service.uploads",
+    "service.v2",
+    "service.v2_head",
+    "service.v2_read",
+    "service.v2_write",
     "tensor",
     "wire.chunked",
     "wire.grammar",
@@ -174,6 +178,7 @@ TESTED_BY = {  # where a file's tests have another name
     "tried": "trial",
     "tuned": "tuning",
     "uvicorn": "wrong",
+    "v2_head": "v2_read",
     "virtual": "fit",
 }
 

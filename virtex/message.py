@@ -180,6 +180,13 @@ class Account(Protocol):
         Raises RequestError as that does, and 413 for too many values, 503 where they find no room.
         """
 
+    def admit_values(self, body: bytes | bytearray | memoryview) -> None:
+        """Charge what a JSON text will become, before it is parsed. Raises RequestError: 413, 503."""
+
+    def answer_as(self, writes: Any, patience: int) -> None:
+        """The body says how its answer is to be written: by that format. patience: and for how many ns its client
+        waits at most; 0 where it does not say."""
+
     def admit_strings(self, count: int) -> None:
         """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""
 

@@ -27,7 +27,7 @@ from .handler import RequestHandler, Worker
 from .limits import Limits
 from .metrics import board
 from .observer import Observer
-from .service import asgi_app, routes
+from .service import asgi_app, routes, v2
 from .service.authorize import Authorize, guard_of
 from .service.bodies import Bodies
 from .service.cors import Cors
@@ -293,7 +293,7 @@ class Server(Service):
 
         head: of the request, where one was read.
         """
-        answer = super().refuse(error)
+        answer = v2.refusal(error) if head is not None and v2.is_v2(head.path) else super().refuse(error)
         model = self._living()
         if model is not None:
             answer.request_id = model.admission.turn_away(error, head)

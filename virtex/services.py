@@ -4,6 +4,7 @@
     GET /                           which there are
     GET /health/live, /health/ready whether all are well
     GET /metrics                    those of all
+    /v2, /v2/health/..., /v2/models/{name}/...    the same, as the Open Inference Protocol has it
 
 Rules: knows servers by what they are called with, and paths. On the wire's lane it chooses once for each head that is
 new on a connection: the same head again goes straight to its service. Not compiled, as server.py.
@@ -24,7 +25,7 @@ from .errors import RequestError, quoted
 from .limits import Limits, widest
 from .metrics.export import render_all
 from .server import OWN, Server
-from .service import asgi_app, routes
+from .service import asgi_app, routes, v2
 from .service.bodies import Bodies
 from .service.model import retrieve
 from .service.seam import JSON, REGISTER, BaseExchange, Head, Response, Service
@@ -145,7 +146,10 @@ class Services(Service):
         """
         if head is not None and head.service is not None:
             return head.service.refuse(error, head)
-        return super().refuse(error)
+        return self._refusal(error, head)
+
+    def _refusal(self, error: RequestError, head: Head | None) -> Response:
+        return v2.refusal(error) if head is not None and v2.is_v2(head.path) else super().refuse(error)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Be an ASGI 3 application, as Server is.
@@ -163,6 +167,8 @@ class Services(Service):
 
     def _find(self, path: str) -> tuple[Server | None, str]:
         """The service of a path, which is percent-decoded, and the path as that service knows it."""
+        if path.startswith(v2.MODELS):
+            return next((one for one in self.servers if v2.of_model(path, one.name) is not None), None), path
         name, slash, rest = path[1:].partition("/")
         return self._by_name.get(name), f"{slash}{rest}" or "/"
 
@@ -181,6 +187,8 @@ class Services(Service):
         try:
             for server in self.servers:
                 server.begin()  # to have a state
+            if head.path.startswith(v2.MODELS):
+                raise v2.unknown(head.path, [server.name for server in self._open_to(head)])
             tell = _ROUTES.get(head.path)
             if tell is None:
                 raise RequestError(404, f"nothing at {quoted(head.path)}; the services are at {self._paths(head)}")
@@ -189,7 +197,7 @@ class Services(Service):
                 raise RequestError(405, reason, ((b"allow", b"GET, HEAD"),))
             return tell(self, head)
         except RequestError as error:
-            return super().refuse(error)
+            return self._refusal(error, head)
 
     def _open_to(self, head: Head) -> list[Server]:
         """The services that let a request in. Raises RequestError, the first one's, where none does."""
@@ -222,6 +230,11 @@ class Services(Service):
                 raise RequestError(error.status, reason, error.headers) from None
         return well
 
+    def _server(self, head: Head) -> Response:
+        """What all of them are for clients of V2. Raises RequestError where none lets the request in."""
+        self._open_to(head)
+        return Response(200, JSON, [v2.server_metadata()])
+
     def _metrics(self, head: Head) -> Response:
         """Those of the services that let the request in."""
         exports = [server.model.export for server in self._open_to(head) if server.model.export is not None]
@@ -235,6 +248,9 @@ _ROUTES: dict[str, Callable[[Services, Head], Response]] = {
     "/health/live": Services._health,
     "/health/ready": Services._health,
     "/metrics": Services._metrics,
+    v2.ROOT: Services._server,
+    f"{v2.HEALTH}live": Services._health,
+    f"{v2.HEALTH}ready": Services._health,
 }
 
 

@@ -11,7 +11,7 @@ from .seam cimport Head, Response
 
 cdef class Admission(Keeper):
     cdef public Py_ssize_t unsettled
-    cdef public object cors
+    cdef public object cors, served
     cdef object _observer, _all_settled
     cdef Deadlines _deadlines
     cdef Py_ssize_t _most_early

@@ -15,24 +15,29 @@ from ..errors import RETRY_SOON, RequestError, too_large
 from ..limits import Limits
 from ..metrics._metrics import Cells
 from ..observer import Observer
+from . import v2
 from .bodies import Bodies
 from .coder import Coder
 from .cors import Cors
 from .deadlines import Deadlines
 from .exchange import Exchange, Keeper
 from .failures import reason_of
-from .formats import JSON, Failed, Wants, negotiate
+from .formats import JSON, LATER, Failed, Wants, negotiate
 from .seam import IDS, Head, Response, patience_in
+from .v2_head import Served
+from .v2_read import wants_of
+from .v2_write import REFUSING
 
 WARNED = ("full", "deadline", "draining")  # reasons that are the operator's business
-NO_CLIENTS = ("/health/", "/metrics/")  # paths that are asked by the clock: they would outweigh an idle service's few
+# Paths that are asked by the clock: they would outweigh an idle service's few
+NO_CLIENTS = ("/health/", "/metrics/", "/v2/health/")
 
 
 class Admission(Keeper):
     """The door of a service, in one life of its model. cors: pages of which other origins may read its answers.
 
     most_early: how many complete requests wait for the handler at most. unsettled: how many were taken that are neither
-    answered nor given up.
+    answered nor given up. served: the model as V2 has it, once it is there.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Admission(Keeper):
         super().__init__(loop, clock, limits, batcher, bodies, cells)
         self.unsettled = 0
         self.cors: Cors | None = None
+        self.served: Served | None = None
         self._observer = observer
         self._most_early = most_early
         self._early: list[Exchange] = []  # complete before the handler was there
@@ -126,7 +132,9 @@ class Admission(Keeper):
         if head.wants is not None:
             writes = head.wants.writes
         else:
-            writes = JSON if self.cors is None else self.cors.writes(JSON, head)
+            writes = REFUSING if v2.is_v2(head.path) else JSON
+            if self.cors is not None:
+                writes = self.cors.writes(writes, head)
         response = writes.refuse(error)
         response.request_id = request_id
         return self.answer(response, head, now)
@@ -145,8 +153,14 @@ class Admission(Keeper):
         if head.length is not None and head.length > self.most_bytes:
             raise too_large(head.length, self.most_bytes)
         head.patience = patience_in(head.headers)
-        wants = negotiate(head.headers, self.kinds)
+        wants = self._of_v2(head) if v2.is_v2(head.path) else negotiate(head.headers, self.kinds)
         return wants if self.cors is None else self.cors.wants(wants, head)
+
+    def _of_v2(self, head: Head) -> Wants:
+        if self.served is not None:
+            return wants_of(self.served, head)
+        self.kinds.read_by(b"")  # raises where there will be none
+        return Wants(LATER, REFUSING)
 
     # ---- before the handler is there
 

@@ -50,6 +50,10 @@ class Crossing(Format):
         response.headers = response.headers + self._added
         return response
 
+    def in_place(self, writes: Format) -> Format:
+        """What writes the answer where the body says more of it, for the same page."""
+        return Crossing(self._writes.in_place(writes), self._added)
+
     def refuse(self, error: VirtexError) -> Response:
         """The answer that says what went wrong."""
         response = self._writes.refuse(error)

@@ -29,7 +29,6 @@ cdef class Exchange(Promise):
     cdef public bint has_own_time, is_left
     cdef public Py_ssize_t listed
     cdef public Keeper keeper
-    cdef Head _head
     cdef Wants _wants
     cdef public object parameters
     cdef object _body, _request
@@ -38,7 +37,6 @@ cdef class Exchange(Promise):
     cdef long long _awaited
     cpdef expire(self, long long now)
     cdef _begin(self, Keeper keeper, Head head, Wants wants, long long begun)
-    cpdef bytes name(self)
     cpdef asker(self)
     cpdef let_go(self)
 
@@ -62,8 +60,6 @@ cdef class Exchange(Promise):
     cdef Response _affordable(self, Response response)
     cpdef Response refuse(self, error)
     cdef Response _finish(self, Response response)
+    cpdef answer_as(self, Format writes, long long patience)
     cdef _charge_values(self, Py_ssize_t values, Py_ssize_t wider)
     cdef _drop_body(self)
-
-    @cython.locals(waiter=Waiter)
-    cdef _call_back(self)

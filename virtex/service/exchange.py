@@ -23,10 +23,10 @@ from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
 from .failures import logged, no_answer, reason_of, still_starting
-from .formats import LATER, UNDECIDED, Kinds, Wants
+from .formats import LATER, UNDECIDED, Format, Kinds, Wants
 from .promise import Promise
 from .request import Request, request_of
-from .seam import CUT_OFF, IDS, LEFT, NEVER, Gate, Head, Response, Waiter
+from .seam import CUT_OFF, LEFT, NEVER, Gate, Head, Response, Waiter
 
 log = logging.getLogger("virtex")
 
@@ -130,12 +130,6 @@ class Exchange(Promise):
         self.parameters: dict[str, Any] | None = None
         self._request: Request | None = None  # made when a batch wants it
 
-    @property
-    def client(self) -> object:
-        """Who sent it: the same for the requests of one connection; itself, where nobody knows of any."""
-        peer = self._head.peer
-        return self if peer is None else peer
-
     def write(self, data: bytes) -> None:
         """Take a piece of the body that has memory of its own; a single one is not copied.
 
@@ -200,6 +194,13 @@ class Exchange(Promise):
     def admit_documents(self, before: int, count: int) -> None:
         """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
         self.admit_items(before + count, count * ARRAY_BYTES)
+
+    def answer_as(self, writes: Format, patience: int) -> None:
+        """Its body says how its answer is to be written, and for how many ns its client waits; 0: it does not."""
+        wants = self._wants
+        self._wants = Wants(wants.reads, wants.writes.in_place(writes), wants.accept, "", wants.answers)
+        if 0 < patience < self.deadline - self.begun:
+            self.deadline, self.has_own_time = self.begun + patience, True
 
     def _charge_values(self, values: int, wider: int) -> None:
         most = self.keeper.most_values
@@ -315,11 +316,6 @@ class Exchange(Promise):
             self.items = self.rows = None
         keeper.settle(self, self._head.peer)
 
-    def name(self) -> bytes:
-        """The request's id, which its answer will have."""
-        self.request_id = self.request_id or self._head.request_id or IDS.next()
-        return self.request_id
-
     def asker(self) -> Request:
         """Who asked, for the handler's methods."""
         if self._request is None:
@@ -372,14 +368,6 @@ class Exchange(Promise):
             reason = f"no room for an answer of {length} bytes beside {held} of {bodies.budget} (limits.max_bytes)"
             return self.refuse(RequestError(503, reason, RETRY_SOON, "full"))
         return response
-
-    def _call_back(self) -> None:
-        waiter, self._waiter = self._waiter, None  # it may lead back here: a cycle for the garbage collector
-        if waiter is not None:
-            try:
-                waiter.on_answer(self)
-            except Exception:
-                log.exception("a connection failed to take its answer")
 
     def refuse(self, error: Exception) -> Response:
         """The answer that says what went wrong, as the client reads it; of a 500 the log has the cause."""

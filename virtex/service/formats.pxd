@@ -8,6 +8,7 @@ cdef class Format:
     cpdef source(self, body, inputs, account)
     cpdef array(self, body, dtype, account)
     cpdef Response reply(self, rows, bint in_numbers=*)
+    cpdef Format in_place(self, Format writes)
     cpdef Response refuse(self, error)
 
 

@@ -61,8 +61,12 @@ class Format:
         """The answer that is one Content, whose type was asked for."""
         return Response(200, ((b"content-type", content.type.encode()),), [content.body])
 
+    def in_place(self, writes: Format) -> Format:
+        """What writes the answer in place of this one, where the body says more of it. writes: as the body says."""
+        return writes
+
     def refuse(self, error: VirtexError) -> Response:
-        """The answer that says what went wrong; JSON for every format so far."""
+        """The answer that says what went wrong."""
         return refusal(error.status, str(error), error.headers, error.index)
 
 

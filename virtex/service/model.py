@@ -43,6 +43,7 @@ from .health import Health
 from .options import Options
 from .seam import REGISTER
 from .uploads import kinds_of
+from .v2_head import Served
 from .warmup import NO_ITEMS, example_of, warm_up
 
 log = logging.getLogger("virtex")
@@ -191,6 +192,7 @@ class Model:
         if not isinstance(handler, TensorHandler):
             self.admission.dtype = dtype = array_dtype(handler)
             self.admission.kinds = kinds_of(handler)
+            self.admission.served = Served(self.options.name, None, None, dtype, True)
             ring = self._ring_for(handler, dtype is not None)
             steps = steps_for(handler, clock)
             self.admission.asks = steps.asks
@@ -212,7 +214,9 @@ class Model:
         rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
         self.admission.kinds = kinds_of(handler)
-        steps = TensorSteps(handler, answers_json(handler), clock, device, executor.depth > 1)
+        gives_values = answers_json(handler)
+        self.admission.served = Served(self.options.name, handler.inputs, handler.outputs, None, gives_values)
+        steps = TensorSteps(handler, gives_values, clock, device, executor.depth > 1)
         self.admission.asks = steps.asks
         return executor, steps, rows
 

@@ -6,10 +6,13 @@ Rules: as of exchange.py, and neither the body nor what is answered.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator
 from typing import Any
 
-from .seam import BaseExchange, Response, Waiter
+from .seam import IDS, BaseExchange, Head, Response, Waiter
+
+log = logging.getLogger("virtex")
 
 
 class _Sleeper(Waiter):
@@ -24,9 +27,21 @@ class _Sleeper(Waiter):
 
 
 class Promise(BaseExchange):
-    """It has the calls of a future that the shells need: a base of Exchange, which tells who waits."""
+    """It has the calls of a future that the shells need, and knows who asked: a base of Exchange."""
 
+    _head: Head
     _waiter: Waiter | None
+
+    @property
+    def client(self) -> object:
+        """Who sent it: the same for the requests of one connection; itself, where nobody knows of any."""
+        peer = self._head.peer
+        return self if peer is None else peer
+
+    def name(self) -> bytes:
+        """The request's id, which its answer will have."""
+        self.request_id = self.request_id or self._head.request_id or IDS.next()
+        return self.request_id
 
     def done(self) -> bool:
         """Whether there is an answer."""
@@ -51,3 +66,11 @@ class Promise(BaseExchange):
             yield from sleeper.over
         self.release()
         return self.result()
+
+    def _call_back(self) -> None:
+        waiter, self._waiter = self._waiter, None  # it may lead back here: a cycle for the garbage collector
+        if waiter is not None:
+            try:
+                waiter.on_answer(self)
+            except Exception:
+                log.exception("a connection failed to take its answer")

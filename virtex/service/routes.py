@@ -12,7 +12,7 @@ import orjson
 
 from ..errors import RETRY_SOON, Headers, RequestError, quoted
 from ..metrics.live import live
-from . import page
+from . import page, v2
 from .model import FAILED, READY, Model
 from .seam import JSON, Head, Response
 
@@ -21,12 +21,15 @@ RESERVED = ("/health/", "/metrics/", "/v2/")
 
 def is_message(head: Head) -> bool:
     """Whether a request is for the model."""
-    return head.method == "POST" and not head.path.startswith(RESERVED) and head.path != "/metrics"
+    path = head.path
+    if head.method != "POST" or path in ("/metrics", v2.ROOT):
+        return False
+    return not path.startswith(RESERVED) or (path.startswith(v2.MODELS) and path.endswith("/infer"))
 
 
 def is_open(head: Head, has_page: bool) -> bool:
     """Whether anybody may have it, and authorize is not asked: probes, and the page, in which nothing stands yet."""
-    return head.path.startswith("/health/") or (has_page and page.is_asked_for(head))
+    return head.path.startswith(("/health/", v2.HEALTH)) or (has_page and page.is_asked_for(head))
 
 
 def answer(head: Head, model: Model) -> Response:
@@ -34,6 +37,8 @@ def answer(head: Head, model: Model) -> Response:
     path = head.path
     if path == "/metrics" and model.export is not None:
         return metrics(head, model.export.render)
+    if path.startswith(v2.MODELS):
+        return _of_model(head, model)
     found = _ROUTES.get(path)
     if found is None:
         if path.startswith(RESERVED) or path == "/metrics":
@@ -46,8 +51,22 @@ def answer(head: Head, model: Model) -> Response:
     return Response(200, JSON + _MORE_HEADERS.get(path, ()), [tell(model)])
 
 
+def _of_model(head: Head, model: Model) -> Response:
+    """What V2 says of the model."""
+    name = model.options.name
+    asked = v2.asked_of(head.path, name)
+    if asked not in ("", "/ready", "/infer"):
+        raise v2.unknown(head.path, [name])
+    _check_method(head, "POST" if asked == "/infer" else "GET, HEAD")
+    served = model.admission.served
+    if asked == "/ready" or served is None:
+        _ready(model)
+        return Response(200, JSON, [orjson.dumps({"name": name, "ready": True})])
+    return Response(200, JSON, [served.metadata()])
+
+
 def _check_method(head: Head, allow: str) -> None:
-    if head.method not in ("GET", "HEAD"):
+    if head.method not in allow.split(", "):
         raise RequestError(405, f"{_named(head)}: expected {allow}", ((b"allow", allow.encode()),))
 
 
@@ -82,6 +101,10 @@ def _ready(model: Model) -> bytes:
     return _well("ready", model.state is READY, model)
 
 
+def _server(model: Model) -> bytes:
+    return v2.server_metadata()
+
+
 def _well(what: str, holds: bool, model: Model) -> bytes:
     if not holds:
         reason = model.why_failed or f"not {what}: the service is {model.state}"
@@ -94,5 +117,8 @@ _ROUTES: dict[str, tuple[Callable[[Model], bytes], str]] = {  # and the methods 
     "/health/live": (_live, "GET, HEAD"),
     "/health/ready": (_ready, "GET, HEAD"),
     "/metrics/live": (_figures, "GET, HEAD"),
+    v2.ROOT: (_server, "GET, HEAD"),
+    f"{v2.HEALTH}live": (_live, "GET, HEAD"),
+    f"{v2.HEALTH}ready": (_ready, "GET, HEAD"),
 }
 _MORE_HEADERS: dict[str, Headers] = {"/": page.VARIES, "/metrics/live": ((b"cache-control", b"no-store"),)}

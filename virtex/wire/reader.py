@@ -23,6 +23,7 @@ from .grammar import find_fault, has_method, parse_request, skip_empty_lines
 
 LARGE = 64 << 10  # bytes; a body with more to come than this is read by the kernel into its final place
 HEAD_KEPT = 2048  # bytes; a longer head is parsed anew each time, so that idle connections stay small
+TOLD = 64  # bytes of a head that could not be read, which say where it goes
 FIELD_BYTES = 200  # that the objects of one header field take, about
 
 
@@ -60,7 +61,17 @@ class Reader:
         if known and data.startswith(known, at) and not self._partial:
             self.is_new = False
             return at + len(known)
-        return self._take_head(data, at)
+        partial = self._partial
+        try:
+            return self._take_head(data, at)
+        except RequestError:
+            self._partial = partial + data[at : at + TOLD]
+            raise
+
+    def refused(self) -> Head | None:
+        """Of a head that could not be read, where its request line says that it goes; None where it does not."""
+        words = self._partial[:TOLD].split(b" ", 2)
+        return Head("", words[1].decode("latin-1"), [], 0, None) if len(words) > 1 else None
 
     def _take_head(self, data: bytes, at: int) -> int:
         """llhttp sees each byte as it comes, so what can't be HTTP is refused before its end has come.

@@ -343,7 +343,7 @@ class Requests:
             if turn.exchange.started:
                 self._connection.abort()  # half of another answer is out
                 return
-        turn.answer = self._connections.service.refuse(error, turn.head)
+        turn.answer = self._connections.service.refuse(error, turn.head or self.reader.refused())
         goes_on = self.waiting.state in (COUNTED, PLACED) and self.reader.left > 0
         self.stop_at(turn)
         if goes_on:

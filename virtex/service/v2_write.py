@@ -1,0 +1,213 @@
+"""What the answer to a request of V2 is made of: the tensors of its outputs, as JSON or as bytes behind the JSON.
+
+    {"model_name": ..., "model_version": "1", "id": ..., "outputs": [{"name", "datatype", "shape", "data": [...]}]}
+    header Inference-Header-Content-Length where bytes follow, "parameters": {"binary_data_size": n} for their tensors
+
+Source: as of v2.py, and Triton's extension_binary_data.md. Rules: as of formats.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from .._codec import flat_numbers
+from ..errors import Headers, RequestError, VirtexError
+from ..message import Content, encode_data
+from ..serial._json import check_text
+from . import v2
+from .formats import Format
+from .seam import JSON, Response
+
+_BINARY: Headers = ((b"content-type", b"application/octet-stream"),)
+_LENGTH = b"inference-header-content-length"
+
+
+class Texts:
+    """A tensor of BYTES. values: in C order."""
+
+    def __init__(self, values: list[bytes], shape: tuple[int, ...]) -> None:
+        self.values = values
+        self.shape = shape
+
+    def blob(self) -> bytes:
+        """Each behind its length, in four bytes."""
+        return b"".join([len(value).to_bytes(4, "little") + value for value in self.values])
+
+    def json(self) -> bytes:
+        """A list of strings. Raises UnicodeDecodeError for what is no UTF-8."""
+        return orjson.dumps([value.decode() for value in self.values])
+
+
+class V2(Format):
+    """Whatever the protocol has to say, its errors are these."""
+
+    name = "V2"
+
+    def refuse(self, error: VirtexError) -> Response:
+        """What went wrong."""
+        return v2.refusal(error)
+
+
+REFUSING = V2()
+
+
+class Asked(V2):
+    """How a request wants its answer.
+
+    served: its model. id: None for none. outputs: their names, and whether each is to be bytes; None for all that there
+    are. binary: whether those are to be bytes.
+    """
+
+    def __init__(self, served: Any, id: str | None, outputs: dict[str, bool] | None, binary: bool) -> None:  # noqa: A002
+        self._served = served
+        self._outputs = outputs
+        self._binary = binary
+        head = b'{"model_name":%b,"model_version":"%b"' % (orjson.dumps(served.name), v2.VERSION.encode())
+        self._lead = head + (b"" if id is None else b',"id":%b' % orjson.dumps(id)) + b',"outputs":['
+        self._latest: tuple[str, Any, tuple[int, ...]] | None = None  # the tensor whose text this is:
+        self._latest_text = b""
+
+    def reply(self, rows: Any, in_numbers: bool = False) -> Response:
+        """The outputs that were asked for. Raises RequestError: 400 for one that there is not, 501 for a dtype that V2
+        has not; HandlerError for rows that can't be sent."""
+        if type(rows) is list:
+            return self._answer({v2.DATA: tensor_of(rows)})
+        tensors = rows.arrays()
+        if self._served.outputs is None:
+            self._served.learn(tensors)
+        if "" in tensors:
+            tensors = {v2.OUTPUT: tensors[""]}
+        return self._answer(tensors)
+
+    def content(self, content: Content) -> Response:
+        """The answer that is one Content: its bytes."""
+        return self._answer({v2.DATA: Texts([content.body], (1,))})
+
+    def _answer(self, tensors: dict[str, Any]) -> Response:
+        wanted = self._outputs
+        if wanted is None:
+            wanted = dict.fromkeys(tensors, self._binary)
+        text, pieces, blobs = self._lead, [], []
+        left = len(wanted)
+        for name, binary in wanted.items():
+            left -= 1
+            if name not in tensors:
+                raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
+            tensor = tensors[name]
+            text += self._text_of(name, tensor)
+            if binary:
+                blob = tensor.blob() if type(tensor) is Texts else _little(tensor)
+                text += b',"parameters":{"binary_data_size":%d}}' % len(blob) + (b"," if left else b"]}")
+                blobs.append(blob)
+            else:
+                pieces.append(_in_json(name, tensor, text + b',"data":[', b"]}," if left else b"]}]}"))
+                text = b""
+        if text:
+            pieces.append(text if wanted else text + b"]}")
+        return _response(pieces, blobs)
+
+    def _text_of(self, name: str, tensor: Any) -> bytes:
+        """What stands ahead of a tensor's data."""
+        dtype = None if type(tensor) is Texts else tensor.dtype
+        shape = tensor.shape
+        latest = self._latest
+        if latest is None or latest[2] != shape or latest[1] is not dtype or latest[0] != name:
+            datatype = v2.TEXT if dtype is None else v2.datatype_of(dtype)
+            if datatype is None:
+                raise RequestError(501, f"output {name!r} is of {dtype}, for which V2 has no datatype")
+            said = orjson.dumps({"name": name, "datatype": datatype, "shape": shape})
+            self._latest, self._latest_text = (name, dtype, shape), said[:-1]
+        return self._latest_text
+
+
+def _response(pieces: list[bytes], blobs: list[bytes]) -> Response:
+    if not blobs:
+        return Response(200, JSON, pieces)
+    length = b"%d" % sum(map(len, pieces))
+    return Response(200, (*_BINARY, (_LENGTH, length)), pieces + blobs)
+
+
+def _little(array: Any) -> bytes:
+    """Its values in C order, the lowest byte first."""
+    if array.dtype.kind in "SU":
+        return _texts_of(array).blob()
+    little: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return little
+
+
+def _in_json(name: str, tensor: Any, head: bytes, tail: bytes) -> bytes:
+    if type(tensor) is not Texts and tensor.dtype.kind in "SU":
+        tensor = _texts_of(tensor)
+    if type(tensor) is Texts:
+        try:
+            return head[:-1] + tensor.json() + tail[1:]
+        except UnicodeDecodeError:
+            raise RequestError(400, f"output {name!r} is no UTF-8: ask for it with binary_data") from None
+    try:
+        text = flat_numbers(tensor, head, tail)
+    except ValueError:  # a number is not finite, of which orjson makes null, and clients of V2 a NaN
+        values = tensor.ravel()
+        text = (
+            head
+            + orjson.dumps(values.astype("f4") if values.dtype.itemsize == 2 else values, None, _NUMPY)[1:-1]
+            + tail
+        )
+    assert text is not None  # all dtypes of V2 are written
+    return text
+
+
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+def _texts_of(array: Any) -> Texts:
+    """An array of text."""
+    if array.dtype.kind == "U":
+        check_text(array)
+    values = [value.encode() if isinstance(value, str) else value for value in array.ravel().tolist()]
+    return Texts(values, array.shape)
+
+
+# ---- the rows of a list handler
+
+
+def tensor_of(rows: list[Any]) -> Any:
+    """One tensor of what process_response() gave: of arrays or numbers an array, of text or any other JSON BYTES.
+
+    Raises HandlerError for what can't be sent.
+    """
+    are_arrays = all(isinstance(row, np.ndarray) and v2.datatype_of(row.dtype) for row in rows)
+    if are_arrays and len({(row.dtype, row.shape) for row in rows}) == 1:
+        return np.stack(rows)
+    values = orjson.loads(encode_data(rows))
+    leaves: list[Any] = []
+    shape = _shape_of(values)
+    if _flatten(values, shape, 0, leaves):
+        kinds = set(map(type, leaves))
+        if kinds == {str}:
+            return Texts([leaf.encode() for leaf in leaves], shape)
+        if kinds == {bool} or (kinds and kinds <= {int, float}):
+            array = np.array(leaves)
+            if array.dtype in (np.bool_, np.int64, np.uint64) or float in kinds:
+                return array.astype("f8" if float in kinds else array.dtype).reshape(shape)
+    return Texts([orjson.dumps(value) for value in values], (len(values),))
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape)
+
+
+def _flatten(value: Any, shape: tuple[int, ...], depth: int, leaves: list[Any]) -> bool:
+    """Whether lists are of that shape; then what is in them is in `leaves`."""
+    if depth == len(shape):
+        leaves.append(value)
+        return not isinstance(value, (list, dict))
+    if not isinstance(value, list) or len(value) != shape[depth]:
+        return False
+    return all(_flatten(one, shape, depth + 1, leaves) for one in value)
