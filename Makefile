@@ -14,6 +14,10 @@ TF_NEEDS := tensorflow-cpu==2.21.0
 MX := $(ENVS)/.venv-mx
 MX_NEEDS := mxnet==1.9.1 numpy==1.23.5
 
+# Clients of the Open Inference Protocol, in an environment without Virtex: they ask a server of .venv's.
+V2 := $(ENVS)/.venv-v2
+V2_NEEDS := tritonclient[http]==2.73.0 kserve==0.21.0
+
 PEERS := $(ENVS)/.venv-peers
 EXTRA = test
 
@@ -86,8 +90,8 @@ test: $(VENV)/.dev  ## run every test, in three processes (about 6 minutes on tw
 	@$(BIN)/python -m pytest $(SHARED_OUT)
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
-test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(VISION)/.test  ## make test, make compat, and virtex.serial with TensorFlow and MXNet; no library may be missing
-	@$(BIN)/python -m pytest $(SHARED_OUT) --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
+test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(V2)/.test $(VISION)/.test  ## make test, make compat, virtex.serial with TensorFlow and MXNet, the clients of Triton and KServe; no library may be missing
+	@VIRTEX_V2=$(V2) $(BIN)/python -m pytest $(SHARED_OUT) --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-pairs test-tf-mx
 
 # Each in one process: the two of them, side by side
@@ -172,7 +176,7 @@ api:  ## write docs/api.md, and the files of docs/architecture.md, from the docs
 	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(TF) $(MX) $(PEERS) $(VISION) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(TF) $(MX) $(V2) $(PEERS) $(VISION) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -209,6 +213,12 @@ $(TF)/.test $(MX)/.test $(PEERS)/.peers: pyproject.toml
 	@$(PYTHON) -m venv $(@D)
 	@$(PYTHON) -c '$(REQUIREMENTS)' $(EXTRA) >$(@D)/requirements.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(NEEDS) -r $(@D)/requirements.txt
+	@touch $@
+
+$(V2)/.test: Makefile
+	@echo "installing $(V2_NEEDS) in $(@D) (a minute or two the first time)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(foreach need,$(V2_NEEDS),'$(need)')
 	@touch $@
 
 $(VISION)/.test: Makefile | $(BIN)/python

@@ -7,7 +7,6 @@ formats. An exchange is the ring's ticket of its request. It is completed or can
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +26,6 @@ from .formats import LATER, UNDECIDED, Format, Kinds, Wants
 from .promise import Promise
 from .request import Request, request_of
 from .seam import CUT_OFF, LEFT, NEVER, Gate, Head, Response, Waiter
-
-log = logging.getLogger("virtex")
 
 SMALL = 256  # bytes of a body that can't become much, so that nothing is counted
 GIVEN_UP = "the server gave the request up"
