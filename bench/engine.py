@@ -32,8 +32,9 @@ from virtex.batch.batcher import Batcher
 from virtex.batch.company import Peer
 from virtex.batch.executors import InlineExecutor
 from virtex.batch.ring import Batch, Ring, Ticket
+from virtex.batch.row_steps import TensorSteps
 from virtex.batch.rows import RowRing
-from virtex.batch.steps import Steps, TensorSteps
+from virtex.batch.steps import Steps
 from virtex.handler import RequestHandler, TensorHandler
 from virtex.tensor import Tensor
 

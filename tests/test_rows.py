@@ -13,8 +13,8 @@ from test_ring import Recorder
 from virtex import ItemError, Limits, Tensor, http_server
 from virtex._codec import decode_numpy, encode_numpy, items_of
 from virtex.batch.batcher import Batcher
+from virtex.batch.row_steps import TensorSteps
 from virtex.batch.rows import RowRing, allocate
-from virtex.batch.steps import TensorSteps
 from virtex.errors import RequestError
 from virtex.service.formats import JSON
 
@@ -85,7 +85,7 @@ def put(ring, *values):
 
 
 def firsts(batch):
-    rows, counts = batch.work
+    rows, counts, _ = batch.work
     assert sum(counts) == len(rows) == batch.size
     return rows[:, 0].tolist()
 

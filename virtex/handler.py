@@ -22,8 +22,9 @@ from .batch.costs import check_cost, costs_of, fitting
 from .batch.device import Device
 from .batch.items import refuse_declared, steps_for
 from .batch.outputs import Rows
+from .batch.row_steps import TensorSteps
 from .batch.rows import allocate
-from .batch.steps import Outcome, Steps, TensorSteps
+from .batch.steps import Outcome, Steps
 from .errors import HandlerError, ItemError
 from .logs import event
 from .message import Content, HttpMessage, encode_data
@@ -87,6 +88,9 @@ class RequestHandler(ABC):
         Whatever iterates along its zeroth dimension will do: array, tensor, list, DataFrame or Series (by row). A
         tuple, mapping, str, bytes or set is refused, and so is any other number of rows than there were items. The
         memory may be written again by the next call.
+
+        An exception in place of a row is its request's answer: an ItemError with its status, any other a 500. When it
+        raises, it is called again with parts of the batch, made anew by process_request(), to find whose item it was.
         """
 
     @abstractmethod
@@ -287,7 +291,8 @@ class TensorHandler(RequestHandler):
     device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
     results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
 
-    run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a list of rows.
+    run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a list of rows, of
+    which one may be an exception. When it raises, it is called again with parts of the batch, decoded anew.
     Rows of no dimension are answered as JSON numbers and booleans. Those of one dimension or more are answered in kind:
     as lists of numbers where any array of the request came so, else as the base64 of .npy; always so where JSON has no
     number for the dtype. Override process_response to make a JSON value of a row instead.

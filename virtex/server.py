@@ -340,21 +340,22 @@ def http_server(
     api_key: str | None = None,
     warmup: bool | Sequence[int] = (),
     unhealthy_after: int | None = None,
+    isolate_errors: bool = True,
 ) -> Server:
     """Make a service of a handler: a bare ASGI 3 callable.
 
     name: of the service. handler: a RequestHandler, its class or a factory; the latter two are called in each worker.
     max_batch_size: items that run_inference gets at most. max_time_on_queue: seconds that an item waits for company at
-    most; 0: never. max_queue_size: items waiting at most, 503 beyond; default 4 x max_batch_size or
-    1024, whichever is more, for declared inputs no more than fits into half of limits.max_bytes.
-    max_batch_cost: what the items of a batch cost at most, by the handler's cost(); an item that costs more runs alone.
+    most; 0: never. max_queue_size: from so many waiting items on, 503; default 4 x max_batch_size or 1024, whichever is
+    more, for declared inputs no more than fits into half of limits.max_bytes. max_batch_cost: what the items of a batch
+    cost at most, by the handler's cost(); an item that costs more runs alone.
     executor: "inline" runs the handler on the event loop, "thread" on a thread of its own; async methods run as
     coroutines on the loop. limits: of protocol and queue. observer: is told what happens, or each of several.
-    watchdog: seconds after which a batch that has not come back makes /health/live answer 503; for "thread" and async
-    methods.
+    watchdog: seconds until a batch that does not come back makes /health/live 503; for "thread" and async methods.
+    isolate_errors: whether a batch that run_inference raises for runs again in parts, so that the requests whose items
+    it is not about are answered; False: it fails whole, for a model that may not see the same items twice.
     authorize: gets the head of every request but those for /health/ and the status page, before its body is read;
-    returns True or None to let it in, False for 401, or the status to refuse it with (403, 429). It must return at
-    once: the loop waits.
+    returns True or None to let it in, False for 401, or the status to refuse with (403, 429). It must return at once.
     status_page: whether a browser's GET / is answered by a page that shows how the service does; else it is JSON, as
     for everyone. The page holds nothing of the service: what it shows it fetches, and authorize is asked for that.
     log: "json" makes what the process logs lines of JSON, "text" does not; None: as VIRTEX_LOG says in the environment.
@@ -364,8 +365,8 @@ def http_server(
     prom_mode: "scrape": http://prom_host:prom_port/metrics answers for all workers, and so does /metrics of the service
     itself; "push": they are pushed to the Pushgateway at prom_host:prom_port; "off": neither. prom_host: a host name,
     with or without http://. prom_port: from 1 to 65535. prom_interval: seconds between two pushes at least.
-    prom_push_interval: an older name of it. prom_legacy_names: the names of Virtex 0.1 are there too.
-    prom_delete_group: when the service stops, what it has pushed is deleted.
+    prom_push_interval: an older name of it. prom_legacy_names: the names of Virtex 0.1 are there too. prom_delete_group:
+    when the service stops, what it has pushed is deleted.
     api_key: what the same requests have to bear, as `Authorization: Bearer KEY`, else 401: signs of ASCII without
     spaces. None: the variable VIRTEX_API_KEY of the environment, if there is one. With authorize, both have to let a
     request in.
@@ -396,4 +397,5 @@ def http_server(
         api_key=api_key,
         warmup=warmup,
         unhealthy_after=unhealthy_after,
+        isolate_errors=isolate_errors,
     )

@@ -32,9 +32,10 @@ async def run_without_the_guilty(
         except Exception as error:
             outcomes[i] = await _blamed(steps, items, error, _of([i], askers))
     for members, batch in await _regrouped(steps, singly, requests, askers):
-        counts = [len(requests[i]) for i in members]
+        several = [requests[i] for i in members]
+        counts = [len(items) for items in several]
         asked = each(_of(members, askers), counts)
-        for i, outcome in zip(members, await steps.computed_async(batch, counts, asked), strict=True):
+        for i, outcome in zip(members, await steps.computed_async(batch, several, counts, asked), strict=True):
             outcomes[i] = outcome
     return outcomes
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..errors import HandlerError, ItemError
 from ..message import Content, encode_row
 from .arrays import ArraySteps, array_dtype
 from .asked import each, methods_that_ask
-from .isolate import failure, run_without_the_guilty
+from .isolate import failure
+from .parts import in_fitting_parts
 from .steps import Laps, Methods, Outcome, Steps, drive
 
 Function = Callable[[Any], Any]
@@ -141,11 +142,12 @@ class ItemSteps(Steps):
         tried = [self._decoded(items) for items in requests]
         self._lap("process_request", started)
         decoded = [items for items in tried if type(items) is list]
+        sent = Sent(items for items, done in zip(requests, tried, strict=True) if type(done) is list)
         failed = [None if type(items) is list else items for items in tried]
         del tried
         if askers is not None:
             askers = [asker for asker, error in zip(askers, failed, strict=True) if error is None]
-        computed = iter(await self._computed_of(decoded, askers) if decoded else ())
+        computed = iter(await self._computed_of(decoded, sent, askers) if decoded else ())
         return [next(computed) if error is None else error for error in failed]
 
     def _decoded(self, items: list[Any]) -> list[Any] | ItemError | HandlerError:
@@ -161,13 +163,30 @@ class ItemSteps(Steps):
             return failure("decode_item", error, len(done))
         return done
 
-    async def _computed_of(self, requests: list[list[Any]], askers: list[Any] | None) -> list[Outcome]:
+    async def _computed_of(self, requests: list[list[Any]], sent: Sent, askers: list[Any] | None) -> list[Outcome]:
         counts = [len(items) for items in requests]
         asked = each(askers, counts)
+        if 0 < self.fits < sum(counts):
+            return await in_fitting_parts(self, requests, counts, asked)
         try:
-            batch = await self._decode([item for items in requests for item in items], asked)
+            batch = await self._decode(self.joined(requests), asked)
         except Exception as error:
-            return await run_without_the_guilty(self, requests, error, askers)
+            return await self._not_decoded(error, requests, counts, askers)
         for items in requests:
             items.clear()  # images, say, take memory, which the model may need
-        return await self.computed_async(batch, counts, asked)
+        return await self.computed_async(batch, sent, counts, asked)
+
+    def rebuilt(
+        self, sources: Any, untouched: list[int] | None, places: list[tuple[int, int]], asked: list[Any] | None
+    ) -> Coroutine[Any, Any, Any]:
+        """What run_inference gets for some items of a batch; they are decoded again where what they gave is gone."""
+        if type(sources) is not Sent:
+            return Steps.rebuilt(self, sources, untouched, places, asked)
+        decoded = self._decoded([sources[request][i] for request, i in places])
+        if isinstance(decoded, (ItemError, HandlerError)):
+            raise decoded
+        return self._decode(decoded, asked)
+
+
+class Sent(list[list[Any]]):
+    """The items of requests as the clients sent them."""

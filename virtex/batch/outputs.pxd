@@ -1,6 +1,7 @@
 cdef object ndarray
 cpdef on_host(outputs)
 cpdef list rows_of(outputs, Py_ssize_t count)
+cpdef bint has_errors(list outputs) except -1
 cdef bint _has_rows(outputs) except -1
 cpdef bint is_alone(arrays, key) except -1
 cdef Py_ssize_t _references(arrays, key) except -1

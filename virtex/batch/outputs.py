@@ -16,7 +16,7 @@ import orjson
 from numpy import ndarray
 
 from .._codec import encode_npy, encode_numbers, encode_numpy, encode_rows, number_texts
-from ..errors import HandlerError
+from ..errors import HandlerError, ItemError
 from ..message import encode_data
 from ..serial._foreign import array_of_torch
 from ..serial._json import as_numbers, check_text
@@ -69,6 +69,46 @@ def rows_of(outputs: Any, count: int) -> list[Any]:
     if found != count:
         raise HandlerError(f"run_inference returned {found} rows for {count} items; expected one per item")
     return rows
+
+
+def has_errors(outputs: list[Any]) -> bool:
+    """Whether any row is an exception."""
+    for row in outputs:  # noqa: SIM110 (all() would take a generator)
+        if isinstance(row, BaseException):
+            return True
+    return False
+
+
+def as_error(row: BaseException) -> ItemError | HandlerError:
+    """What an exception in place of a row means for its request, without an index."""
+    if isinstance(row, (ItemError, HandlerError)):
+        return row.at(None)
+    error = HandlerError(f"run_inference gave a {type(row).__name__} in place of a row")
+    error.__cause__ = row
+    return error
+
+
+def answers_of(outputs: list[Any], counts: list[int], declared: Inputs | None) -> list[Any]:
+    """One outcome per request of rows of which some are exceptions: its rows, or the error of its lowest such item.
+
+    Raises HandlerError as as_rows().
+    """
+    if len(outputs) != sum(counts):
+        raise HandlerError(f"run_inference returned {len(outputs)} rows for {sum(counts)} items; expected one per item")
+    good = [row for row in outputs if not isinstance(row, BaseException)]
+    rows = as_rows(good, len(good), declared).copy() if good else None
+    outcomes: list[Any] = []
+    start = before = 0  # of all rows, and of the good ones
+    for count in counts:
+        part = outputs[start : start + count]
+        wrong = [i for i, row in enumerate(part) if isinstance(row, BaseException)]
+        if wrong or rows is None:
+            outcomes.append(as_error(part[wrong[0]]).at(wrong[0]))
+        else:
+            outcomes.append(rows.part(before, before + count))
+        start += count
+        before += count - len(wrong)
+    return outcomes
 
 
 def _has_rows(outputs: Any) -> bool:
@@ -214,6 +254,7 @@ def as_rows(outputs: Any, count: int, declared: Inputs | None) -> Rows:
 
     Raises HandlerError that says what was expected and what came.
     """
+    outputs = on_host(outputs)
     named = {"": outputs} if type(outputs) is ndarray or not isinstance(outputs, Mapping) else outputs
     arrays = {name: _array_out(value, count, name) for name, value in named.items()}
     if declared is not None:

@@ -122,9 +122,9 @@ class Batch:
         self.outcomes = [self.outcomes[i] for i in order]
 
 
-def _moved_up(work: tuple[Any, list[int]], kept: list[int]) -> tuple[Any, list[int]]:
-    """The rows of these spans alone, an array or several by name, and how many each of them has."""
-    rows, counts = work
+def _moved_up(work: tuple[Any, ...], kept: list[int]) -> tuple[Any, ...]:
+    """The rows of these spans alone, an array or several by name, how many each of them has, and whose they are."""
+    rows, counts, spans = work
     arrays = rows if isinstance(rows, dict) else {"": rows}
     starts = list(accumulate(counts, initial=0))
     end = 0
@@ -133,7 +133,7 @@ def _moved_up(work: tuple[Any, list[int]], kept: list[int]) -> tuple[Any, list[i
             array[end : end + counts[i]] = array[starts[i] : starts[i + 1]]
         end += counts[i]
     left = {name: array[:end] for name, array in arrays.items()}
-    return left if rows is arrays else left[""], [counts[i] for i in kept]
+    return left if rows is arrays else left[""], [counts[i] for i in kept], [spans[i] for i in kept]
 
 
 class Ring:

@@ -90,12 +90,13 @@ def _row(owned: tuple[int, tuple[Ticket, int]]) -> int:
     return owned[0]
 
 
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+def tensors_of(inputs: Inputs) -> tuple[list[str] | None, list[Tensor]]:
+    """The names of the inputs, None where there is one without, and the inputs."""
+    return (None, [inputs]) if isinstance(inputs, Tensor) else (list(inputs), list(inputs.values()))
 
 
 def _row_bytes(inputs: Inputs) -> int:
-    return sum([max(tensor.nbytes, 1) for tensor in _tensors(inputs)])
+    return sum([max(tensor.nbytes, 1) for tensor in tensors_of(inputs)[1]])
 
 
 def fitting(inputs: Inputs, max_batch_size: int, limit: int) -> int:
@@ -128,8 +129,7 @@ class RowRing(Ring):
         allocate: Callable[[Tensor, int], Array] = allocate,
     ) -> None:
         Ring.__init__(self, capacity)
-        self._names = None if isinstance(inputs, Tensor) else list(inputs)
-        self._tensors = _tensors(inputs)
+        self._names, self._tensors = tensors_of(inputs)
         self.max_batch_size = max_batch_size
         row = _row_bytes(inputs)
         self.slot_bytes = row
@@ -154,7 +154,7 @@ class RowRing(Ring):
         self._pool: list[list[Array]] = []
 
     def put(self, ticket: Ticket) -> bool:
-        """Decode the ticket's items, a tensor.Source, into the next rows; none of them while the ring is full.
+        """Decode the ticket's items, a tensor.Source that stays there, into the next rows; none while the ring is full.
 
         Raises, with nothing changed, what its source raises: ItemError, or RequestError (400) for what is not JSON.
         """
@@ -202,7 +202,7 @@ class RowRing(Ring):
         self.pending -= stop - start
 
     def take(self, limit: int) -> Batch:
-        """Take the front slab, whether it is full or not; the work is its rows, and how many of them each span has."""
+        """Take the front slab, full or not; the work is its rows, how many of them each span has, and the spans."""
         while self._front not in self._slabs:
             self._front += 1
         slab = self._slabs.pop(self._front)
@@ -221,7 +221,7 @@ class RowRing(Ring):
             if oldest.taken < oldest.count:
                 break
             self._tickets.popleft()
-        return Batch(spans, (self._batch(slab, live), counts), live, live < slab.filled, slab)
+        return Batch(spans, (self._batch(slab, live), counts, spans), live, live < slab.filled, slab)
 
     def _batch(self, slab: Slab, live: int) -> Any:
         if self._names is None:

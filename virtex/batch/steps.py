@@ -8,7 +8,8 @@ so that one request's bad item costs no other request its answer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +18,12 @@ from numpy import ndarray
 from ..errors import HandlerError, ItemError
 from ..message import Content, encode_row
 from ..metrics._metrics import Clock
-from ..tensor import Inputs
 from .asked import each, methods_that_ask
-from .device import Device
-from .isolate import failure, response_failure, run_without_the_guilty
-from .outputs import Rows, as_rows, on_host, rows_of
+from .isolate import response_failure, run_without_the_guilty
+from .outputs import Rows, as_error, rows_of
+from .parts import after_failure, in_fitting_parts, is_out_of_memory
+
+log = logging.getLogger("virtex")
 
 Outcome = list[Any] | Rows | HandlerError | ItemError
 
@@ -39,13 +41,6 @@ class Methods(Protocol):
     def process_response(self, model_output_item: Any) -> Any: ...
 
 
-class RowMethods(Methods, Protocol):
-    """Those of a handler that runs on rows: `outputs` declares what it gives."""
-
-    @property
-    def outputs(self) -> Inputs | None: ...
-
-
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine that never suspends, without a loop: what is rare shares one code path with async methods."""
     try:
@@ -59,8 +54,8 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class Laps:
     """What the handler's methods took for one batch, each in ns; -1: it was not run, or nobody measured.
 
-    retries: calls that were repeated, to find whose item failed. systemic: run_inference raised what is no item's
-    fault, so that the batch failed whole.
+    retries: calls that were repeated, to find whose item failed: of process_request, and of all three for a part of
+    the batch. systemic: whether run_inference failed on all of the batch, by something that is no ItemError.
     """
 
     def __init__(self) -> None:
@@ -85,6 +80,10 @@ class Steps:
     is_async: whether one of them is `async def`; then run_async() is to be awaited on a loop, else run() will do. asks:
     whether one of them is told who asked: then both take that too, an object for each request.
     clock: nanoseconds; None: nothing is measured. laps: how long each step took in the last run.
+
+    isolates: whether what a batch failed on is looked for by running it again in parts. came: whether the last call of
+    run_inference has returned. fits: items that the memory of a device is known to hold; 0: nothing is known. proven:
+    for how many batches it was right.
     """
 
     def __init__(self, handler: Methods, clock: Callable[[], int] | None = None) -> None:
@@ -95,6 +94,9 @@ class Steps:
         self._asking = methods_that_ask(handler)
         self.asks = bool(self._asking)
         self.laps = Laps()
+        self.isolates = True
+        self.came = False
+        self.fits = self.proven = 0
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -106,23 +108,41 @@ class Steps:
         self.laps = Laps()
         counts = _counts(requests)
         asked = None if askers is None else each(askers, counts)
+        count = sum(counts)
+        if 0 < self.fits < count:
+            return drive(in_fitting_parts(self, requests, counts, asked))  # type: ignore[no-any-return]
+        self.came = False
+        batch = None
         try:
             batch = self._call("process_request", self.joined(requests), asked)
         except Exception as error:
-            found: list[Outcome] = drive(run_without_the_guilty(self, requests, error, askers))
-            return found
-        return self._computed(batch, counts, asked)
+            return drive(self._not_decoded(error, requests, counts, askers))  # type: ignore[no-any-return]
+        try:
+            rows = self._rows_of(self._call("run_inference", batch, asked), count)
+        except Exception as error:
+            batch = None  # it may fill the memory of a device
+            return drive(after_failure(self, requests, counts, asked, error))  # type: ignore[no-any-return]
+        return self._encoded(rows, counts, asked)
 
     async def run_async(self, requests: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """The same for methods of which some are to be awaited."""
         self.laps = Laps()
         counts = _counts(requests)
         asked = each(askers, counts)
+        if 0 < self.fits < sum(counts):
+            return await in_fitting_parts(self, requests, counts, asked)
         try:
             batch = await self._decode(self.joined(requests), asked)
         except Exception as error:
-            return await run_without_the_guilty(self, requests, error, askers)
-        return await self.computed_async(batch, counts, asked)
+            return await self._not_decoded(error, requests, counts, askers)
+        return await self.computed_async(batch, requests, counts, asked)
+
+    async def _not_decoded(
+        self, error: Exception, requests: Any, counts: list[int], askers: list[Any] | None
+    ) -> list[Outcome]:
+        if is_out_of_memory(error):
+            return await after_failure(self, requests, counts, each(askers, counts), error)
+        return await run_without_the_guilty(self, requests, error, askers)
 
     def joined(self, requests: list[Any]) -> Any:
         """What process_request gets for these: all their items, in a list of its own."""
@@ -171,20 +191,64 @@ class Steps:
         self.laps.retries += 1
         return self._decode(items, asked)
 
-    def _computed(self, batch: Any, counts: list[int], asked: list[Any] | None) -> list[Outcome]:
-        try:
-            rows = rows_of(self._call("run_inference", batch, asked), sum(counts))
-        except Exception as error:
-            return _model_failed(self.laps, error, counts)
-        return self._encoded(rows, counts, asked)
+    def _rows_of(self, outputs: Any, count: int) -> list[Any]:
+        self.came = True
+        return rows_of(outputs, count)
 
-    async def computed_async(self, batch: Any, counts: list[int], asked: list[Any] | None) -> list[Outcome]:
-        """One outcome per request of what process_request gave."""
+    async def computed_async(
+        self, batch: Any, requests: Any, counts: list[int], asked: list[Any] | None
+    ) -> list[Outcome]:
+        """One outcome per request of what process_request gave. requests: what it was made of."""
         try:
-            rows = rows_of(await self._step("run_inference", batch, asked), sum(counts))
+            return await self.outcomes_of(batch, counts, asked)
         except Exception as error:
-            return _model_failed(self.laps, error, counts)
+            batch = None  # it may fill the memory of a device
+            return await after_failure(self, requests, counts, asked, error)
+
+    # ---- what parts.py asks for
+
+    async def outcomes_of(
+        self, batch: Any, counts: list[int], asked: list[Any] | None, is_part: bool = False
+    ) -> list[Outcome]:
+        """One outcome per request of a batch. is_part: others run before it is answered. Raises as run_inference does.
+
+        HandlerError is also raised for what run_inference returned and can't be answered: `came` says so.
+        """
+        self.came = False
+        rows = self._rows_of(await self._step("run_inference", batch, asked), sum(counts))
         return await self._encoded_async(rows, counts, asked)
+
+    def sources(self, work: Any) -> Any:
+        """What rebuilt() makes parts of a batch from."""
+        return work
+
+    def may_run_again(self, work: Any) -> bool:
+        """Whether the batch may run again, and what it was made of is still there."""
+        return self.isolates
+
+    def given_up(self, sources: Any) -> Iterable[int]:
+        """The requests that nobody waits for any more, as far as that is seen here."""
+        return ()
+
+    def rebuilt(
+        self, sources: Any, untouched: list[int] | None, places: list[tuple[int, int]], asked: list[Any] | None
+    ) -> Coroutine[Any, Any, Any]:
+        """What run_inference gets for some items of a batch. places: the request of each, and its index there.
+
+        untouched: their places in the batch, where the model has not seen that yet. Raises as process_request does.
+        """
+        return self._decode(self.joined([sources[request][i : i + 1] for request, i in places]), asked)
+
+    def remember(self, size: int) -> None:
+        """Run no more than so many items at once from now on: so many fitted into memory, and more did not."""
+        if not 0 < self.fits <= size:
+            self.fits, self.proven = size, 0
+            log.warning(
+                "run_inference ran out of memory: from now on at most %d items at once; max_batch_size=%d would fit",
+                size,
+                size,
+                extra={"event": "out_of_memory", "items": size},
+            )
 
     def _encoded(self, rows: list[Any], counts: list[int], asked: list[Any] | None) -> list[Outcome]:
         """process_response over the rows, `counts` of them a request; one that raises fails its own request."""
@@ -218,7 +282,10 @@ class Steps:
             done: list[Any] = []
             try:
                 for i in range(start, start + count):
-                    done.append(_owned(await (encode(rows[i]) if asked is None else encode(rows[i], request=asked[i]))))
+                    row = rows[i]
+                    if isinstance(row, BaseException):
+                        raise as_error(row)
+                    done.append(_owned(await (encode(row) if asked is None else encode(row, request=asked[i]))))
                 outcomes.append(done)
             except Exception as error:
                 outcomes.append(response_failure(error, len(done)))
@@ -227,93 +294,14 @@ class Steps:
         return outcomes
 
 
-class TensorSteps(Steps):
-    """The steps of a handler whose batch is decoded before, and whose output rows are the answers.
-
-    encodes: whether its process_response makes a JSON value of each row instead. shares: whether the next batch may run
-    before the replies of this one are made; then no answer lies where the handler could write to.
-    """
-
-    def __init__(
-        self,
-        handler: RowMethods,
-        encodes: bool,
-        clock: Callable[[], int] | None = None,
-        device: Device | None = None,
-        shares: bool = False,
-    ) -> None:
-        Steps.__init__(self, handler, clock)
-        self._encodes = encodes
-        self._shares = shares
-        self._outputs = handler.outputs
-        self._device = device
-
-    def run(self, work: Any, askers: list[Any] | None = None) -> list[Outcome]:
-        """Compute one outcome per request from (batch, how many rows of it each has)."""
-        self.laps = Laps()
-        batch, counts = work
-        asked = None if askers is None else each(askers, counts)
-        try:
-            rows = self._rows(self._inferred(batch, asked), sum(counts))
-        except Exception as error:
-            return _model_failed(self.laps, error, counts)
-        return self._encoded(rows, counts, asked) if self._encodes else _parts(rows, counts)
-
-    async def run_async(self, work: Any, askers: list[Any] | None = None) -> list[Outcome]:
-        """The same for methods of which some are to be awaited."""
-        self.laps = Laps()
-        batch, counts = work
-        asked = each(askers, counts)
-        try:
-            rows = self._rows(await self._inferred_async(batch, asked), sum(counts))
-        except Exception as error:
-            return _model_failed(self.laps, error, counts)
-        return await self._encoded_async(rows, counts, asked) if self._encodes else _parts(rows, counts)
-
-    def _inferred(self, batch: Any, asked: list[Any] | None) -> Any:
-        if self._device is None:
-            return self._call("run_inference", batch, asked)
-        with self._device.running():
-            return self._device.fetch(self._call("run_inference", self._device.load(batch), asked))
-
-    async def _inferred_async(self, batch: Any, asked: list[Any] | None) -> Any:
-        if self._device is None:
-            return await self._step("run_inference", batch, asked)
-        with self._device.running():
-            return self._device.fetch(await self._step("run_inference", self._device.load(batch), asked))
-
-    def _rows(self, outputs: Any, count: int) -> Any:
-        """The rows to be encoded, or to be answered as they are; in memory of their own where that is shared."""
-        outputs = on_host(outputs)
-        if self._encodes:
-            return rows_of(outputs, count)
-        rows = as_rows(outputs, count, self._outputs)
-        if not self._shares:
-            return rows
-        del outputs
-        return rows.unshared()
-
-
-def _parts(rows: Rows, counts: list[int]) -> list[Outcome]:
-    if len(counts) == 1:
-        return [rows]
-    parts: list[Outcome] = []
-    start = 0
-    for count in counts:
-        parts.append(rows.part(start, start + count))
-        start += count
-    return parts
-
-
 def _encode(
     encode: Callable[..., Any], rows: list[Any], start: int, stop: int, done: list[Any], asked: list[Any] | None
 ) -> None:
-    if asked is None:
-        for i in range(start, stop):
-            done.append(_owned(encode(rows[i])))
-    else:
-        for i in range(start, stop):
-            done.append(_owned(encode(rows[i], request=asked[i])))
+    for i in range(start, stop):
+        row = rows[i]
+        if isinstance(row, BaseException):
+            raise as_error(row)
+        done.append(_owned(encode(row) if asked is None else encode(row, request=asked[i])))
 
 
 def _owned(result: Any) -> Any:
@@ -341,12 +329,6 @@ def _is_flat(values: dict[Any, Any]) -> bool:
 
 def _counts(requests: list[list[Any]]) -> list[int]:
     return [len(items) for items in requests]
-
-
-def _model_failed(laps: Laps, error: Exception, counts: list[int]) -> list[Outcome]:
-    laps.systemic = not isinstance(error, (ItemError, HandlerError))  # the latter: what it gave was no answer
-    failed = error if isinstance(error, HandlerError) else failure("run_inference", error)
-    return [failed] * len(counts)
 
 
 def async_methods(handler: Methods) -> Iterator[str]:

@@ -41,7 +41,8 @@ class Keeper(Gate):
     the array that a list handler takes its items as, None for a list. asks: whether the handler is told who asked.
     bodies: the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
     kinds: of bodies and answers, once the handler is there. coder: has them inflated and compressed. patience: ns that
-    a request may take at most.
+    a request may take at most. most_kept: bytes in use, up to which the body of a request is kept beside its rows, for
+    a second run.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Keeper(Gate):
         self.kinds: Kinds = UNDECIDED
         self.is_starting = True
         self.coder: Any = None
+        self.most_kept = -1
         self._clock = Clock(clock)
 
     def wanted(self, head: Head) -> Wants:
@@ -280,10 +282,11 @@ class Exchange(Promise):
         return self._finish(refused)
 
     def let_go(self) -> None:
-        """All items are in rows, which were counted before; those of a list handler are held until the answer."""
-        self.items = []
-        self._drop_body()
-        self.release()
+        """All items are in rows, which were counted before. Their body is kept for a second run while there is room."""
+        if self.budget.held > self.keeper.most_kept:
+            self.items = ()
+            self._drop_body()
+            self.release()
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""

@@ -27,8 +27,9 @@ from ..batch.device import Device
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
 from ..batch.items import refuse_declared, steps_for
 from ..batch.ring import Ring
+from ..batch.row_steps import TensorSteps
 from ..batch.rows import RowRing, allocate, fitting
-from ..batch.steps import Steps, TensorSteps, async_methods
+from ..batch.steps import Steps, async_methods
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json, own_cost
 from ..logs import event, show
@@ -195,6 +196,7 @@ class Model:
             self.admission.served = Served(self.options.name, None, None, dtype, True)
             ring = self._ring_for(handler, dtype is not None)
             steps = steps_for(handler, clock)
+            steps.isolates = self.options.isolate_errors
             self.admission.asks = steps.asks
             return executor, steps, ring
         if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
@@ -217,6 +219,9 @@ class Model:
         gives_values = answers_json(handler)
         self.admission.served = Served(self.options.name, handler.inputs, handler.outputs, None, gives_values)
         steps = TensorSteps(handler, gives_values, clock, device, executor.depth > 1)
+        steps.isolates = self.options.isolate_errors
+        if steps.isolates:
+            self.admission.most_kept = self.admission.bodies.budget // 2
         self.admission.asks = steps.asks
         return executor, steps, rows
 

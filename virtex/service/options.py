@@ -95,6 +95,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("watchdog", lambda v: v is None or (is_number(v) and v > 0), "seconds above 0, or None"),
     ("unhealthy_after", lambda v: v is None or is_whole(v, 1, MOST_ITEMS), "a whole number from 1 to 2**32, or None"),
     ("warmup", are_sizes, SIZES),
+    ("isolate_errors", lambda v: isinstance(v, bool), "True or False"),
     ("authorize", is_function, "a function of the head that is not async, or None"),
     ("status_page", lambda v: isinstance(v, bool), "True or False"),
     ("cors", lambda v: v is None or are_origins(v), CORS),
@@ -118,6 +119,7 @@ class Options:
     watchdog: float | None
     authorize: Callable[[Head], bool | int | None] | None
     max_batch_cost: float | None = None
+    isolate_errors: bool = True
     log: str | None = None
     cors: Sequence[str] | None = None
     warmup: bool | Sequence[int] = ()
