@@ -365,14 +365,13 @@ def http_server(
     prom_mode: "scrape": http://prom_host:prom_port/metrics answers for all workers, and so does /metrics of the service
     itself; "push": they are pushed to the Pushgateway at prom_host:prom_port; "off": neither. prom_host: a host name,
     with or without http://. prom_port: from 1 to 65535. prom_interval: seconds between two pushes at least.
-    prom_push_interval: an older name of it. prom_legacy_names: the names of Virtex 0.1 are there too. prom_delete_group:
+    prom_push_interval: its older name. prom_legacy_names: the names of Virtex 0.1 are there too. prom_delete_group:
     when the service stops, what it has pushed is deleted.
     api_key: what the same requests have to bear, as `Authorization: Bearer KEY`, else 401: signs of ASCII without
     spaces. None: the variable VIRTEX_API_KEY of the environment, if there is one. With authorize, both have to let a
     request in.
     warmup: sizes of batches of example() that run ahead of the first request; True: of 1 and max_batch_size.
-    unhealthy_after: batches of several clients, in a row, in each of which every run of the model raised, that make
-    /health/live answer 503.
+    unhealthy_after: so many batches of several clients, in a row, for which all runs raised, make /health/live 503.
 
     Raises ValueError for an argument that is not as said here.
     """
