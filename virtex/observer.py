@@ -40,10 +40,11 @@ class Observer:
     def request_lost(self, reason: str, status: int, items: int, request_id: str) -> None:
         """A request ended otherwise than with rows: told once for each, with or without request_done().
 
-        reason: one word, as the metrics count it: "full", "deadline", "disconnect" or "draining" for what the moment
-        brought; "protocol", "slow", "denied", "path", "type", "size", "message" or "item" for what the request is;
-        "handler" for what the handler did; "server" for a fault of Virtex. status: of HTTP; 0 where nobody was left to
-        be answered. items: how many it held, as far as that was known. request_id: of its answer, and in the log.
+        reason: one word, as the metrics count it: "full", "predicted", "deadline", "disconnect" or "draining" for what
+        the moment brought; "protocol", "slow", "denied", "path", "type", "size", "message" or "item" for what the
+        request is; "handler" for what the handler did; "server" for a fault of Virtex. status: of HTTP; 0 where nobody
+        was left to be answered. items: how many it held, as far as that was known. request_id: of its answer, and in
+        the log.
         """
 
     def batch_done(self, batch: BatchReport) -> None:

@@ -289,13 +289,13 @@ class Server(Service):
             model.batcher.wake()
 
     def refuse(self, error: RequestError, head: Head | None = None) -> Response:
-        """The answer to what came on a connection and was no request, or broke off. error: what was wrong with it.
+        """The answer to what came and was no request, or broke off. head: of the request, where one was read.
 
-        head: of the request, where one was read.
+        error: what was wrong with it.
         """
+        self._cells.refused(error.status)
         answer = v2.refusal(error) if head is not None and v2.is_v2(head.path) else super().refuse(error)
-        model = self._living()
-        if model is not None:
+        if (model := self._living()) is not None:
             answer.request_id = model.admission.turn_away(error, head)
         return answer if self._cors is None else self._cors.marked(answer, head)
 

@@ -13,7 +13,7 @@ CODES = range(200, 600)  # statuses that a service may answer: one cell for each
 STAGES = ("decode", "process_request", "run_inference", "process_response", "encode")
 CUTS = ("full", "no company", "time", "drain")
 # Why a request ends otherwise than with rows: DROPS for the moment's sake, ERRORS for its own or the handler's
-DROPS = ("full", "deadline", "disconnect", "draining")
+DROPS = ("full", "predicted", "deadline", "disconnect", "draining")
 ERRORS = ("protocol", "slow", "denied", "path", "type", "size", "message", "item", "handler", "server")
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

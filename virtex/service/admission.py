@@ -28,7 +28,7 @@ from .v2_head import Served
 from .v2_read import wants_of
 from .v2_write import REFUSING
 
-WARNED = ("full", "deadline", "draining")  # reasons that are the operator's business
+WARNED = ("full", "predicted", "deadline", "draining")  # reasons that are the operator's business
 # Paths that are asked by the clock: they would outweigh an idle service's few
 NO_CLIENTS = ("/health/", "/metrics/", "/v2/health/")
 
@@ -97,15 +97,15 @@ class Admission(Keeper):
             try:
                 self._check_early()
             except RequestError as error:
+                self.cells.refused(error.status)
                 self.turn_away(error)
                 raise
         self.unsettled += 1
         self.cells.in_flight(self.unsettled)
 
     def turn_away(self, error: RequestError, head: Head | None = None) -> bytes:
-        """Count a refusal of which nobody knows when its request began; returns the request's id."""
+        """What has no exchange, and may have been no request, is lost; returns the id that its answer is to have."""
         request_id = (b"" if head is None else head.request_id) or IDS.next()
-        self.cells.refused(error.status)
         self.lost("protocol" if error.status == 400 else reason_of(error), error.status, 0, request_id, error.reason)
         return request_id
 

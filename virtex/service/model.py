@@ -124,6 +124,7 @@ class Model:
         try:
             self.check_takes()
         except RequestError as error:
+            self.admission.cells.refused(error.status)
             self.admission.turn_away(error)
             raise
 
