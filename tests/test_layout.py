@@ -97,6 +97,7 @@ NO_LOOP = {
     "batch.row_steps",
     "batch.rows",
     "batch.steps",
+    "batch.texts",
     "errors",
     "limits",
     "info",

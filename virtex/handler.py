@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from ._codec import encode_numpy, items_of
 from .batch.arrays import array_dtype, stacked
 from .batch.costs import check_cost, costs_of, fitting
 from .batch.device import Device
@@ -25,6 +24,7 @@ from .batch.outputs import Rows
 from .batch.row_steps import TensorSteps
 from .batch.rows import allocate
 from .batch.steps import Outcome, Steps
+from .batch.texts import example_of, source_of
 from .errors import HandlerError, ItemError
 from .logs import event
 from .message import Content, HttpMessage, encode_data
@@ -310,7 +310,7 @@ class TensorHandler(RequestHandler):
         For your checks; the server does not call it, so it can't be overridden.
         Raises ItemError naming the first item that is not what `inputs` declare.
         """
-        items = items_of(data, self._names)
+        items = source_of(data, self.inputs)
         if isinstance(self.inputs, Tensor):
             rows = allocate(self.inputs, len(data))
             items.into(rows)
@@ -327,17 +327,13 @@ class TensorHandler(RequestHandler):
         return model_output_item
 
     def example(self) -> list[Any]:
-        """One item of zeros."""
+        """One item of zeros, and of empty texts."""
         if isinstance(self.inputs, Tensor):
-            return [encode_numpy(self.inputs.zeros())]
-        return [{name: encode_numpy(tensor.zeros()) for name, tensor in self.inputs.items()}]
-
-    @property
-    def _names(self) -> tuple[str, ...] | None:
-        return None if isinstance(self.inputs, Tensor) else tuple(self.inputs)
+            return [example_of(self.inputs)]
+        return [{name: example_of(tensor) for name, tensor in self.inputs.items()}]
 
     def _have_numbers(self, items: list[Any]) -> bool:
-        return items_of(items, self._names).has_numbers
+        return source_of(items, self.inputs).has_numbers
 
     def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
         refuse_declared(self)

@@ -15,41 +15,50 @@ from .serial._npy import descr_of, named_dtype
 
 Array = npt.NDArray[Any]
 
+TEXTS: dict[str, type[str] | type[bytes]] = {"str": str, "bytes": bytes}
+
 
 class Tensor:
     """One declared input: the dtype and shape of an item, without the batch's dimension.
 
     dtype: anything np.dtype takes, bfloat16 and float8 by name where ml_dtypes is installed; those
-    that encode_numpy takes: numbers, text of fixed size, datetimes of one unit; neither structured nor void.
+    that encode_numpy takes: numbers, text of fixed size, datetimes of one unit; neither structured nor void. Or "str"
+    or "bytes", by these names: such objects, of any length, in an array of objects; in a message a str is a string, and
+    bytes are base64.
     shape: whole numbers from 0. Raises ValueError or TypeError for what is not so, ImportError without ml_dtypes.
     """
 
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("dtype", "shape", "text")
 
     def __init__(self, dtype: Any, shape: Sequence[int] = ()) -> None:
-        self.dtype = _dtype(dtype)
+        self.text: type[str] | type[bytes] | None = TEXTS.get(dtype) if isinstance(dtype, str) else None
+        self.dtype = _dtype(dtype) if self.text is None else np.dtype(object)
         self.shape = tuple(shape)
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.shape):
             raise ValueError(f"Tensor(shape={shape!r}): expected whole numbers from 0, without the batch's dimension")
 
     def zeros(self) -> Array:
-        """An item of zeros."""
-        return np.zeros(self.shape, self.dtype)
+        """An item of zeros; of empty ones where it is text."""
+        return np.zeros(self.shape, self.dtype) if self.text is None else np.full(self.shape, self.text(), object)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one item."""
+        """Bytes of one item; of text, without the texts."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
     def describe(self) -> dict[str, Any]:
         """For GET /."""
-        return {"dtype": str(self.dtype), "shape": list(self.shape)}
+        return {"dtype": self._name, "shape": list(self.shape)}
+
+    @property
+    def _name(self) -> str:
+        return str(self.dtype) if self.text is None else self.text.__name__
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
+        return f"{self._name} {self.shape}"
 
     def __repr__(self) -> str:
-        return f"Tensor({str(self.dtype)!r}, {self.shape})"
+        return f"Tensor({self._name!r}, {self.shape})"
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
@@ -79,7 +88,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def into(self, rows: Any, start: int, stop: int) -> None: ...
+    def into(self, rows: Any, start: int = 0, stop: int | None = None) -> None: ...
 
 
 Inputs = Tensor | Mapping[str, Tensor]

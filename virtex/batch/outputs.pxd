@@ -5,7 +5,7 @@ cpdef bint has_errors(list outputs) except -1
 cdef bint _has_rows(outputs) except -1
 cpdef bint is_alone(arrays, key) except -1
 cdef Py_ssize_t _references(arrays, key) except -1
-cdef _array_out(value, Py_ssize_t count, str name)
+cdef _array_out(value, Py_ssize_t count, str name, declared)
 cpdef Rows as_rows(outputs, Py_ssize_t count, declared)
 
 

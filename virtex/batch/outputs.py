@@ -21,6 +21,7 @@ from ..message import encode_data
 from ..serial._foreign import array_of_torch
 from ..serial._json import as_numbers, check_text
 from ..tensor import Array, Inputs, Tensor
+from .texts import json_of_text, rows_of_text
 
 
 def on_host(outputs: Any) -> Any:
@@ -183,9 +184,11 @@ class Rows:
             raise _does_not_travel(error) from None
 
     def npy(self) -> bytes | None:
-        """The rows as one .npy document; None when they have names. Raises HandlerError for what does not travel."""
+        """The rows as one .npy document; None for names and text. Raises HandlerError for what does not travel."""
+        if "" not in self._arrays or self._arrays[""].dtype.hasobject:
+            return None
         try:
-            return encode_npy(self._view("")) if "" in self._arrays else None
+            return encode_npy(self._view(""))
         except TypeError as error:
             raise _does_not_travel(error) from None
 
@@ -197,7 +200,7 @@ class Rows:
         if "" not in self._arrays:
             columns = {name: self._column(name, in_numbers) for name in self._arrays}
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        elif self._arrays[""].ndim > 1:
+        elif self._arrays[""].ndim > 1 and not self._arrays[""].dtype.hasobject:
             return self._numbers() if in_numbers else encode_rows(self._view(""))
         else:
             rows = self._column("", in_numbers)
@@ -235,6 +238,9 @@ class Rows:
         """The values of the whole array: of a batch of single items, all are wanted, and made in one go."""
         if name not in self._values:
             array = self._arrays[name]
+            if array.dtype.hasobject:
+                self._values[name] = json_of_text(array)
+                return self._values[name]
             is_plain = array.ndim == 1 and array.dtype.kind in "biufU"
             if is_plain and array.dtype.kind == "U":
                 check_text(array)
@@ -256,12 +262,11 @@ def as_rows(outputs: Any, count: int, declared: Inputs | None) -> Rows:
     """
     outputs = on_host(outputs)
     named = {"": outputs} if type(outputs) is ndarray or not isinstance(outputs, Mapping) else outputs
-    arrays = {name: _array_out(value, count, name) for name, value in named.items()}
-    if declared is not None:
-        expected = {"": declared} if isinstance(declared, Tensor) else declared
-        if not _is_as_declared(arrays, expected):
-            came = {name: f"{array.dtype} {array.shape[1:]}" for name, array in arrays.items()}
-            raise HandlerError(f"run_inference returned rows of {came}; declared are {dict(expected)}")
+    expected = {} if declared is None else {"": declared} if isinstance(declared, Tensor) else declared
+    arrays = {name: _array_out(value, count, name, expected.get(name)) for name, value in named.items()}
+    if declared is not None and not _is_as_declared(arrays, expected):
+        came = {name: f"{array.dtype} {array.shape[1:]}" for name, array in arrays.items()}
+        raise HandlerError(f"run_inference returned rows of {came}; declared are {dict(expected)}")
     if not arrays:
         raise HandlerError(f"run_inference returned an empty dict; expected {count} rows by name")
     return Rows(arrays, 0, count, {})
@@ -305,11 +310,14 @@ def check_no_tuple(outputs: Any, where: str) -> None:
         raise HandlerError(f"{where}a {name}, which may be several results: {remedy}")
 
 
-def _array_out(value: Any, count: int, name: str) -> Array:
-    if type(value) is ndarray and value.ndim and len(value) == count and not value.dtype.hasobject:
+def _array_out(value: Any, count: int, name: str, declared: Tensor | None) -> Array:
+    is_text = declared is not None and declared.text is not None
+    if type(value) is ndarray and value.ndim and len(value) == count and not (is_text or value.dtype.hasobject):
         return value
     where = f"run_inference returned {name and repr(name) + ' as '}"
     check_no_tuple(value, where)
+    if declared is not None and is_text:
+        return rows_of_text(value, count, declared, where)
     if not hasattr(value, "__array__") and not isinstance(value, list):
         raise HandlerError(f"{where}a {type(value).__name__}; expected an array of {count} rows")
     if isinstance(value, np.ma.MaskedArray):

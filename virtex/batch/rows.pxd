@@ -20,6 +20,7 @@ cdef class RowRing(Ring):
     cdef readonly list _pool
     cdef readonly dict _slabs
     cdef object _new
+    cdef bint _has_text
     cdef public Py_ssize_t max_batch_size
     cdef readonly Py_ssize_t slab_bytes, slabs
     cdef Py_ssize_t _front, _next, _rows
@@ -40,6 +41,8 @@ cdef class RowRing(Ring):
 
     @cython.locals(taken=Py_ssize_t, end=Py_ssize_t, freed=Py_ssize_t)
     cpdef Py_ssize_t cancel(self, Ticket ticket) except -1
+
+    @cython.locals(slab=Slab)
     cdef _forget_pending(self)
 
     @cython.locals(slab=Slab, number=Py_ssize_t, base=Py_ssize_t)
@@ -50,3 +53,4 @@ cdef class RowRing(Ring):
 
     @cython.locals(arrays=list)
     cdef _give_back(self, Slab slab)
+    cdef _forget(self, list arrays, Py_ssize_t start, Py_ssize_t stop)

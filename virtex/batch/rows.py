@@ -26,6 +26,7 @@ from ..message import not_json
 from ..tensor import Array, Inputs, Tensor
 from .outputs import is_alone
 from .ring import Batch, Ring, Span, Ticket
+from .texts import has_text
 
 CHUNK = 16 << 10  # bytes that are allocated at once for buffers that are smaller: each would take a page or more
 ALIGNED = 64  # bytes: the widest vectors
@@ -34,7 +35,9 @@ HUGE = 4 << 20  # bytes from which a buffer asks for huge pages: first touch is 
 
 
 def allocate(tensor: Tensor, rows: int) -> Array:
-    """An array of rows, on a page of its own, that takes memory when it is first written."""
+    """An array of rows, on a page of its own, that takes memory when it is first written; for text, one of objects."""
+    if tensor.text is not None:
+        return np.empty((rows, *tensor.shape), object)
     return np.ndarray((rows, *tensor.shape), tensor.dtype, _pages(max(rows * tensor.nbytes, 1)))
 
 
@@ -130,6 +133,7 @@ class RowRing(Ring):
     ) -> None:
         Ring.__init__(self, capacity)
         self._names, self._tensors = tensors_of(inputs)
+        self._has_text = has_text(inputs)  # which is let go of behind a batch
         self.max_batch_size = max_batch_size
         row = _row_bytes(inputs)
         self.slot_bytes = row
@@ -252,8 +256,11 @@ class RowRing(Ring):
         self.size -= self.pending
         self.pending = self.held = 0
         number = self._next // self.max_batch_size
-        if number in self._slabs and not self._slabs[number].filled:  # opened for an item that was wrong
+        slab = self._slabs.get(number)
+        if slab is not None and not slab.filled:  # opened for an item that was wrong
             self._give_back(self._slabs.pop(number))
+        elif slab is not None and self._has_text:
+            self._forget(slab.arrays, slab.filled, self.max_batch_size)
 
     def _drop(self, first: int, end: int) -> None:
         """Leave holes where the rows [first, end) are, of a ticket that has none left to take."""
@@ -262,6 +269,8 @@ class RowRing(Ring):
             base = number * self.max_batch_size
             slab = self._slabs[number]
             slab.live -= end - max(first, base)
+            if self._has_text:
+                self._forget(slab.arrays, max(first, base) - base, end - base)
             self.size -= slab.filled
             if self._next == base + slab.filled:
                 slab.shrink()
@@ -286,7 +295,7 @@ class RowRing(Ring):
         rows = self.max_batch_size
         steps = [-(-max(rows * tensor.nbytes, 1) // ALIGNED) * ALIGNED for tensor in self._tensors]
         count = min(CHUNK // max(steps, default=CHUNK), self.slabs)
-        if count < 2 or self._new is not allocate:
+        if count < 2 or self._new is not allocate or self._has_text:
             return [[self._new(tensor, rows) for tensor in self._tensors]]
         chunks = [_pages(count * step) for step in steps]
         return [
@@ -304,4 +313,12 @@ class RowRing(Ring):
         for i in range(len(arrays)):
             if not is_alone(arrays, i):
                 return
+        if self._has_text:
+            self._forget(arrays, 0, self.max_batch_size)
         self._pool.append(arrays)
+
+    def _forget(self, arrays: list[Array], start: int, stop: int) -> None:
+        """Let go of the texts of rows that nobody wants any more: they count no more."""
+        for tensor, array in zip(self._tensors, arrays, strict=True):
+            if tensor.text is not None:
+                array[start:stop] = None

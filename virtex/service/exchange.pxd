@@ -15,7 +15,7 @@ cdef class Keeper(Gate):
     cdef public Bodies bodies
     cdef public Company company
     cdef public Cells cells
-    cdef public bint is_starting, asks
+    cdef public bint is_starting, asks, has_text
     cdef public Py_ssize_t most_bytes, most_values, most_kept
     cdef public long long patience
     cdef Clock _clock

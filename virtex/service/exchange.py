@@ -37,12 +37,12 @@ ARRAY_BYTES = 300  # that an array takes beside its data, about
 class Keeper(Gate):
     """Who took requests in and sees to it that each is answered, as their exchanges know it: admission.py.
 
-    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler. dtype: of
-    the array that a list handler takes its items as, None for a list. asks: whether the handler is told who asked.
-    bodies: the budget, which the connections share. cells: where it is counted. most_bytes, most_values: of limits.
-    kinds: of bodies and answers, once the handler is there. coder: has them inflated and compressed. patience: ns that
-    a request may take at most. most_kept: bytes in use, up to which the body of a request is kept beside its rows, for
-    a second run.
+    is_starting: the handler is not there yet. inputs: what a TensorHandler declares, None for a list handler; has_text:
+    some of them are text. dtype: of the array that a list handler takes its items as, None for a list. asks: whether
+    the handler is told who asked. bodies: the budget, which the connections share. cells: where it is counted.
+    most_bytes, most_values: of limits. kinds: of bodies and answers, once the handler is there. coder: has them
+    inflated and compressed. patience: ns that a request may take at most. most_kept: bytes in use, up to which the body
+    of a request is kept beside its rows, for a second run.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Keeper(Gate):
         self.asks = False
         self.kinds: Kinds = UNDECIDED
         self.is_starting = True
+        self.has_text = False
         self.coder: Any = None
         self.most_kept = -1
         self._clock = Clock(clock)
@@ -286,7 +287,8 @@ class Exchange(Promise):
         if self.budget.held > self.keeper.most_kept:
             self.items = ()
             self._drop_body()
-            self.release()
+            if not self.keeper.has_text:  # which no buffer holds: it stays charged until the answer
+                self.release()
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""

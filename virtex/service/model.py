@@ -30,6 +30,7 @@ from ..batch.ring import Ring
 from ..batch.row_steps import TensorSteps
 from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import Steps, async_methods
+from ..batch.texts import has_text
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json, own_cost
 from ..logs import event, show
@@ -214,8 +215,11 @@ class Model:
         device = None if handler.device is None else Device(handler.device)
         if device is not None and device.is_cuda and executor is not self._thread:
             raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
+        if device is not None and has_text(handler.inputs):
+            raise TypeError(f"device={handler.device!r}: text can't be copied to a device; its inputs declare some")
         rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
+        self.admission.has_text = has_text(handler.inputs)
         self.admission.kinds = kinds_of(handler)
         gives_values = answers_json(handler)
         self.admission.served = Served(self.options.name, handler.inputs, handler.outputs, None, gives_values)

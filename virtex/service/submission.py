@@ -14,11 +14,11 @@ import numpy as np
 import orjson
 from numpy.ma import MaskedArray
 
-from .._codec import items_of
 from ..batch.arrays import stacked
+from ..batch.texts import source_of
 from ..errors import HandlerError, ItemError, RequestError, VirtexError
 from ..message import Account, Content
-from ..tensor import Inputs, Source, Tensor
+from ..tensor import Inputs, Source
 from .admission import Admission
 from .exchange import Exchange
 from .failures import reason_of
@@ -52,7 +52,7 @@ class Objects(Format):
         """Each item is one array, or an object of them, as a message has it or as NumPy's."""
         for i, item in enumerate(body):
             _check_no_mask(item, i)
-        return items_of(body, None if isinstance(inputs, Tensor) else tuple(inputs))
+        return source_of(body, inputs)
 
     def array(self, body: Any, dtype: np.dtype[Any], account: Account) -> Any:
         """The items as one array."""

@@ -12,10 +12,11 @@ import sys
 from typing import Any
 
 from ..batch.items import declared
+from ..batch.texts import has_text, source_of
 from ..errors import RequestError, quoted
 from ..handler import RequestHandler, TensorHandler, answers_json
 from ..message import Account
-from ..tensor import Tensor
+from ..tensor import Inputs, Source, Tensor
 from . import forms
 from .formats import JSON, KINDS, NPY, USUAL, Body, Format, Json, Kinds, kind_of
 
@@ -89,6 +90,27 @@ class Uploads(Kinds):
         return _text(content_type) if kind.startswith("text/") else FILE
 
 
+class Strings(Json):
+    """A message for declared inputs of which some are text."""
+
+    def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
+        """Strings, and what numbers and arrays the others are. Raises RequestError as the account does."""
+        return source_of(account.parse(body), inputs)
+
+
+STRINGS = Strings()
+
+
+class StringKinds(Kinds):
+    """What a TensorHandler takes that declares text: messages of JSON."""
+
+    def read_by(self, content_type: bytes) -> Format:
+        """The format that reads bodies of that type. Raises RequestError (415)."""
+        if super().read_by(content_type) is not JSON:
+            raise self.refusal(kind_of(content_type))
+        return STRINGS
+
+
 def kinds_of(handler: RequestHandler) -> Kinds:
     """What bodies a handler takes, and what its answers may be. Raises TypeError or ValueError for wrong `accepts`."""
     ranges = _checked(handler)
@@ -96,11 +118,13 @@ def kinds_of(handler: RequestHandler) -> Kinds:
         return Uploads(ranges, KINDS.answers if declared(handler, "encode_item") is None else (JSON.name,))
     gives_json = answers_json(handler)
     answers = KINDS.answers if gives_json or _is_one(handler.outputs) else (JSON.name,)
+    if has_text(handler.inputs):
+        return StringKinds((JSON.name,), answers, gives_json)
     return Kinds(KINDS.accepts if _is_one(handler.inputs) else (JSON.name,), answers, gives_json)
 
 
 def _is_one(tensors: Any) -> bool:
-    return tensors is None or isinstance(tensors, Tensor)
+    return tensors is None or (isinstance(tensors, Tensor) and tensors.text is None)
 
 
 def _checked(handler: RequestHandler) -> tuple[str, ...]:

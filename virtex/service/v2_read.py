@@ -65,7 +65,7 @@ class Columns:
     def __len__(self) -> int:
         return self._count
 
-    def into(self, rows: Any, start: int, stop: int) -> None:
+    def into(self, rows: Any, start: int = 0, stop: int | None = None) -> None:
         """Decode items [start, stop). Raises ItemError, or RequestError (400) for what is no JSON."""
         at = 0
         try:
