@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from kit import needs
-from kit.servers import serving
+from kit.pages import PORT, Page
+from kit.servers import ROOT, serving
 
 CLIENTS = Path(__file__).parent / "clients"
 WHERE = os.environ.get("VIRTEX_V2", "")
@@ -19,7 +20,9 @@ if not WHERE:
         raise RuntimeError("VIRTEX_V2: expected an environment with tritonclient and kserve, got nothing")
     pytest.skip("VIRTEX_V2 names no environment with tritonclient and kserve", allow_module_level=True)
 
-SOURCE = """
+SOURCE = (
+    Page(ROOT / "README.md").files["server.py"].partition("if __name__")[0]
+    + """
 import ml_dtypes, numpy as np
 from virtex import RequestHandler, Services, Tensor, TensorHandler, http_server
 
@@ -46,11 +49,13 @@ class Upper(RequestHandler):
 
 DTYPES = "bool u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8".split()
 app = Services(
+    app,
     *(http_server(f"as {dtype}", identity(dtype), max_batch_size=4) for dtype in DTYPES),
     http_server("as bf16", identity(ml_dtypes.bfloat16), max_batch_size=4),
     http_server("sums", Sums), http_server("upper", Upper),
 )
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,11 @@ def test_a_client_finds_all_it_asks_for(server, program):
         check=False,
     )
     assert told.returncode == 0, told.stderr[-3000:]
+
+
+def test_the_block_of_the_page_prints_what_it_says(server):
+    (block,) = [block.code for block in Page(ROOT / "docs" / "v2.md").blocks if block.language == "python"]
+    told = subprocess.run(
+        [PYTHON, "-c", block.replace(PORT, str(server.port))], capture_output=True, text=True, timeout=60
+    )
+    assert told.stdout.strip() == block.strip().rpartition("# ")[2], told.stderr[-3000:]

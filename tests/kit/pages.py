@@ -1,8 +1,8 @@
 """The blocks of code of README.md and docs/: which there are, and how they are run.
 
 A block of Python is a file whose name its first line has. A line of it that prints has what it prints as its comment.
-A line of shell is run, unless its block stands behind a comment <!-- not run: why -->. What curl is answered stands in
-the block of JSON that follows.
+Blocks are run, unless they stand behind a comment <!-- not run: why -->. What curl is answered stands in the block of
+JSON that follows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Page:
     @property
     def files(self) -> dict[str, str]:
         """The blocks of Python by their names."""
-        code = [block.code for block in self.blocks if block.language == "python"]
+        code = [block.code for block in self.blocks if block.language == "python" and not block.why_not]
         files = {text.partition("\n")[0].removeprefix("# "): text for text in code}
         assert len(files) == len(code), f"{self.name}: two blocks of one name"
         return files
