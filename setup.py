@@ -1,5 +1,6 @@
 """Compiles virtex/_codec, the counters, and the modules that a request passes through; pyproject.toml has the rest."""
 
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -47,11 +48,14 @@ typed = [
     for path in sorted([*glob("virtex/[!_]*.pxd"), *glob("virtex/*/[!_]*.pxd")])
 ]
 
+# Where a process is begun otherwise than by fork, it would run this file once more.
+at_once = {"language_level": 3, "nthreads": (os.cpu_count() or 1) * (multiprocessing.get_start_method() == "fork")}
+
 setup(
     ext_modules=[
-        *cythonize([codec, counters], language_level=3),
+        *cythonize([codec, counters], **at_once),
         # The annotations are mypy's: as C types they would refuse what Python takes, a bool for an int.
-        *cythonize(typed, language_level=3, compiler_directives={"annotation_typing": False, "nonecheck": True}),
+        *cythonize(typed, **at_once, compiler_directives={"annotation_typing": False, "nonecheck": True}),
     ],
     options={"build_ext": {"parallel": os.cpu_count()}},
 )
