@@ -31,7 +31,7 @@ COMPILED_ONLY = {
         "prometheus compat first_page example_loads load load_faults load_test histogram modes payloads",
         "bundles retries predict cli info report document command fit trial tuning",
         "starting wrong greeting check example_lines written warmup numbers layout peers exposition push",
-        "serial serial_pandas serial_pickle serial_pillow serial_tables",
+        "serial serial_pandas serial_pickle serial_pillow serial_safety serial_tables",
     )
     for name in group.split()
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import orjson
@@ -23,15 +25,24 @@ from virtex.handler import Worker
 from virtex.serial import encode_numpy
 
 sys.path.insert(0, str(ROOT / "examples"))
-demo = needs.library("demo")
-digits = needs.library("digits")
+needs.found("sklearn", "tqdm")
 
 DEMO = [sys.executable, "-W", "error::ResourceWarning", str(ROOT / "examples" / "demo.py")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="module")
-def handler() -> digits.Digits:
+def demo() -> Any:
+    return importlib.import_module("demo")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return importlib.import_module("digits")  # and scikit-learn, which takes seconds
+
+
+@pytest.fixture(scope="module")
+def handler(digits: Any) -> Any:
     handler = digits.Digits()
     handler.setup(Worker())
     return handler
@@ -42,20 +53,20 @@ def images_message(images: np.ndarray) -> HttpMessage:
 
 
 @pytest.mark.parametrize("size", [1, 64])
-def test_a_batch_is_read_as_the_model_reads_it_and_says_its_size(handler: digits.Digits, size: int) -> None:
+def test_a_batch_is_read_as_the_model_reads_it_and_says_its_size(digits: Any, handler: Any, size: int) -> None:
     images = digits.split()[1][:size]
     answer = handler.validate(images_message(images), strict=True)
     expected = digits.train().predict(images.reshape(-1, 64))
     assert answer.data == [{"digit": digit, "batch": size} for digit in expected.tolist()]
 
 
-def test_an_image_of_another_shape_is_refused_by_its_index(handler: digits.Digits) -> None:
+def test_an_image_of_another_shape_is_refused_by_its_index(handler: Any) -> None:
     message = images_message([np.zeros((8, 8)), np.zeros((28, 28))])
     with pytest.raises(ItemError, match=r"item 1: expected an image of shape \(8, 8\), got \(28, 28\)"):
         handler.validate(message, strict=True)
 
 
-def test_the_split_is_always_the_same_and_leaves_360_images_out() -> None:
+def test_the_split_is_always_the_same_and_leaves_360_images_out(digits: Any) -> None:
     for one, again in zip(digits.split(), digits.split(), strict=True):
         assert (one == again).all()
     assert [len(part) for part in digits.split()] == [1437, 360, 1437, 360]
@@ -75,7 +86,7 @@ def test_the_demo_serves_every_image_as_the_model_reads_it() -> None:
     assert "720/720" in ended.stderr  # the progress bar came to its end
 
 
-def test_the_demo_fails_when_one_answer_is_not_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_fails_when_one_answer_is_not_the_models(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
     truth = np.arange(10)
     served = np.stack([np.tile(truth, 2), np.full(20, 4)], axis=1)
     assert demo.report(served, np.ones(20), 1.0, truth, truth)
@@ -84,18 +95,18 @@ def test_the_demo_fails_when_one_answer_is_not_the_models(capsys: pytest.Capture
     assert "1 of 20 answers are not the ones that the model gives" in capsys.readouterr().err
 
 
-def test_two_wrongs_that_keep_the_accuracy_still_fail_the_demo() -> None:
+def test_two_wrongs_that_keep_the_accuracy_still_fail_the_demo(demo: Any) -> None:
     truth = np.array([1, 2, 3, 4])
     offline = np.array([1, 9, 3, 4])
     served = np.stack([np.array([1, 2, 9, 4]), np.full(4, 4)], axis=1)
     assert not demo.report(served, np.ones(4), 1.0, truth, offline)
 
 
-def test_the_batches_that_formed_are_counted_from_what_their_images_say() -> None:
+def test_the_batches_that_formed_are_counted_from_what_their_images_say(demo: Any) -> None:
     assert demo.batches(np.array([4, 4, 2, 4, 2, 4, 1])) == "3, of 2.3 images on average: 1 of 1, 1 of 2, 1 of 4"
 
 
-def test_a_server_that_ends_before_it_is_ready_is_told_with_its_status() -> None:
+def test_a_server_that_ends_before_it_is_ready_is_told_with_its_status(demo: Any) -> None:
     with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
         process.wait()
         with pytest.raises(SystemExit, match="exit status 3 before it was ready"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import needs
 from kit.pages import PORT, Page, check_answer, check_code, install, running
 from kit.servers import ROOT, Running, free_port
 
@@ -77,6 +78,7 @@ def lowest() -> tuple[tuple[int, ...], list[str]]:
 def test_the_server_and_its_client_run_with_the_lowest_versions_that_an_install_may_bring(
     folder: Path, tmp_path: Path
 ) -> None:
+    needs.time()
     oldest, requirements = lowest()
     if sys.version_info[:2] != oldest:
         pytest.skip("the lowest versions are those for the lowest Python")

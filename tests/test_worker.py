@@ -520,15 +520,13 @@ def test_more_worker_connections_than_files_start_with_a_warning():
         assert "RLIMIT_NOFILE" in server.log and post(server)[0] == 200
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["--proxy-protocol", "auto"], ["--threads", "4"], ["--permit-obsolete-folding"], ["--http-protocols", "h1,h2"]],
-)
-def test_setting_that_can_not_be_honoured_is_refused_by_name(options):
+def test_settings_that_can_not_be_honoured_are_refused_by_name():
+    options = ["--proxy-protocol", "auto", "--threads", "4", "--permit-obsolete-folding", "--http-protocols", "h1,h2"]
     with serving("gunicorn", ECHO, *options, wait=False) as server:
         assert server.wait_exit() != 0
         assert "VirtexWorker does not take these settings" in server.log
-        assert options[0][2:].replace("-", "_") in server.log
+        for name in ("proxy_protocol", "threads", "permit_obsolete_folding", "http_protocols"):
+            assert name in server.log
 
 
 EXITS = (
