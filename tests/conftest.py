@@ -179,11 +179,16 @@ class ScriptedExecutor:
         done(batch)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_to_look_through() -> None:
+    """A load test within this process has undone what the end of the collection did."""
+    if not gc.get_freeze_count():
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _of_this_test() -> Iterator[None]:
     """What a test leaves in memory is no service of the next one's application."""
-    if not gc.get_freeze_count():
-        gc.freeze()  # a load test within this process has undone it
     before = REGISTER.services()
     yield
     for service in REGISTER.services():
