@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from kit.asks import ask_asgi, ask_direct, run
 from kit.services import BODY, Echo, Life
 
-from virtex import Limits, Tensor, TensorHandler, http_server
+from virtex import Limits, RequestHandler, Tensor, TensorHandler, http_server
+from virtex.errors import RequestError
 from virtex.service.seam import Head
 
 
@@ -101,6 +104,142 @@ def test_without_room_a_request_is_refused_at_the_end_of_its_headers():
 
     status, body = asyncio.run(main())
     assert status == 503 and b"no room for 1 items: 1 of 1 wait (max_queue_size)" in body
+
+
+class Gate(RequestHandler):
+    """Its batches take as long as the test says."""
+
+    def setup(self, worker):
+        self.go = asyncio.Queue()
+
+    async def run_inference(self, model_input):
+        await self.go.get()
+        return model_input
+
+    def process_request(self, data):
+        return data
+
+    def process_response(self, item):
+        return item
+
+
+class Paced:
+    """A service whose batches take 2 s by a clock of its own."""
+
+    def __init__(self, **options):
+        self.now = 10**12
+        self.app = http_server("paced", Gate, max_batch_size=4, **options)
+        self.app.options = replace(self.app.options, clock=lambda: self.now)
+
+    async def __aenter__(self):
+        await self.app.startup()
+        for _ in range(20):
+            await self.served(self.app.submit([1, 2, 3, 4]))
+        return self
+
+    async def __aexit__(self, *_):
+        for _ in range(100):
+            self.app.model._handler.go.put_nowait(None)
+        await self.app.shutdown()
+
+    async def served(self, *asked):
+        tasks = [asyncio.ensure_future(one) for one in asked]
+        while not all(task.done() for task in tasks):
+            await self.turn()
+            if self.app.model.batcher.running_since:
+                self.now += 2 * 10**9
+                self.app.model._handler.go.put_nowait(None)
+            await self.turn()
+        return [task.exception() or task.result() for task in tasks]
+
+    async def turn(self):
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def begin(self, *counts):
+        """The first is running, the others wait."""
+        tasks = []
+        for count in counts:
+            tasks.append(asyncio.ensure_future(self.app.submit([0] * count)))
+            await self.turn()
+        return tasks
+
+    def open(self, ms=None):
+        headers = [] if ms is None else [(b"x-request-timeout-ms", b"%d" % ms)]
+        return self.app.open(Head("POST", "/", headers, len(BODY), None), self.now)
+
+
+def test_who_would_wait_beyond_its_deadline_is_refused_at_the_end_of_its_headers(caplog):
+    async def main():
+        async with Paced() as paced:
+            tasks = await paced.begin(4, 4)
+            refused = paced.open(4000)
+            for taken in (paced.open(5000), paced.open()):
+                taken.cancel("seen")
+            await paced.served(*tasks)
+            idle = paced.open(1)  # whatever was predicted, somebody has to find out
+            idle.cancel("seen")
+            return refused
+
+    refused = asyncio.run(main())
+    error = b"".join(refused.buffers)
+    assert refused.status == 503 and (b"retry-after", b"1") in refused.headers
+    assert b"about 4.5 s behind 4 items that wait, and is wanted within 4 s (limits.answer_seconds" in error
+    assert [record.reason for record in caplog.records if hasattr(record, "requests")][-1] == "predicted"
+
+
+def test_what_a_program_submits_and_a_body_of_many_items_are_refused_so_when_they_are_there():
+    async def main():
+        async with Paced() as paced:
+            tasks = await paced.begin(4)
+            found = []
+            for items, timeout in (([1] * 2, 5), ([1] * 8, 5), ([1] * 40, None)):
+                task = asyncio.ensure_future(paced.app.submit(items, timeout=timeout))
+                await paced.turn()
+                found.append(task.exception().dropped if task.done() else "")
+                tasks += [] if task.done() else [task]
+            await paced.served(*tasks)
+            return found, paced.app.budget.held
+
+    found, held = asyncio.run(main())
+    assert (found, held) == (["", "predicted", ""], 0)
+
+
+def test_a_service_that_has_measured_nothing_refuses_nobody_for_its_deadline():
+    async def main():
+        paced = Paced()
+        await paced.app.startup()
+        tasks = await paced.begin(4, 4, 4)
+        taken = paced.open(1)
+        taken.cancel("seen")
+        await paced.served(*tasks)
+        await paced.app.shutdown()
+
+    asyncio.run(main())
+
+
+def test_a_prediction_that_is_far_too_long_locks_nobody_out_for_long():
+    """After a stall each request finds the queue idle or is refused; what is served brings the pace back."""
+
+    async def main():
+        async with Paced() as paced:
+            taken = []
+            for _ in range(10):  # an hour each
+                task = asyncio.ensure_future(paced.app.submit([1] * 4))
+                await paced.turn()
+                paced.now += 3600 * 10**9
+                paced.app.model._handler.go.put_nowait(None)
+                with suppress(RequestError):
+                    await task
+            assert paced.app.model.batcher.pace.batch(4) > 60e9
+            for _ in range(80):
+                tasks = await paced.begin(4, 1)
+                taken.append(not tasks[1].done())
+                await paced.served(*tasks)
+            return taken
+
+    taken = asyncio.run(main())
+    assert not taken[0] and all(taken[-20:])
 
 
 def test_without_lifespan_the_first_request_starts_it_and_waits(ask):

@@ -403,6 +403,94 @@ def test_a_message_of_more_items_than_the_queue_holds_does_not_starve_under_a_st
     assert large >= 40 and small >= 40
 
 
+def serve(rig, items, seconds):
+    """A batch, or several, of so many seconds each."""
+    ticket = rig.send(items)
+    rig.loop.settle()
+    while rig.executor.running:
+        rig.loop.now += round(seconds * 1e9)
+        rig.executor.finish()
+        rig.loop.settle()
+    return ticket
+
+
+def test_the_wait_is_that_of_what_runs_and_of_the_batches_that_wait(rig):
+    assert rig.batcher.wait(1, rig.loop.now) == 0
+    for _ in range(30):
+        serve(rig, "abcd", 2)
+    assert rig.batcher.wait(4, rig.loop.now) == 0, "an idle service takes whatever comes"
+    rig.send("abcd")
+    rig.loop.settle()
+    assert rig.batcher.wait(4, rig.loop.now) == pytest.approx(4e9, rel=0.1)
+    rig.loop.now += 1_500_000_000
+    assert rig.batcher.wait(4, rig.loop.now) == pytest.approx(2.5e9, rel=0.1)
+    rig.send("abcdabcd")
+    assert rig.batcher.wait(4, rig.loop.now) == pytest.approx(6.5e9, rel=0.1)
+    rig.loop.now += 60_000_000_000
+    assert rig.batcher.wait(4, rig.loop.now) == pytest.approx(6e9, rel=0.1), "what is overdue takes no longer"
+
+
+def test_behind_a_running_batch_one_that_the_thread_has_counts_in_full(loop):
+    rig = Rig(loop, depth=2)
+    for _ in range(30):
+        serve(rig, "abcd", 2)
+    rig.send("abcdabcd")
+    loop.settle()
+    assert rig.executor.running == 2
+    loop.now += 500_000_000
+    assert rig.batcher.wait(4, loop.now) == pytest.approx(5.5e9, rel=0.1)
+
+
+def test_who_finds_no_room_is_told_to_come_again_when_there_is_some_as_far_as_batches_tell(loop):
+    rig = Rig(loop, queue=6)
+    for _ in range(30):
+        serve(rig, "abcd", 2)
+    rig.send("abcd")
+    loop.settle()
+    rig.send("abcdabcdabcd")
+
+    def told():
+        with pytest.raises(RequestError) as full:
+            rig.send("a")
+        return full.value.headers
+
+    loop.now += 1_800_000_000
+    assert told() == ((b"retry-after", b"4"),), "0.2 s of the one that runs, and for 7 of those 12 less than two more"
+    for _ in range(3):
+        loop.now += 10**12
+        rig.executor.finish()
+        loop.settle()
+    rig.send("abcdefgh" * 4)
+    assert told() == ((b"retry-after", b"60"),), "at most"
+
+
+def test_a_batch_that_failed_tells_nothing_of_the_pace(rig):
+    for _ in range(5):
+        serve(rig, "abcd", 2)
+    before = rig.batcher.pace.batch(4)
+    for _ in range(5):
+        rig.send("abcd")
+        rig.loop.settle()
+        rig.executor.fail(RuntimeError("at once"))
+    rig.loop.settle()
+    assert rig.batcher.pace.batch(4) == before
+
+
+def test_what_keeps_the_loop_from_cutting_a_full_batch_counts_to_its_time(rig):
+    """Answers that are written and requests that are read between two batches; but not that nobody asked."""
+    for _ in range(40):
+        rig.send("abcdabcd")
+        rig.loop.settle()
+        rig.loop.now += 1_000_000_000
+        rig.executor.finish()
+        rig.loop.now += 1_000_000_000
+        rig.loop.settle()
+        rig.loop.now += 1_000_000_000
+        rig.executor.finish()
+        rig.loop.now += 60_000_000_000
+    assert rig.batcher.pace.batch(4) == pytest.approx(1.5e9, rel=0.1)
+
+
 def test_nothing_is_cut_before_there_is_an_executor(loop):
     rig = Rig(loop, start=False)
     ticket = rig.send("a")

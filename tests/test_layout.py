@@ -93,6 +93,7 @@ NO_LOOP = {
     "batch.items",
     "batch.outputs",
     "batch.parts",
+    "batch.pace",
     "batch.ring",
     "batch.row_steps",
     "batch.rows",

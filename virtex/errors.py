@@ -22,7 +22,7 @@ STATUSES = {
     405: "Method Not Allowed",  # with Allow
     406: "Not Acceptable",
     408: "Request Timeout",
-    413: "Content Too Large",  # over a limit, or more items than the queue can ever hold
+    413: "Content Too Large",  # over a limit
     414: "URI Too Long",
     415: "Unsupported Media Type",
     417: "Expectation Failed",
@@ -31,7 +31,7 @@ STATUSES = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",  # the handler failed
     501: "Not Implemented",
-    503: "Service Unavailable",  # no room now, starting or draining; with Retry-After
+    503: "Service Unavailable",  # no room now, no answer in time, starting or draining; with Retry-After
     504: "Gateway Timeout",  # the request's deadline passed before its answer was there
     505: "HTTP Version Not Supported",
 }
@@ -66,8 +66,8 @@ class RequestError(VirtexError):
     """A request that can't be taken, as the protocol or the server found it.
 
     status: one of STATUSES. reason: what was expected and what came, for the client to read. headers: Allow,
-    Retry-After and the like. dropped: "full", "deadline" or "draining", as the metrics count it; "" where the status
-    says enough.
+    Retry-After and the like. dropped: "full", "predicted", "deadline" or "draining", as the metrics count it; "" where
+    the status says enough.
     """
 
     def __init__(self, status: int, reason: str, headers: Headers = (), dropped: str = "") -> None:

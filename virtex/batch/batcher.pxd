@@ -2,6 +2,7 @@ cimport cython
 
 from ..metrics._metrics cimport Cells, Clock
 from .company cimport Company
+from .pace cimport Pace
 from .ring cimport Batch, Ring, Ticket
 from .steps cimport Laps
 
@@ -19,6 +20,7 @@ cdef class Batcher:
     cdef public Company company
     cdef readonly object tracebacks, bursts
     cdef public long long now, due, per_item
+    cdef readonly Pace pace
     cdef public object expire, judge, on_long
 
     @cython.locals(ticket=Ticket, outcomes=list, answered=Py_ssize_t)
@@ -30,8 +32,14 @@ cdef class Batcher:
     @cython.locals(ring=Ring)
     cdef _count_queue(self)
 
-    @cython.locals(laps=Laps, busy=cython.longlong)
-    cdef _count_back(self, Batch batch)
+    @cython.locals(laps=Laps, newest=Ticket, busy=cython.longlong, took=cython.longlong)
+    cdef long long _count_back(self, Batch batch) except? -1
+
+    @cython.locals(ring=Ring)
+    cpdef double wait(self, Py_ssize_t count, long long now) except -1
+
+    @cython.locals(pace=Pace, running=list, batch=Batch, i=Py_ssize_t, ahead=double, took=double)
+    cdef double _until(self, Py_ssize_t items, long long now) except -1
     cdef _refill(self)
 
     @cython.locals(ring=Ring)

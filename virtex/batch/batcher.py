@@ -25,13 +25,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, moved
+from ..errors import HandlerError, Headers, ItemError, RequestError, moved
 from ..logs import Bursts, Tracebacks
 from ..metrics._metrics import Cells, Clock
 from ..observer import BatchReport, Observer
 from .company import Company
 from .executors import Executor
 from .isolate import failure_of
+from .pace import Pace
 from .ring import Batch, Ring, Ticket
 from .steps import Laps, Steps
 
@@ -40,7 +41,13 @@ GRAIN = 1_000_000  # ns: uvloop's timers count milliseconds
 LONG = 2_000_000  # ns that a batch took, from which on the loop settles before the next cut: it takes 10 us or so
 SETTLING = 10  # the part of those ns that settling may take at most: a tenth,
 SETTLES = 10_000_000  # or so many ns where that is more, of which half a batch is the most
+MOST_RETRY = 60  # seconds that a client is asked to wait at most: what comes then nobody can tell
 QUIET_TURNS = 4  # of the loop without a new request, until it has settled: an ASGI server takes some to say who left
+
+
+def retry_in(ns: float) -> Headers:
+    """When to come again, in whole seconds from 1 to 60 (RFC 9110 section 10.2.3)."""
+    return ((b"retry-after", b"%d" % min(max(math.ceil(ns / 1e9), 1), MOST_RETRY)),)
 
 
 class Batcher:
@@ -85,6 +92,7 @@ class Batcher:
         self._newest: Ticket | None = None  # in the ring, at the last look while settling
         self._quiet = 0  # turns of the loop since that one came
         self._back_at = 0  # when the latest batch came back
+        self.pace = Pace(max_batch_size)
         self.due = NEVER  # from then on, expire() has something to do: the first deadline, in ns
         self.expire: Callable[[int], None]  # answers the requests whose time is over at that time, who ever knows
         self.on_long: Callable[[], None] | None = None  # a batch of LONG or more is answered, and the loop settles
@@ -125,7 +133,26 @@ class Batcher:
         ring = self.ring
         if ring.size >= ring.capacity:
             waiting = f"{ring.size} of {ring.capacity} wait (max_queue_size)"
-            raise RequestError(503, f"no room for {count} items: {waiting}", RETRY_SOON, "full")
+            retry = retry_in(self._until(ring.size - ring.capacity + 1, self._clock.now()))
+            raise RequestError(503, f"no room for {count} items: {waiting}", retry, "full")
+
+    def wait(self, count: int, now: int) -> float:
+        """Nanoseconds until so many more items would be answered, as served batches tell; 0 with nothing ahead of them.
+
+        So an idle service takes whatever comes, and learns its pace anew.
+        """
+        ring = self.ring
+        if not ring.size and not self._running:
+            return 0.0
+        return self._until(ring.size + count, now)
+
+    def _until(self, items: int, now: int) -> float:
+        pace, running = self.pace, self._running
+        ahead = 0.0
+        for i, batch in enumerate(running):
+            took = pace.batch(batch.size)
+            ahead += took if i else max(took - (now - max(batch.cut_at, self._back_at)), 0.0)
+        return pace.wait(items, ahead, len(running))
 
     def admit(self, ticket: Ticket, now: int) -> None:
         """Put a request of one item or more in the ring. Never runs the model: a cut is call_soon'd."""
@@ -234,14 +261,23 @@ class Batcher:
         ring = self.ring
         self._cells.queue(ring.size, ring.held + (ring.size - ring.pending) * ring.slot_bytes)
 
-    def _count_back(self, batch: Batch) -> None:
-        """It came back now; while another one ran it was with the executor, but only waited there."""
+    def _count_back(self, batch: Batch) -> int:
+        """It came back now; while another one ran it was with the executor, but only waited there.
+
+        Returns how long it took, in ns: where it was full when the last one came back, with the answers of that one and
+        what else kept the loop from cutting it.
+        """
         laps: Laps = batch.laps or Laps()
         busy = self.now - max(batch.cut_at, self._back_at)
+        took = busy
+        if batch.why == "full" and batch.spans:
+            newest: Ticket = batch.spans[len(batch.spans) - 1][0]
+            took = self.now - max(newest.born, self._back_at)
         self._back_at = self.now
         self._cells.done(busy, laps.process_request, laps.run_inference, laps.process_response, laps.retries)
         if laps.retries:
             self._tell_retries(batch, laps.retries)
+        return took
 
     def _tell_retries(self, batch: Batch, calls: int) -> None:
         text = f"a batch of {batch.size} items took {calls} repeated calls of the handler, to find whose item failed"
@@ -283,16 +319,18 @@ class Batcher:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
         self._running.remove(batch)
         self.now = self._clock.now()
-        took = self.now - batch.cut_at
-        self.per_item = took // max(batch.size, 1)
-        self._settles_until = self.now + max(took // SETTLING, min(took // 2, SETTLES)) if took >= LONG else 0
-        self._count_back(batch)
+        held = self.now - batch.cut_at
+        self.per_item = held // max(batch.size, 1)
+        self._settles_until = self.now + max(held // SETTLING, min(held // 2, SETTLES)) if held >= LONG else 0
+        took = self._count_back(batch)
         try:
             if self.now >= self.due:
                 self.expire(self.now)
             answered = self._answer(batch)
         finally:
             self.now = 0
+        if answered:
+            self.pace.served(batch.size, took, batch.why == "full")
         if self.judge is not None:
             self.judge(batch, answered)
         if self._settles_until and self.on_long is not None:

@@ -1,5 +1,6 @@
 cimport cython
 
+from ..batch.batcher cimport Batcher
 from ..batch.company cimport Peer
 from ..batch.ring cimport Ring
 from .bodies cimport Bodies
@@ -25,6 +26,9 @@ cdef class Admission(Keeper):
 
     @cython.locals(now=cython.longlong)
     cpdef admit(self, Exchange exchange)
+
+    @cython.locals(batcher=Batcher, wait=double)
+    cdef _check_time(self, Py_ssize_t count, long long now, long long left)
 
     cdef _watch(self, Exchange exchange)
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from ..batch.batcher import Batcher
+from ..batch.batcher import Batcher, retry_in
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, RequestError, too_large
 from ..limits import Limits
@@ -78,6 +78,7 @@ class Admission(Keeper):
             ring, bodies = self.batcher.ring, self.bodies
             if ring.size >= ring.capacity:
                 self.batcher.room_for(1)
+            self._check_time(1, now, head.patience if 0 < head.patience < self.patience else self.patience)
             if bodies.held > bodies.budget:
                 raise bodies.refusal()
             if self._early:
@@ -200,11 +201,30 @@ class Admission(Keeper):
         now = self._clock.now()
         if now >= exchange.deadline:
             raise exchange.too_late(now)
+        self._check_time(len(exchange.items), now, exchange.deadline - now)
         self.batcher.admit(exchange, now)
         if self.inputs is not None:  # they were decoded just now
             now = self._clock.now()
         self.cells.decoded(now - exchange.whole)
         self._watch(exchange)
+
+    def _check_time(self, count: int, now: int, left: int) -> None:
+        """Raise RequestError (503) where so many items will not be answered in time, for all one can tell.
+
+        left: ns until their deadline. Nearly always, a look at the queue shows that they will.
+        """
+        batcher = self.batcher
+        if batcher.ring.size + count <= batcher.max_batch_size and left >= batcher.pace.soon:
+            return
+        wait = batcher.wait(count, now)
+        if wait > left:
+            raise RequestError(
+                503,
+                f"the answer would take about {wait / 1e9:.3g} s behind {batcher.ring.size} items that wait, and is "
+                f"wanted within {left / 1e9:.3g} s (limits.answer_seconds, or the request's own time)",
+                retry_in(wait - left),
+                "predicted",
+            )
 
     def _watch(self, exchange: Exchange) -> None:
         """See to its deadline."""

@@ -274,7 +274,7 @@ class Exchange(Promise):
                 return self._finish(self._wants.writes.reply([]))
             self.weight = self.charged
             self.keeper.admit(self)
-            if inputs is None:  # else let_go() does it
+            if inputs is None:
                 self._drop_body()
             return None
         except Exception as error:  # whatever it is, the request is over and must be counted so
@@ -363,8 +363,7 @@ class Exchange(Promise):
 
     def _affordable(self, response: Response) -> Response:
         """The same response; a 503 where a large one has no room."""
-        length = response.size
-        bodies = self.budget
+        length, bodies = response.size, self.budget
         if length > LARGE and bodies.held - self.charged + length > bodies.budget:
             held = bodies.held - self.charged
             reason = f"no room for an answer of {length} bytes beside {held} of {bodies.budget} (limits.max_bytes)"
