@@ -72,7 +72,7 @@ class Pace:
         """
         batches = items // self.full
         rest = items - batches * self.full
-        took = batches * self.batch(self.full)
+        took: float = batches * self.batch(self.full)
         if rest > 0.0:
             took += self.batch(rest)
             batches += 1.0
