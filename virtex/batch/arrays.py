@@ -214,6 +214,7 @@ class ArrayRing(Ring):
 
     def __init__(self, capacity: int, new: Callable[[int], Ring] = Ring) -> None:
         Ring.__init__(self, capacity)
+        self.has_costs = new is not Ring
         self._new = new
         self._rings: dict[tuple[int, ...], Ring] = {}
 

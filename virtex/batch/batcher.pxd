@@ -43,6 +43,9 @@ cdef class Batcher:
     cdef _refill(self)
 
     @cython.locals(ring=Ring)
+    cdef bint _is_full(self) except -1
+
+    @cython.locals(ring=Ring)
     cpdef room_for(self, Py_ssize_t count)
     cpdef admit(self, Ticket ticket, long long now)
     cpdef wake(self)

@@ -220,7 +220,7 @@ class Batcher:
             why = self._why(now, due)
             if why is None:
                 return
-        elif len(self._running) < executor.depth and self.ring.is_ready(self.max_batch_size):
+        elif len(self._running) < executor.depth and self._is_full():
             why = "full"
         else:
             return
@@ -294,9 +294,13 @@ class Batcher:
         self._newest = None
         return True
 
+    def _is_full(self) -> bool:
+        ring = self.ring
+        return (ring.size >= self.max_batch_size or ring.has_costs) and ring.is_ready(self.max_batch_size)
+
     def _why(self, now: int, due: bool) -> str | None:
         """Why a batch is to be cut now; None: it is not, and the timer runs."""
-        if self.ring.is_ready(self.max_batch_size):
+        if self._is_full():
             return "full"
         if self._draining:
             return "drain"

@@ -86,6 +86,7 @@ class CostRing(Ring):
 
     def __init__(self, capacity: int, cost: Cost, most: float) -> None:
         Ring.__init__(self, capacity)
+        self.has_costs = True
         self._cost = cost
         self._most = most
         self._costs: dict[Ticket, list[float]] = {}  # of each that waits, for all of its slots

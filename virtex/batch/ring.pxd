@@ -29,6 +29,7 @@ cdef class Batch:
 
 cdef class Ring:
     cdef public Py_ssize_t capacity, size, held, slot_bytes, pending
+    cdef public bint has_costs
     cdef public object _tickets
     cdef Py_ssize_t _gone
     cpdef bint put(self, Ticket ticket) except -1

@@ -141,13 +141,14 @@ class Ring:
 
     held: bytes of the items that wait; a request that is split counts in full. slot_bytes: that a slot has of its own.
     pending: how many slots at the end, all of the newest ticket, have no place of their own yet, for a ring that has
-    places.
+    places. has_costs: a batch may be full of fewer slots than it takes at most.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = self.pending = 0
         self.held = self.slot_bytes = 0
+        self.has_costs = False
         self._tickets: deque[Ticket] = deque()
         self._gone = 0  # how many tickets of the deque are cancelled, at most
 
