@@ -32,7 +32,6 @@ cdef class Batcher:
     @cython.locals(ring=Ring)
     cdef _count_queue(self)
 
-<<<<<<< HEAD
     @cython.locals(laps=Laps, newest=Ticket, busy=cython.longlong, took=cython.longlong)
     cdef long long _count_back(self, Batch batch) except? -1
 
@@ -47,13 +46,6 @@ cdef class Batcher:
     cdef bint _is_full(self) except -1
 
     @cython.locals(ring=Ring)
-=======
-    @cython.locals(laps=Laps, busy=cython.longlong)
-    cdef _count_back(self, Batch batch)
-
-    @cython.locals(ring=Ring)
-    cdef bint _is_full(self) except -1
->>>>>>> 71de3a3 (Only a ring that counts costs is asked whether less than a whole batch is full: a request's way is as short as before)
     cpdef room_for(self, Py_ssize_t count)
     cpdef admit(self, Ticket ticket, long long now)
     cpdef wake(self)

@@ -28,11 +28,7 @@ cdef class Batch:
 
 
 cdef class Ring:
-<<<<<<< HEAD
     cdef public Py_ssize_t capacity, size, held, slot_bytes, pending
-=======
-    cdef public Py_ssize_t capacity, size, held, slot_bytes
->>>>>>> 71de3a3 (Only a ring that counts costs is asked whether less than a whole batch is full: a request's way is as short as before)
     cdef public bint has_costs
     cdef public object _tickets
     cdef Py_ssize_t _gone

@@ -140,12 +140,8 @@ class Ring:
     """Full when `capacity` slots wait; `size` says how many do.
 
     held: bytes of the items that wait; a request that is split counts in full. slot_bytes: that a slot has of its own.
-<<<<<<< HEAD
     pending: how many slots at the end, all of the newest ticket, have no place of their own yet, for a ring that has
     places. has_costs: a batch may be full of fewer slots than it takes at most.
-=======
-    has_costs: a batch may be full of fewer slots than it takes at most.
->>>>>>> 71de3a3 (Only a ring that counts costs is asked whether less than a whole batch is full: a request's way is as short as before)
     """
 
     def __init__(self, capacity: int) -> None:
