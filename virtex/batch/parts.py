@@ -30,6 +30,8 @@ FEW = 6  # items: to run each alone takes no more than 2 * ceil(log2 n) runs
 WAYS = 4
 PROVEN = 1000  # batches in parts of the size that fitted, after which twice as many items are tried
 
+Failed = tuple[list[int], Exception]  # a part, and what its run raised
+
 _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -43,7 +45,7 @@ async def after_failure(
         if rest and not steps.may_run_again(work):
             parts.fail_all(error)
         elif rest and (found := await parts.tried(rest)) is not None:
-            await parts.find(rest, found)
+            await parts.find(*found)
     elif len(parts.all) == 1:
         parts.blame(0, error)
     elif steps.may_run_again(work):
@@ -87,7 +89,7 @@ class Parts:
         self._asked = asked
         self._owners = [(request, k) for request, count in enumerate(counts) for k in range(count)]
         self._found: list[Any] = [None] * len(self._owners)  # the outcome of each item, as of a request of its own
-        self._errors: dict[int, tuple[int, Any]] = {}  # by request: of its lowest failing item, and which that is
+        self._errors: dict[int, Any] = {}  # by request: of the first item that was found to fail
         self.all = list(range(len(self._owners)))
         self.is_untouched = self.has_failed = False
         self.most, self.is_known, self.spare = len(self.all), False, 0
@@ -95,7 +97,7 @@ class Parts:
         self._fitted = 0  # items in the largest run that gave rows
         self._has_overflowed = self._is_large = False  # several items did not fit into memory, a single one did not
         for request in steps.given_up(self._sources):
-            self._errors[request] = 0, HandlerError("the request was given up")
+            self._errors[request] = HandlerError("the request was given up")
 
     async def find(self, part: list[int], error: Exception) -> None:
         """A run of all that is left has failed: find on whose items it does, and compute the others."""
@@ -104,29 +106,29 @@ class Parts:
             await self.run([(part, error)])
             return
         parts = [[i] for i in part] if len(part) <= FEW else _quarters(part)
-        failed: list[tuple[list[int], Exception | None]] = []
+        failed: list[Failed] = []
         for each in parts:
             if (found := await self.tried(each)) is not None:
-                failed.append((each, found))
+                failed.append(found)
         if len(failed) == len(parts) and not self._refused() and not any(_says_whose(raised) for _, raised in failed):
             self.fail_all(error)
         else:
-            await self.run(failed)
+            await self.run([*failed])
 
-    async def run(self, waiting: list[tuple[list[int], Exception | None]]) -> None:
+    async def run(self, waiting: list[Failed | tuple[list[int], None]]) -> None:
         """Go on until everything is settled. waiting: parts, in order, each with what its run raised, if it was run."""
         stack = waiting[::-1]
         while stack:
-            part, error = stack.pop()
-            part = self.wanted(part)
+            ran, error = stack.pop()
+            part = self.wanted(ran)
             if not part:
                 continue
-            if error is None:
+            if error is None or len(part) < len(ran):  # what it raised may have been about those who are gone
                 if len(part) > self.most:
                     stack.append((part[self.most :], None))
                     part = part[: self.most]
-                if (error := await self.tried(part)) is not None:
-                    stack.append((part, error))
+                if (found := await self.tried(part)) is not None:
+                    stack.append(found)
                 elif len(part) == self.most and not self.is_known:
                     self.most *= 2
             elif len(part) == 1:
@@ -138,8 +140,8 @@ class Parts:
                 stack.extend((each, None) for each in reversed(self._split(part, stack)))
         self._learn()
 
-    async def tried(self, part: list[int]) -> Exception | None:
-        """Compute a part, without the requests that it refuses meanwhile; gives what it raised otherwise."""
+    async def tried(self, part: list[int]) -> Failed | None:
+        """Compute a part, without the requests that it refuses meanwhile; gives what was left and what that raised."""
         while part := self.wanted(part):
             if self.has_failed:
                 self._steps.laps.retries += 1
@@ -148,7 +150,7 @@ class Parts:
                 outcomes = await self._computed(part)
             except Exception as error:
                 if not self.settles(error, part):
-                    return error
+                    return part, error
                 continue
             self._fitted = max(self._fitted, len(part))
             for i, outcome in zip(part, outcomes, strict=True):
@@ -209,11 +211,11 @@ class Parts:
 
     def _fail(self, i: int, error: Any, named: bool = True) -> None:
         request, k = self._owners[i]
-        if request not in self._errors or k < self._errors[request][0]:
+        if request not in self._errors:
             if named:
                 needs_none = self._counts[request] == 1 and isinstance(error, HandlerError) and error.index is None
                 error = error.at(None if needs_none else k)
-            self._errors[request] = k, error
+            self._errors[request] = error
 
     def _saw(self, error: Exception) -> None:
         """Let go of what the failed run still holds: on a device there may be no room beside it."""
@@ -226,7 +228,7 @@ class Parts:
             error.__traceback__ = error.__context__ = None
 
     def _refused(self) -> bool:
-        return any(isinstance(error, ItemError) for _, error in self._errors.values())
+        return any(isinstance(error, ItemError) for error in self._errors.values())
 
     def outcomes(self) -> list[Outcome]:
         """One per request."""
@@ -235,13 +237,13 @@ class Parts:
         start = 0
         for request, count in enumerate(self._counts):
             found = self._errors.get(request)
-            outcomes.append(_joined(self._found[start : start + count]) if found is None else found[1])
+            outcomes.append(_joined(self._found[start : start + count]) if found is None else found)
             start += count
         return outcomes
 
     # ---- how parts are cut
 
-    def _split(self, part: list[int], stack: list[tuple[list[int], Exception | None]]) -> list[list[int]]:
+    def _split(self, part: list[int], stack: list[Failed | tuple[list[int], None]]) -> list[list[int]]:
         """Four parts, or single items where those could take more runs than there are items. stack: what else waits."""
         left = sum(self._found[i] is None for i in self.wanted(self.all))
         may_fail = sum(error is None and len(each) > 1 for each, error in stack)
@@ -254,9 +256,9 @@ class Parts:
             self._steps.remember(self._fitted)
 
 
-def _says_whose(error: Exception | None) -> bool:
+def _says_whose(error: Exception) -> bool:
     """Whether it says that items are wrong, or many, and not the model."""
-    return isinstance(error, ItemError) or (error is not None and is_out_of_memory(error))
+    return isinstance(error, ItemError) or is_out_of_memory(error)
 
 
 def _quarters(part: list[int]) -> list[list[int]]:
