@@ -682,7 +682,8 @@ def test_a_batch_that_is_too_large_for_the_device_is_halved_and_the_size_is_kept
     assert (record.event, record.items) == ("out_of_memory", 8)
 
 
-def test_an_error_of_that_name_will_do_and_lets_go_of_what_the_run_held():
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+def test_an_error_of_that_name_will_do_and_lets_go_of_what_the_run_held(is_async):
     freed = []
 
     class Held:
@@ -694,8 +695,13 @@ def test_an_error_of_that_name_will_do_and_lets_go_of_what_the_run_held():
             held = Held()  # noqa: F841
             return Poisoned.run_inference(self, batch)
 
-    handler = Holds(most=2)
-    assert singly(Steps(handler), 4) == [[i] for i in range(4)]
+    class HoldsAsync(Poisoned):
+        async def run_inference(self, batch):
+            held = Held()  # noqa: F841
+            return Poisoned.run_inference(self, batch)
+
+    handler = HoldsAsync(most=2) if is_async else Holds(most=2)
+    assert drive(Steps(handler).run_async([[i] for i in range(4)])) == [[i] for i in range(4)]
     assert freed == [1, 2, 3]
 
 
@@ -928,7 +934,7 @@ def test_over_half_of_the_budget_nothing_is_kept_and_the_log_says_so_once(caplog
     assert len([record for record in caplog.records if "limits.max_bytes" in record.getMessage()]) == 1
 
 
-def test_without_isolation_no_body_is_kept():
+def test_without_isolation_no_body_is_kept(caplog):
     held = []
 
     class Looks(Spoils):
@@ -939,6 +945,7 @@ def test_without_isolation_no_body_is_kept():
     app = http_server("parts", Looks([3]), isolate_errors=False)
     answers = run(app, *(ask_direct(app, numbers(i)) for i in range(4)))
     assert [answer.status for answer in answers] == [500] * 4 and held == [0]
+    assert "limits.max_bytes" not in caplog.text
 
 
 class Lists(RequestHandler):

@@ -202,8 +202,10 @@ class Steps:
         try:
             return await self.outcomes_of(batch, counts, asked)
         except Exception as error:
-            batch = None  # it may fill the memory of a device
-            return await after_failure(self, requests, counts, asked, error)
+            raised = error
+        # Within `except`, its traceback would keep what the run held; and the batch may fill the memory of a device.
+        batch = None
+        return await after_failure(self, requests, counts, asked, raised)
 
     # ---- what parts.py asks for
 
