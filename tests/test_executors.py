@@ -106,6 +106,7 @@ def test_who_left_while_a_full_batch_waited_for_the_thread_costs_no_inference(le
                 batcher.admit(futures[items], 0)
             await asyncio.sleep(0)
             assert batcher.waiting == 1
+            assert [items for items in "abcde" if batcher.is_behind(futures[items])] == list("bcde")
             for items in left:
                 futures[items].resolved = True
                 batcher.cancel(futures[items], "the client left")

@@ -123,6 +123,13 @@ class Batcher:
         """Whether what waits does so behind a batch: one is out, or what came while one ran is still being read."""
         return bool(self._running) or self.is_settling
 
+    def is_behind(self, ticket: Ticket) -> bool:
+        """Whether items of a request wait behind a batch: in the ring, or in one that waits for the executor."""
+        if ticket.taken < ticket.count:
+            return self.is_busy
+        running = self._running
+        return len(running) > 1 and ticket.cut_at == running[-1].cut_at
+
     @property
     def is_settling(self) -> bool:
         """Whether what came while a long batch ran is still being read."""

@@ -292,7 +292,7 @@ class Exchange(Promise):
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""
-        return self.taken < self.count and not self.resolved and self.keeper.batcher.is_busy
+        return not self.resolved and self.keeper.batcher.is_behind(self)
 
     def cancel(self, reason: str) -> None:
         """Nobody waits for the answer any more: the client left, or the body broke off."""
