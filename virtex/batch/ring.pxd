@@ -6,7 +6,7 @@ cdef class Ticket:
     cdef public list rows
     cdef public Py_ssize_t count, taken, returned, batch_size, weight
     cdef public long long born, place, cut_at
-    cdef public bint resolved
+    cdef public bint resolved, is_pending
     cpdef asker(self)
     cpdef let_go(self)
     cpdef deliver(self, rows, error)

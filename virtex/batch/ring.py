@@ -27,7 +27,7 @@ class Ticket:
     items: the elements to compute, one per slot. taken: how many slots batches have taken, from the front.
     returned: how many of those came back, rows: what came. born: when the request was admitted, in the clock's
     nanoseconds. weight: bytes that its items take. place: where its slots begin, for a ring that has places. resolved:
-    delivered, or given up.
+    delivered, or given up. is_pending: some of its slots have no place yet, and `items` are still read.
     cut_at: when the batch was cut that took slots of it last, or, behind its answer, that came back last, in ns; 0 for
     none. batch_size: the slots of the latter.
     """
@@ -37,7 +37,7 @@ class Ticket:
         self.rows: list[Any] | None = None
         self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
         self.cut_at = self.batch_size = 0
-        self.resolved = False
+        self.resolved = self.is_pending = False
 
     def asker(self) -> Any:
         """Who asked: one object for all of its items, which the handler's methods may be given."""

@@ -107,6 +107,8 @@ class TensorSteps(Steps):
         """Whether the batch may run again, and its bodies were kept for that; where not, the log says so once."""
         if not self.isolates or len(work) < 3:
             return False
+        if any(ticket.is_pending for ticket, _, _ in work[2]):
+            return False  # the loop may decode more of it just now, and a source is not to be read by two
         if all(items is None or len(items) for items in [ticket.items for ticket, _, _ in work[2]]):
             return True
         if not self._has_told:

@@ -184,6 +184,7 @@ class RowRing(Ring):
             if isinstance(error, JSONDecodeError):  # the walk took the body for JSON; its characters prove otherwise
                 raise not_json(error) from None
             raise
+        ticket.is_pending = self.pending > 0
         self.held = ticket.weight if self.pending else 0
         if not self.pending:
             ticket.let_go()

@@ -225,7 +225,7 @@ class BaseExchange(Ticket):
         self.items = self.rows = None
         self.count = self.taken = self.returned = self.born = self.weight = self.place = 0
         self.cut_at = self.batch_size = 0
-        self.resolved = False
+        self.resolved = self.is_pending = False
         self.budget = budget
         self.gate = gate
         self.response: Response | None = None
