@@ -71,6 +71,8 @@ def test_admission_never_runs_the_model_and_everything_of_one_poll_shares_a_batc
     assert len(rig.loop.ready) == 1
     rig.loop.step()
     assert rig.executor.sizes == [3]
+    rig.executor.finish()
+    assert rig.observer.batches[0].cut == "no company"
 
 
 def test_a_lone_client_in_a_loop_never_waits(rig):
@@ -499,6 +501,16 @@ def test_nothing_is_cut_before_there_is_an_executor(loop):
     loop.settle()
     rig.executor.finish()
     assert ticket.answers
+
+
+def test_whose_time_passed_while_their_batch_ran_expire_before_it_is_answered(rig):
+    late = rig.send("a")
+    rig.loop.settle()
+    seen = []
+    rig.batcher.due, rig.batcher.expire = rig.loop.now, lambda now: seen.extend(rig.batcher.unanswered())
+    rig.executor.finish()
+    assert seen == [late] and len(late.answers) == 1
+    assert list(rig.batcher.unanswered()) == []
 
 
 def test_draining_waits_for_nobody(rig):

@@ -386,6 +386,7 @@ class Fates(RuleBasedStateMachine):
         """A batch was cut."""
         slots = self._slots(batch)
         assert 0 < len(slots) == batch.size <= SIZE
+        assert batch.why != "time" or self.has_company
         if self.kind == "rows":
             assert {*slots} == {*self.waiting[: len(slots)]}, "rows that fill holes change the order"
             if not batch.is_shuffled:
@@ -398,7 +399,7 @@ class Fates(RuleBasedStateMachine):
             assert batch.cost == (sum(costs) if "cost" in self.kind else None)
             assert "cost" not in self.kind or sum(costs) <= BUDGET or len(costs) == 1
         for request, _ in slots:
-            assert not request.is_over
+            assert not request.is_over and self.loop.now < request.deadline
             request.batches.append(slots)
         self.waiting = [slot for slot in self.waiting if slot not in set(slots)]
 
@@ -409,8 +410,8 @@ class Fates(RuleBasedStateMachine):
         body, status = orjson.loads(b"".join(response.buffers)), response.status
         if not request.is_admitted:
             self._answered_early(request, response)
-        elif status == 504:
-            assert self.loop.now >= request.deadline
+        elif status == 504 or self.loop.now >= request.deadline:
+            assert status == 504 and self.loop.now >= request.deadline
         elif status == 200:
             assert body == {"data": request.names, "error": None}
             assert not FAILING[self.kind] & set(request.kinds)

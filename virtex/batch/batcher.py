@@ -328,7 +328,6 @@ class Batcher:
 
     def _done(self, batch: Batch) -> None:
         """Give each request its rows, exactly once; the next cut comes after the replies and whatever else is due."""
-        self._running.remove(batch)
         self.now = self._clock.now()
         held = self.now - batch.cut_at
         self.per_item = held // max(batch.size, 1)
@@ -336,7 +335,8 @@ class Batcher:
         took = self._count_back(batch)
         try:
             if self.now >= self.due:
-                self.expire(self.now)
+                self.expire(self.now)  # those in this batch, too: it still runs, as far as unanswered() tells
+            self._running.remove(batch)
             answered = self._answer(batch)
         finally:
             self.now = 0
