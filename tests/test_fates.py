@@ -350,6 +350,13 @@ class Fates(RuleBasedStateMachine):
         self.loop.settle()
         self.loop.advance(ms / 1000)
 
+    @rule(ms=st.sampled_from([2, 39, 300]))
+    def be_held(self, ms):
+        """Something else holds the loop; what is ready comes ahead of timers that are over."""
+        self.loop.now += ms * 1_000_000
+        self.loop.settle()
+        self.loop.advance(0)
+
     @rule(ms=st.sampled_from([0, 2, 60]))
     def be_slow(self, ms):
         self.handler.took = ms * 1_000_000 if self.executor.depth == 1 and not self.executor.running else 0
