@@ -489,6 +489,10 @@ class Fates(RuleBasedStateMachine):
             assert request.is_over or self.loop.now < request.is_due + 2 * GRAIN
 
     @invariant()
+    def one_timer_runs_for_deadlines_and_one_for_the_next_cut(self):
+        assert self.loop.timers <= 2
+
+    @invariant()
     def nothing_waits_while_it_could_run(self):
         if self.loop.ready or not self.waiting or self.admission.is_starting:
             return
