@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virtex.batch.pace import SHARE, Pace
+from virtex.batch.pace import Pace
 
 MS = 1_000_000
 SERVED = st.lists(st.tuples(st.integers(1, 512), st.integers(0, 10**12), st.booleans()), max_size=60)
@@ -33,6 +33,13 @@ def test_a_wait_is_never_negative_and_never_shorter_behind_more(batches, items, 
     assert 0 <= less <= pace.wait(items + more, ahead, running) * (1 + 1e-9)
     assert less >= pace.wait(items) and less >= ahead
     assert 0 <= pace.batch(items) <= pace.batch(items + more) * (1 + 1e-9)
+
+
+@given(SERVED, st.integers(1, 512), st.integers(0, 2))
+@settings(max_examples=200, deadline=None)
+def test_who_has_no_full_batch_ahead_is_served_soon_whatever_runs(batches, items, running):
+    pace = taught(batches)
+    assert pace.wait(items, running * pace.batch(512), running) <= pace.soon * (1 + 1e-9)
 
 
 def test_nothing_is_predicted_before_a_batch_was_served():
@@ -83,7 +90,7 @@ def test_a_change_of_speed_is_learnt(before, after):
 def test_a_stall_does_not_look_like_a_new_pace():
     pace = steady(10, 0, [64] * 100, size=64)
     pace.served(64, 100_000 * MS, True)
-    assert pace.batch(64) <= (1 + 8 * SHARE) * 10 * MS
+    assert pace.batch(64) <= 2 * 10 * MS
     for _ in range(24):
         pace.served(64, 10 * MS, True)
     assert pace.wait(64) < 20 * MS

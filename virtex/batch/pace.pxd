@@ -1,5 +1,7 @@
 cimport cython
 
+cdef double SHARE, DOUBT, STALL, GRAIN, SURE
+
 
 cdef class Pace:
     cdef readonly double full, soon

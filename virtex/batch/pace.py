@@ -50,7 +50,8 @@ class Pace:
         self._together = (1.0 - share) * (self._together + share * larger * longer)
         if is_full:
             self.full += share * (size - self.full)
-        self.soon = self.wait(3 * self._most)  # two may run
+        # Two may run. More than wait() says, which would take a root for each batch.
+        self.soon = (3.0 * self._most / self.full + 1.0) * (self.batch(self.full) + SURE * self._astray)
 
     def batch(self, items: float) -> float:
         """Ns that a batch of so many items takes; 0 while none was served."""
