@@ -19,9 +19,9 @@ def taught(batches, size=512):
     return pace
 
 
-def steady(a, b, sizes, size=512, noise=0.0):
+def steady(a, b, sizes, size=512, noise=0.0, seed=1):
     """Batches that take a + b * n ms."""
-    rng = random.Random(1)
+    rng = random.Random(seed)
     return taught([(n, round((a + b * n) * MS * (1 + noise * rng.uniform(-1, 1))), n == size) for n in sizes], size)
 
 
@@ -63,15 +63,17 @@ def test_batches_of_several_sizes_tell_what_an_item_takes_and_what_a_batch():
 def test_what_small_batches_do_not_tell_of_large_ones_is_taken_for_as_quick_as_can_be():
     pace = steady(10, 0, [1] * 20)
     assert pace.wait(512) == pytest.approx(10 * MS, rel=0.01), "and not 512 times as long"
-    pace = steady(10, 0, [1, 2] * 20, noise=0.2)
-    assert pace.batch(512) < 100 * MS
+    waits = []
+    for seed in range(20):
+        waits.append(steady(10, 0, [1, 1, 1, 1, 1, 1, 2] * 10, noise=0.2, seed=seed).batch(512))
+    assert max(waits) < 20 * MS, "what looks like a trend is chance"
     pace = steady(0, 1, [512] * 20)
     assert pace.batch(1) == pytest.approx(MS, rel=0.01), "and not as long as 512"
 
 
 def test_one_large_batch_after_small_ones_tells_what_items_take():
     pace = steady(0, 1, [1] * 50 + [512])
-    assert pace.batch(512) == pytest.approx(512 * MS, rel=0.05)
+    assert pace.batch(512) == pytest.approx(512 * MS, rel=0.1)
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 30), (30, 10), (1, 1000), (1000, 10)])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 SHARE = 1 / 8  # of the newest batch in the means; more, while there were fewer
 DOUBT = 1 / 64  # of the mean size, squared: sizes that differ by less than an eighth of it tell nothing of b
+CHANCE = 0.4  # (2 * 1.25)² / 15: two standard errors of b, from a mean deviation, over as many batches as count
 STALL = 8.0  # times what was expected: what took longer counts as that, so that one stall is soon forgotten
 GRAIN = 1e6  # ns that any batch may take
 SURE = 4.0  # mean deviations of the time of a batch, as of a round trip in TCP (RFC 6298)
@@ -64,6 +65,8 @@ class Pace:
             more = (self._together + doubt * each) / (self._spread + doubt)
         else:
             more = self._together / (self._spread + doubt)
+            if more > 0.0:  # the less of it, the more it may be chance
+                more -= CHANCE * self._astray * self._astray / (more * (self._spread + doubt))
         return self._took + larger * min(max(more, 0.0), each)
 
     def wait(self, items: int, ahead: float = 0.0, running: int = 0) -> float:

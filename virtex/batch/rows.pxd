@@ -27,7 +27,7 @@ cdef class RowRing(Ring):
 
     cpdef bint put(self, Ticket ticket) except -1
 
-    @cython.locals(ticket=Ticket, start=Py_ssize_t)
+    @cython.locals(ticket=Ticket)
     cpdef refill(self)
 
     @cython.locals(slab=Slab, first=Py_ssize_t, start=Py_ssize_t, stop=Py_ssize_t, end=Py_ssize_t)

@@ -117,8 +117,8 @@ class RowRing(Ring):
     without rows that are wanted is free at once.
 
     The items of a request for which there are no rows are pending, undecoded: refill() decodes them, in order, as rows
-    get free. They are those of the newest request only, for while there are any the ring is full. What is wrong with
-    one of them is found out late.
+    get free. They are those of the newest request only, for while there are any the ring is full; and all slabs that
+    wait are, so that its rows follow each other. What is wrong with one of them is found out late.
 
     Rows are numbered as if all slabs that ever were stood one behind the other; a ticket's place is its first one.
     """
@@ -164,6 +164,7 @@ class RowRing(Ring):
         """
         if self.size >= self.capacity:
             return False
+        ticket.place = self._next
         self._tickets.append(ticket)
         self.pending = ticket.count
         self.size += ticket.count
@@ -173,9 +174,6 @@ class RowRing(Ring):
     def refill(self) -> None:
         """Decode what is pending, as far as there are rows. Raises as put(); then its ticket is cancelled."""
         ticket = self._tickets[-1]
-        start = ticket.count - self.pending
-        if ticket.taken == start:  # none of its rows wait, so those to come need not follow them
-            ticket.place = self._next - start
         try:
             while self.pending and self.size - self.pending < self._rows:
                 self._decode(ticket)
