@@ -293,7 +293,11 @@ def test_what_comes_while_the_service_starts_is_inflated_then(ask):
     assert (answer.status, answer.json["data"]) == (200, ["one", 2, [3]])
 
 
-@pytest.mark.parametrize("body", [b"", BODY, gzip.compress(BODY)[:-1], gzip.compress(BODY) + b"x"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", BODY, gzip.compress(BODY)[:-1], gzip.compress(BODY) + b"x"],
+    ids=["empty", "no gzip", "broken off", "one byte more"],
+)
 def test_a_broken_body_is_a_400_and_the_next_is_answered(body, ask):
     async def both(app):
         return await ask(app, body, headers=coded(b"gzip")), await ask(app, BODY)
