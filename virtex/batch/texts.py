@@ -62,7 +62,7 @@ class Texts:
         """
         stop = len(self._values) if stop is None else stop
         if "" in self._inputs:
-            _fill(rows, self._values, self._inputs[""], start, stop)
+            _fill(rows, self._values[start:stop], self._inputs[""], start)
             return
         lowest = self._wrong_object(start, stop)
         for (name, tensor), column in zip(self._inputs.items(), rows, strict=True):
@@ -71,7 +71,7 @@ class Texts:
                 if tensor.text is None:
                     self._columns[name].into(column[: end - start], start, end)
                 else:
-                    _fill(column, [value[name] for value in self._values[:end]], tensor, start, end)
+                    _fill(column, [value[name] for value in self._values[start:end]], tensor, start)
             except ItemError as error:
                 error.reason = f"{name}: {error.reason}"
                 lowest = error
@@ -88,12 +88,13 @@ class Texts:
         return None
 
 
-def _fill(rows: Array, values: list[Any], tensor: Tensor, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _fill(rows: Array, values: list[Any], tensor: Tensor, start: int) -> None:
+    """start: the index of the first of the values in its request."""
+    for i, value in enumerate(values):
         try:
-            _put(rows[i - start : i - start + 1].reshape(-1), values[i], tensor, _sent[tensor.text])
+            _put(rows[i : i + 1].reshape(-1), value, tensor, _sent[tensor.text])
         except ItemError as error:
-            error.index = i
+            error.index = start + i
             raise
 
 
