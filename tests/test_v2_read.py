@@ -218,22 +218,59 @@ def test_nan_goes_in_as_bytes_and_out_as_null_or_as_bytes():
     assert outputs_of(as_bytes)["output"].tobytes() == batch.tobytes()
 
 
-def test_more_items_than_the_queue_can_hold_are_a_413_and_others_are_answered():
+def test_more_items_than_the_queue_can_hold_are_answered_where_nothing_waits():
     app = identity("u1", (), max_batch_size=2, max_queue_size=4)
-    few, many = np.zeros(4, "u1"), np.zeros(5, "u1")
+    many = np.arange(11, dtype="u1")
     for binary in (False, True):
-        (good,) = run(app, infer(app, tensor("input", few, binary)))
-        (bad,) = run(app, infer(app, tensor("input", many, binary)))
-        assert good.status == 200 and bad.status == 413 and "max_queue_size" in error_of(bad)
+        (answer,) = run(app, infer(app, tensor("input", many, binary)))
+        assert outputs_of(answer)["output"].tolist() == many.tolist()
 
 
-def test_items_of_nothing_are_no_more_than_the_queue_holds():
-    app = identity("f4", (0,), max_queue_size=4, max_batch_size=2)
-    said = {"name": "input", "datatype": "FP32", "shape": [1 << 61, 0]}
-    none = {**said, "data": []}
-    empty = {**said, "parameters": {"binary_data_size": 0}}
-    for answer in run(app, *(sent(app, orjson.dumps({"inputs": [one]})) for one in (none, empty))):
-        assert answer.status == 413 and error_of(answer)
+class Numbers(RequestHandler):
+    def process_request(self, data: NDArray[np.float32]):
+        return data
+
+    def run_inference(self, model_input):
+        return model_input
+
+    def process_response(self, model_output_item):
+        return model_output_item
+
+
+@pytest.mark.parametrize("shape", [[1 << 61, 0], [2, 1 << 61, 0], [101, 0]], ids=str)
+def test_items_of_nothing_are_no_more_than_values_may_be(shape):
+    said = {"name": "input", "datatype": "FP32", "shape": shape}
+    none = orjson.dumps({"inputs": [{**said, "data": []}]})
+    empty = orjson.dumps({"inputs": [{**said, "parameters": {"binary_data_size": 0}}]})
+    limits = Limits(values=100)
+    declared = identity("f4", (*shape[1:-1], 0), limits=limits) if shape[1:-1] != [1 << 61] else None
+    for app in (declared, http_server("numbers", Numbers(), limits=limits), http_server("echo", Echo(), limits=limits)):
+        for answer in [] if app is None else run(app, sent(app, none), sent(app, empty)):
+            assert answer.status == 413 and "limits.values" in error_of(answer)
+
+
+def test_the_rows_of_an_array_are_counted_before_each_becomes_an_object():
+    app = http_server("numbers", Numbers(), limits=Limits(values=100))
+    fits, not_fit = (tensor("input", np.zeros(n, "u1"), True) for n in (100, 101))
+    good, bad = run(app, infer(app, fits), infer(app, not_fit))
+    assert good.status == 200 and bad.status == 413 and "limits.values" in error_of(bad)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(3,), (3, 2)], ids=str)
+def test_an_array_that_comes_in_bytes_may_be_of_numbers_or_of_rows(dtype, shape):
+    batch = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    app = http_server("numbers", Numbers())
+    for answer in run(app, infer(app, tensor("input", batch, False)), infer(app, tensor("input", batch, True))):
+        assert outputs_of(answer)["data"].tolist() == batch.tolist()
+
+
+@pytest.mark.parametrize("where", [{"data": [1]}, {"parameters": {"binary_data_size": 0}}], ids=["json", "binary"])
+def test_a_shape_that_no_machine_counts_is_refused(where):
+    app = http_server("echo", Echo())
+    said = {"name": "input", "datatype": "FP32", "shape": [1 << 61, 1 << 61], **where}
+    (answer,) = run(app, sent(app, orjson.dumps({"inputs": [said]})))
+    assert answer.status in (400, 413) and error_of(answer)
 
 
 def test_values_that_no_kernel_takes_are_charged_before_a_parser_makes_them():

@@ -24,7 +24,7 @@ from . import v2
 from .codings import asked_for, coding_of
 from .formats import USUAL, Body, Wants
 from .seam import Head
-from .v2_head import BYTES, NUMBERS, Call, Place, Served, check_size
+from .v2_head import BYTES, MOST, NUMBERS, Call, Place, Served, check_size
 from .v2_write import V2
 
 LENGTH = b"inference-header-content-length"
@@ -109,7 +109,7 @@ class Infer(V2):
         try:
             if place.datatype == v2.TEXT:
                 return _rows_of_texts(place, self._texts(place, body, account))
-            account.admit_strings(place.shape[0] * max(place.each, 1))
+            account.admit_strings(_values(place))
             values: list[Any] = _plain(self._array(place, body, text, lists, account)).tolist()
             return values
         except (ItemError, RequestError) as error:
@@ -120,10 +120,12 @@ class Infer(V2):
         call, text, lists = self._called(body, account)
         place = call.places[0]
         try:
-            if place.kind == BYTES:
-                values = list(self._array(place, body, text, lists, account))
-                return stacked(values, dtype, account.admit_items, len(body))
             _check_room(place, len(body), account)
+            if place.kind == BYTES:
+                account.admit_strings(place.shape[0])
+                rows = self._array(place, body, text, lists, account)
+                values = [rows[i, ...] for i in range(place.shape[0])]  # rows[i] may be a scalar, which is no array
+                return stacked(values, dtype, account.admit_items, len(body))
             column = self._column(place, body, text, lists, account)
             return rows_of_any(column, place.shape[1:], dtype, account.admit_items, len(body))
         except (ItemError, RequestError) as error:
@@ -263,11 +265,16 @@ def _dtype(place: Place) -> np.dtype[Any]:
     return dtype
 
 
+def _values(place: Place) -> int:
+    """How many values of Python a tensor becomes: its numbers, or lists of nothing, which no byte bounds."""
+    return min(math.prod([max(length, 1) for length in place.shape]), MOST)
+
+
 def _check_room(place: Place, length: int, account: Account) -> None:
-    """Raise RequestError where so many numbers can't be in the body, or so many items of nothing not in the queue."""
+    """Raise RequestError where so many numbers can't be in the body, or there are too many lists of nothing."""
     count = place.shape[0]
     if not place.each:
-        account.admit_items(count, 0)
+        account.admit_strings(_values(place))
     elif place.kind != BYTES and count * place.each > length:
         wanted = f"{count * place.each} numbers, for a shape of {quoted(list(place.shape))}"
         raise RequestError(400, f"input {quoted(place.name)!r}: expected {wanted}, in a body of {length} bytes")
