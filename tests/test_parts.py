@@ -1,9 +1,11 @@
 """A batch whose model raised runs again in parts: who is to blame fails, and everyone else has the right answer."""
 
 import asyncio
+import gc
 import json
 import logging
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -307,6 +309,31 @@ def test_who_left_meanwhile_is_not_run_again():
     outcomes = steps.run(batch.work)
     assert rows_in(outcomes[2:]) == [[8]] and failed(outcomes) == [0, 1]
     assert handler.seen[1:] == [[1], [4]]
+
+
+def test_what_a_batch_was_made_of_goes_with_its_outcomes():
+    """It was in a cycle, by the traceback of an error that nobody had asked for: charged no more, and kept for long."""
+
+    class Sent(list):
+        pass
+
+    class Fails(Echo):
+        def run_inference(self, batch):
+            if ["bad"] in batch:
+                raise RuntimeError("secret")
+            return batch
+
+    items = [Sent(["good"]), Sent(["bad"]), Sent(["good"])]
+    left = [weakref.ref(item) for item in items]
+    gc.collect()
+    gc.disable()
+    try:
+        outcomes = Steps(Fails()).run([[item] for item in items])
+        assert failed(outcomes) == [1] and outcomes[1].__cause__.args == ("secret",)
+        del items[:], outcomes
+        assert [each() for each in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_items_of_one_request_in_several_batches(loop):

@@ -231,7 +231,7 @@ class Parts:
         return any(isinstance(error, ItemError) for error in self._errors.values())
 
     def outcomes(self) -> list[Outcome]:
-        """One per request."""
+        """One per request, at the end: nothing is kept here, for the traceback of an error leads back to all of it."""
         self._steps.laps.systemic = not self._fitted and not self._refused()
         outcomes: list[Outcome] = []
         start = 0
@@ -239,6 +239,7 @@ class Parts:
             found = self._errors.get(request)
             outcomes.append(_joined(self._found[start : start + count]) if found is None else found)
             start += count
+        self._sources, self._found, self._errors = (), [], {}
         return outcomes
 
     # ---- how parts are cut
