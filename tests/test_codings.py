@@ -442,6 +442,20 @@ async def test_a_bomb_on_a_thread_costs_the_limit_at_most():
 
 
 @on_a_loop
+async def test_bodies_that_wait_for_a_thread_count_as_no_more_than_what_came():
+    """A few hundred bytes each counted as 4 MB: some thousand of them had everyone refused."""
+    async with by_hand() as (app, hands):
+        exchanges = [begin(app, SQUEEZED, GZIPPED) for _ in range(5)]
+        await settle()
+        at_once = coder.QUICK + len(SQUEEZED)
+        assert len(hands.jobs) == coder.THREADS
+        assert app.budget.held == 5 * at_once + coder.THREADS * coder.PIECE
+        while hands.jobs:
+            await hands.step()
+        assert [(await each).status for each in exchanges] == [200] * 5
+
+
+@on_a_loop
 async def test_where_the_budget_has_no_room_a_body_is_a_503_that_gives_back_what_it_took():
     async with by_hand(limits=Limits(max_bytes=6 * MIB)) as (app, hands):
         exchange = begin(app, SQUEEZED, GZIPPED)

@@ -4,7 +4,7 @@ Rules: codings.py does it; here it is decided where. The loop's thread alone cha
 bytes that it was given, for one piece at a time.
 
 What a thread looks at is held until it lets go, whoever has given the request up by then. A body is charged ahead of
-each piece that it grows by.
+each piece that it grows by, when it is its turn: of those that wait, nothing counts but what they are.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Coder:
         self._budget = budget
         self._watch = watch
         self._threads: ThreadPoolExecutor | None = None
+        self._turns = asyncio.Semaphore(THREADS)  # of pieces: they go round
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def end(self) -> None:
@@ -85,9 +86,10 @@ class Coder:
             is_all = False
             while not is_all:
                 size, room = len(inflater.data), min(PIECE, inflater.room)
-                held += room
-                self._budget.charge(room)
-                is_all = await self._on_thread(_piece, exchange, inflater, room)
+                async with self._turns:
+                    held += room
+                    self._budget.charge(room)
+                    is_all = await self._on_thread(_piece, exchange, inflater, room)
                 spare = size + room - len(inflater.data)
                 held -= spare
                 self._budget.held -= spare
