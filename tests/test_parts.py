@@ -92,6 +92,16 @@ def test_the_parts_that_run(count, bad, sizes):
     ]
 
 
+@pytest.mark.parametrize("bad", [range(2, 16), range(16)], ids=["one", "all"])
+def test_a_request_that_fills_most_of_a_batch_costs_the_others_nothing(bad):
+    """Each of four parts had some of it, so that the model seemed to fail on everything."""
+    handler = Poisoned(bad)
+    steps = Steps(handler)
+    outcomes = steps.run([[0], list(range(2, 16)), [1]])
+    assert failed(outcomes) == ([1] if 0 not in bad else [0, 1, 2])
+    assert handler.sizes == [16, 4, 4, 4, 4, 2] and steps.laps.systemic == (0 in bad)
+
+
 @settings(max_examples=50)
 @given(st.integers(1, 80).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
 def test_innocent_requests_are_answered_within_the_number_of_runs_that_is_promised(drawn):

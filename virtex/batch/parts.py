@@ -111,9 +111,17 @@ class Parts:
             if (found := await self.tried(each)) is not None:
                 failed.append(found)
         if len(failed) == len(parts) and not self._refused() and not any(_says_whose(raised) for _, raised in failed):
+            others = self._others(failed)
+            if others:
+                await self.tried(others)
             self.fail_all(error)
         else:
             await self.run([*failed])
+
+    def _others(self, failed: list[Failed]) -> list[int]:
+        """The items of all but those who have some in each part that failed: a large request, which may be to blame."""
+        in_all = set.intersection(*[{self._owners[i][0] for i in part} for part, _ in failed])
+        return [i for i in self.wanted(self.all) if self._owners[i][0] not in in_all] if in_all else []
 
     async def run(self, waiting: list[Failed | tuple[list[int], None]]) -> None:
         """Go on until everything is settled. waiting: parts, in order, each with what its run raised, if it was run."""
