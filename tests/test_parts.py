@@ -16,7 +16,7 @@ from kit.asks import Echo, ask_direct, run
 from kit.needs import library
 from kit.tensors import VECTOR, Identity, Writes, body, vector
 from test_ring import Recorder
-from test_rows import put, ring_of
+from test_rows import ring_of
 
 from virtex import ItemError, Limits, RequestHandler, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, items_of
@@ -239,6 +239,18 @@ def rows_in(outcomes):
     return [outcome if isinstance(outcome, Exception) else outcome.arrays()[""][:, 0].tolist() for outcome in outcomes]
 
 
+class Kept(Recorder):
+    def let_go(self):
+        """Of nothing: what came is kept for a second run."""
+
+
+def put(ring, *values):
+    ticket = Kept(values)
+    ticket.values = values
+    ticket.items = items_of([vector(value, value, value).tolist() for value in values])
+    return ticket if ring.put(ticket) else None
+
+
 def taken(handler, *requests, size=16, **options):
     ring = ring_of(64, size)
     tickets = [put(ring, *values) for values in requests]
@@ -290,7 +302,7 @@ class Named(TensorHandler):
 def test_named_inputs_and_outputs():
     ring = RowRing(Named.inputs, 16, 64, 1 << 20)
     for values in ([1], [2, 3], [4], [6, 7]):
-        ticket = Recorder([])
+        ticket = Kept([])
         ticket.items = items_of([{"a": [value] * 3, "b": value} for value in values], ("a", "b"))
         ticket.count = len(values)
         assert ring.put(ticket)
@@ -351,7 +363,7 @@ def test_items_of_one_request_in_several_batches(loop):
     batcher.run_with(InlineExecutor(), TensorSteps(Spoils([6]), False), ring_of(64))
     tickets = []
     for values in ([1, 2, 3], [4, 5], [6], [7, 8]):
-        ticket = Recorder([vector(*[value] * 3).tolist() for value in values])
+        ticket = Kept([vector(*[value] * 3).tolist() for value in values])
         ticket.items = items_of(ticket.items)
         batcher.admit(ticket, loop.now)
         tickets.append(ticket)
@@ -861,7 +873,7 @@ def test_a_handler_that_exits_while_a_part_runs_fails_its_batch_and_ends_nothing
 
     batcher = Batcher(loop, 4, 0, 16, loop.clock)
     batcher.run_with(InlineExecutor(), Steps(Exits(), loop.clock))
-    tickets = [Recorder("a"), Recorder("b")]
+    tickets = [Kept("a"), Kept("b")]
     for ticket in tickets:
         batcher.admit(ticket, loop.now)
     loop.settle()
