@@ -6,14 +6,15 @@ import asyncio
 import ssl
 import time
 
+import numpy as np
 import pytest
 import uvloop
-from kit.asks import Echo, run
+from kit.asks import Echo, ask_direct, run
 from kit.cases import chunked, head, post
 from kit.servers import CERTIFICATE, ECHO, eventually, read_answer, serving
 from kit.wire import Wire
 
-from virtex import Limits, http_server, serve
+from virtex import Limits, RequestHandler, Tensor, TensorHandler, http_server, serve
 from virtex.wire.connections import Connections
 from virtex.wire.reader import FIELD_BYTES, HEAD_KEPT
 from virtex.wire.requests import STEPS
@@ -398,3 +399,49 @@ def test_answers_that_nobody_reads_take_no_more_memory_than_the_budget():
             sock.close()
         assert grown < 100 << 20
         assert server.request("POST", "/", b'{"data":[1]}')[0] == 200
+
+
+# --- answers of several batches -----------------------------------------------------------------------------
+
+
+class Wide(TensorHandler):
+    """Answers of 4 KB to a byte."""
+
+    inputs = Tensor("u1")
+
+    def __init__(self):
+        self.runs = 0
+
+    def run_inference(self, model_input):
+        self.runs += 1
+        return np.ones((len(model_input), 1000), "f4")
+
+
+class WideLists(RequestHandler):
+    def __init__(self):
+        self.runs = 0
+
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, model_input):
+        self.runs += 1
+        return model_input
+
+    def process_response(self, row):
+        return [row] * 2000
+
+
+@pytest.mark.parametrize("handler", [Wide, WideLists])
+def test_rows_of_several_batches_count_from_the_first_on_and_are_refused_there(handler):
+    limits = Limits(max_bytes=1 << 20, body=1 << 18)
+    app = http_server("wide", handler := handler(), max_batch_size=8, max_queue_size=16, limits=limits)
+    few, many = (b'{"data":[%b]}' % b",".join([b"1"] * n) for n in (40, 10_000))
+
+    async def main():
+        return [await ask_direct(app, body) for body in (few, many, few)]
+
+    good, bad, again = run(app, main())[0]
+    assert (good.status, bad.status, again.status) == (200, 503, 200)
+    assert "max_bytes" in bad.error and handler.runs < 15
+    assert app.budget.held == 0

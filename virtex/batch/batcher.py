@@ -365,8 +365,8 @@ class Batcher:
                 try:
                     ticket.fill(outcome)
                     continue
-                except Exception as error:  # its rows of several batches do not go together
-                    outcome = error if isinstance(error, HandlerError) else failure_of(error)
+                except Exception as error:  # its rows of several batches do not go together, or find no room
+                    outcome = error if isinstance(error, (HandlerError, RequestError)) else failure_of(error)
             answered -= 1
             if not ticket.resolved:
                 self.ring.cancel(ticket)

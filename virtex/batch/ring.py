@@ -47,17 +47,24 @@ class Ticket:
         """The ring has made of the items all that it needs: what they are read from may go."""
         self.items = []
 
+    def foresee(self, rows: Any) -> None:
+        """These are the first of the rows of several batches: the others will take as much. Raises RequestError."""
+
     def deliver(self, rows: Any, error: Exception | None) -> None:
         """Take the answer: one row per item in order, or the error of the lowest failing item."""
         raise NotImplementedError
 
     def fill(self, rows: Any) -> None:
-        """Add the rows of the next slots that came back, a list or Rows; the last of them resolves the ticket."""
+        """Add the rows of the next slots that came back, a list or Rows; the last of them resolves the ticket.
+
+        Raises RequestError where there is no room for those that are to come.
+        """
         if self.resolved:
             return
         self.returned += len(rows)
         if self.returned < self.count:
             if self.rows is None:
+                self.foresee(rows)
                 self.rows = []
             self.rows.append(rows.copy())  # the original may alias rows of a batch that is used again
         elif self.rows:

@@ -17,7 +17,7 @@ from ..batch.batcher import Batcher
 from ..batch.company import Peer
 from ..errors import RETRY_SOON, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
-from ..message import decode_message
+from ..message import decode_message, encode_data
 from ..metrics._metrics import Cells, Clock
 from ..tensor import Inputs
 from .bodies import Bodies
@@ -288,7 +288,16 @@ class Exchange(Promise):
             self.items = ()
             self._drop_body()
             if not self.keeper.has_text:  # which no buffer holds: it stays charged until the answer
-                self.release()
+                self.charged -= self.weight
+                self.budget.held -= self.weight
+
+    def foresee(self, rows: Any) -> None:
+        """The rows of all its batches count from the first of them on: an answer may be far larger than its request."""
+        if type(rows) is list:
+            size = len(encode_data(rows))
+        else:
+            size = sum([array.nbytes for array in rows.arrays().values()])
+        self.charge(size * self.count // len(rows))
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""
