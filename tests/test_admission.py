@@ -185,7 +185,7 @@ def test_who_would_wait_beyond_its_deadline_is_refused_at_the_end_of_its_headers
     error = b"".join(refused.buffers)
     assert refused.status == 503 and (b"retry-after", b"1") in refused.headers
     assert b"about 4.5 s behind 4 items that wait, and is wanted within 4 s (limits.answer_seconds" in error
-    assert [record.reason for record in caplog.records if hasattr(record, "requests")][-1] == "predicted"
+    assert [record.reason for record in caplog.records if hasattr(record, "reason")][-1] == "predicted"
 
 
 def test_what_a_program_submits_and_a_body_of_many_items_are_refused_so_when_they_are_there():

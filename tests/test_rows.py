@@ -69,11 +69,11 @@ def test_a_batch_that_is_thinned_has_the_rows_of_those_who_stay_and_their_askers
     batch.askers = list("abcd")
     tickets[0].resolved = tickets[2].resolved = True
     batch.thin()
-    rows, counts = batch.work
+    rows, counts, spans = batch.work
     for array in [rows] if names is None else rows.values():
         assert array.tolist() == [[value] * 3 for value in (2, 3, 5, 6)]
     assert counts == [2, 2] and batch.size == 4 and batch.askers == ["b", "d"]
-    assert [ticket for ticket, _, _ in batch.spans] == [tickets[1], tickets[3]]
+    assert [ticket for ticket, _, _ in batch.spans] == [tickets[1], tickets[3]] and spans == batch.spans
     ring.release(batch)
 
 
