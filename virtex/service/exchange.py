@@ -293,11 +293,11 @@ class Exchange(Promise):
 
     def foresee(self, rows: Any) -> None:
         """The rows of all its batches count from the first of them on: an answer may be far larger than its request."""
-        if type(rows) is list:
-            size = len(encode_data(rows))
-        else:
-            size = sum([array.nbytes for array in rows.arrays().values()])
-        self.charge(size * self.count // len(rows))
+        is_list = type(rows) is list
+        first = len(encode_data(rows)) if is_list else sum([array.nbytes for array in rows.arrays().values()])
+        size = first * self.count // len(rows)
+        if size > LARGE:
+            self.charge(size)
 
     def leaves(self) -> bool:
         """Its client sends no more: whether it has left, for all one can tell, as its items wait behind a batch."""
