@@ -76,6 +76,15 @@ def test_outputs_that_are_not_declared_are_known_from_the_first_answer_on():
     ]
 
 
+def test_outputs_that_are_not_declared_are_known_from_the_warm_up_on():
+    app = http_server("sums", Sums(), warmup=(2,))
+    (answer,) = run(app, get(app, ask_direct, "/v2/models/sums"))
+    assert answer.json["outputs"] == [
+        {"name": "s", "datatype": "FP32", "shape": [-1]},
+        {"name": "t", "datatype": "INT64", "shape": [-1]},
+    ]
+
+
 def test_a_list_handler_has_one_tensor_of_any_name():
     (answer,) = run(app := http_server("echo", Echo()), get(app, ask_direct, "/v2/models/echo"))
     one = [{"name": "data", "datatype": "BYTES", "shape": [-1]}]

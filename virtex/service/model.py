@@ -26,6 +26,7 @@ from ..batch.costs import CostRing
 from ..batch.device import Device
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
 from ..batch.items import refuse_declared, steps_for
+from ..batch.outputs import Rows
 from ..batch.ring import Ring
 from ..batch.row_steps import TensorSteps
 from ..batch.rows import RowRing, allocate, fitting
@@ -232,14 +233,16 @@ class Model:
 
     async def _warm_up(self, handler: RequestHandler) -> None:
         """Run batches of the sizes that were asked for, until it is told to end."""
-        sizes, clock = self.options.sizes, self.options.clock
+        sizes, clock, served = self.options.sizes, self.options.clock, self.admission.served
         items = await example_of(handler, self.call) if sizes else []
         if sizes and not items:
             raise TypeError(f"{type(handler).__name__}.example() {NO_ITEMS}")
         for size in sizes:
             if self.state is STARTING:
                 begun = clock()
-                await warm_up(handler, self.steps, items, size, self.options.max_batch_cost, self.call)
+                rows = await warm_up(handler, self.steps, items, size, self.options.max_batch_cost, self.call)
+                if isinstance(rows, Rows) and served is not None and served.outputs is None:
+                    served.learn(rows.arrays())
                 self._tell("warmup", f"has run a batch of {size}", items=size, seconds=(clock() - begun) / 1e9)
 
     def _choose(self, handler: RequestHandler) -> Executor:

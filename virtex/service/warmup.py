@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from itertools import cycle, islice
 from typing import Any
 
-from ..batch.steps import Laps, Steps
+from ..batch.steps import Laps, Outcome, Steps
 from ..errors import HandlerError, ItemError
 from ..handler import RequestHandler, fits, items_for, outcomes_of, written_of
 from ..message import Content, HttpMessage
@@ -34,7 +34,7 @@ def as_cut(handler: RequestHandler, items: list[Any], most: float | None) -> lis
     return items if most is None else items[: fits(handler, handler._work_of(items), most)]
 
 
-async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], call: Call) -> None:
+async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], call: Call) -> Outcome:
     """Run items through the three methods, and make the answer, as if one request had them, and nobody else came.
 
     A Content is the whole answer of its request, and these are several requests as far as it goes. Raises HandlerError
@@ -42,6 +42,7 @@ async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], cal
     """
     work = handler._work_of(items)
     askers = [Request()] if steps.asks else None
+    outcome: Outcome
     if steps.is_async:
         (outcome,) = await call(outcomes_of, steps, work, askers)
     else:
@@ -49,19 +50,20 @@ async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], cal
     if isinstance(outcome, list):
         outcome = [row for row in outcome if type(row) is not Content]
     written_of(handler, items, outcome)
+    return outcome
 
 
 async def warm_up(
     handler: RequestHandler, steps: Steps, items: list[Any], size: int, most: float | None, call: Call
-) -> None:
+) -> Outcome:
     """Run a batch of so many, the items over and over; of as many as cost `most`, where that is bounded.
 
-    Raises HandlerError, which names the size and the step.
+    Gives its rows. Raises HandlerError, which names the size and the step.
     """
     steps.laps = Laps()  # until it runs
     try:
         batch = await call(as_cut, handler, list(islice(cycle(items), size)), most)
-        await run_batch(handler, steps, batch, call)
+        return await run_batch(handler, steps, batch, call)
     except (HandlerError, ItemError) as error:
         step = "" if isinstance(error, HandlerError) else f"{_step_of(steps.laps)} refused "
         raise HandlerError(f"warm-up with a batch of {size}: {step}{error}") from (error.__cause__ or error)
