@@ -480,3 +480,62 @@ def test_a_list_must_be_in_its_body():
     for start, end in ((0, 9), (9, 9), (9, 99)):
         with pytest.raises(ValueError, match="expected a list behind byte 8"):
             list_items(b'{"data" :[1]}', start, end, 1, 1, None)
+
+
+# --- declared text
+
+
+class Joins(TensorHandler):
+    """Text of each kind beside numbers, all of them answered."""
+
+    inputs = {"s": Tensor("str"), "n": Tensor("i4"), "b": Tensor("bytes", (2,))}
+    outputs = {"t": Tensor("str", (2,)), "b": Tensor("bytes"), "n": Tensor("i4")}
+
+    def run_inference(self, model_input):
+        texts, pairs = model_input["s"], model_input["b"]
+        assert all(type(text) is str for text in texts) and all(type(one) is bytes for one in pairs.ravel())
+        return {
+            "t": [[text, text.upper()] for text in texts],
+            "b": [b"".join(pair) for pair in pairs],
+            "n": model_input["n"],
+        }
+
+
+def joined(pairs_in_bytes, binary):
+    pairs, blob = tensor("b", [b"x", b"\0\xff" if pairs_in_bytes else b"y\0", b"", b"z"], pairs_in_bytes)
+    texts = tensor("s", ["é\0".encode(), b""], binary)
+    return texts, tensor("n", np.int32([7, 8]), not binary), ({**pairs, "shape": [2, 2]}, blob)
+
+
+@both_lanes
+def test_declared_text_goes_in_and_out_as_json_and_as_bytes(ask):
+    app = http_server("joins", Joins(), max_batch_size=1)
+    asked = [(a, b, {"binary_data_output": b}) for a in (False, True) for b in (False, True) if b or not a]
+    answers = run(app, *(infer(app, *joined(a, b), ask=ask, parameters=said) for a, b, said in asked))
+    for (in_bytes, _, _), answer in zip(asked, answers, strict=True):
+        found = outputs_of(answer)
+        assert found["t"] == ["é\0".encode(), "É\0".encode(), b"", b""] and found["n"].tolist() == [7, 8]
+        assert found["b"] == [b"x\0\xff" if in_bytes else b"xy\0", b"z"]
+    (said,) = run(app, ask(app, method="GET", path="/v2/models/joins"))
+    assert said.json["inputs"][2] == {"name": "b", "datatype": "BYTES", "shape": [-1, 2]}
+    assert said.json["outputs"][0] == {"name": "t", "datatype": "BYTES", "shape": [-1, 2]}
+
+
+def test_declared_text_that_is_wrong_is_a_400_that_names_the_tensor():
+    app = http_server("texts", identity("str", ()).options.handler)
+    said = {"name": "input", "datatype": "BYTES", "shape": [2]}
+    blobs = {
+        "item 1: input 'input': expected UTF-8": tensor("input", [b"a", b"\xff"], True),
+        "input 'input': the length of text 1, at byte 5": ({**said, **binary_of(9)}, b"\1\0\0\0a\xff\xff\xff\xff"),
+        "input 'input': expected strings, got numbers": ({**said, "data": [1, 2]}, b""),
+        "input 'input': expected 2 strings": ({**said, "data": ["a"]}, b""),
+        "input 'input': expected BYTES [n], got FP32": tensor("input", np.float32([1, 2])),
+    }
+    for reason, given in blobs.items():
+        (answer,) = run(app, infer(app, given))
+        assert answer.status == 400 and reason in error_of(answer), reason
+    assert app.budget.held == 0
+
+
+def binary_of(size):
+    return {"parameters": {"binary_data_size": size}}

@@ -60,12 +60,12 @@ def refusal(error: VirtexError) -> Response:
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str | None:
-    """The datatype of an array's values; None where V2 has none."""
+    """The datatype of an array's values; None where V2 has none. Of objects: they are texts."""
     known = _DATATYPES.get(dtype)
     if known is None:
         if dtype.name == "bfloat16":
             return "BF16"
-        known = TEXT if dtype.kind in "SU" else _DATATYPES.get(dtype.newbyteorder("="))
+        known = TEXT if dtype.kind in "OSU" else _DATATYPES.get(dtype.newbyteorder("="))
     return known
 
 

@@ -73,7 +73,7 @@ class Served:
             declared |= v2.named(outputs, v2.OUTPUT)
         self.dtype = dtype
         self.is_one = isinstance(inputs, Tensor)
-        self.missing = [name for name, tensor in declared.items() if v2.datatype_of(tensor.dtype) in (None, v2.TEXT)]
+        self.missing = [name for name, tensor in declared.items() if _is_missing(tensor)]
         self.signatures = {name: _signature(tensor) for name, tensor in (self.inputs or {}).items()}
         self.usual = lru_cache(256)(self.called)
 
@@ -134,9 +134,14 @@ class Served:
             raise RequestError(
                 400, f"input {place.name!r}: expected {expected}, got {place.datatype} {quoted(list(place.shape))}"
             )
-        if place.kind == BYTES:
+        if place.kind == BYTES and tensor.text is None:
             check_size(place, place.shape[0] * tensor.nbytes)
             place.signature = self.signatures[place.name]
+
+
+def _is_missing(tensor: Tensor) -> bool:
+    """Whether V2 has no datatype for it. Text of a fixed size has none: BYTES are of any."""
+    return tensor.text is None and v2.datatype_of(tensor.dtype) in (None, v2.TEXT)
 
 
 def _signature(tensor: Tensor) -> object:

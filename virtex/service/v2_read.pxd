@@ -22,4 +22,4 @@ cdef class Infer(V2):
     cdef tuple _called(self, body, account)
     cdef _column(self, Place place, body, text, list lists, account)
     cdef _array(self, Place place, body, text, list lists, account)
-    cdef list _texts(self, Place place, body, account)
+    cdef list _texts(self, Place place, body, text, account)

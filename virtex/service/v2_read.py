@@ -19,7 +19,7 @@ from ..batch.arrays import rows_of_any, stacked
 from ..errors import ItemError, RequestError, quoted
 from ..message import Account
 from ..serial._npy import named_dtype
-from ..tensor import Inputs, Source
+from ..tensor import Inputs, Source, Tensor
 from . import v2
 from .codings import asked_for, coding_of
 from .formats import USUAL, Body, Wants
@@ -55,7 +55,7 @@ def _length_in(headers: list[tuple[bytes, bytes]]) -> int:
 class Columns:
     """The items of declared inputs: tensor.Source. Errors name the tensor."""
 
-    def __init__(self, places: list[Place], columns: list[Items], is_one: bool) -> None:
+    def __init__(self, places: list[Place], columns: list[Any], is_one: bool) -> None:
         self.has_numbers = False  # an answer is as it was asked for
         self._places = places
         self._columns = columns
@@ -78,6 +78,28 @@ class Columns:
             raise _of_input(self._places[at].name, error) from None
 
 
+class Text:
+    """The texts of a declared input, one after another, as rows of it. count: of items."""
+
+    def __init__(self, texts: list[Any], tensor: Tensor, count: int) -> None:
+        self._texts = texts
+        self._kind = tensor.text
+        self._each = math.prod(tensor.shape)
+        self._count = count
+
+    def into(self, rows: Any, start: int = 0, stop: int | None = None) -> None:
+        """Put items [start, stop) into rows[0], rows[1], and so on. Raises ItemError for what is no UTF-8."""
+        each = self._each
+        flat = rows.reshape(-1)
+        for at, text in enumerate(self._texts[start * each : (self._count if stop is None else stop) * each]):
+            if type(text) is self._kind:
+                flat[at] = text
+            elif type(text) is str:
+                flat[at] = text.encode()
+            else:
+                raise ItemError(f"expected UTF-8, got {quoted(text)}", start + at // each)
+
+
 def _of_input(name: str, error: ItemError | RequestError) -> ItemError | RequestError:
     """The same error, of a tensor."""
     reason = f"input {quoted(name)!r}: {error.reason}"
@@ -96,11 +118,22 @@ class Infer(V2):
     def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
         """The tensors as rows of the declared inputs."""
         call, text, lists = self._called(body, account)
-        columns = []
+        tensors = self._served.inputs or {}
+        columns: list[Any] = []
         for place in call.places:
             _check_room(place, len(body), account)
-            columns.append(self._column(place, body, text, lists, account))
+            tensor = tensors[place.name]
+            if tensor.text is None:
+                columns.append(self._column(place, body, text, lists, account))
+            else:
+                columns.append(self._text_column(place, tensor, body, text, account))
         return Columns(call.places, columns, self._served.is_one)
+
+    def _text_column(self, place: Place, tensor: Tensor, body: Body, text: Body, account: Account) -> Text:
+        try:
+            return Text(self._texts(place, body, text, account), tensor, place.shape[0])
+        except (ItemError, RequestError) as error:
+            raise _of_input(place.name, error) from None
 
     def items(self, body: Body, account: Account) -> list[Any]:
         """The one tensor's rows: texts, numbers, or lists of them."""
@@ -108,7 +141,7 @@ class Infer(V2):
         place = call.places[0]
         try:
             if place.datatype == v2.TEXT:
-                return _rows_of_texts(place, self._texts(place, body, account))
+                return _rows_of_texts(place, self._texts(place, body, text, account))
             account.admit_strings(_values(place))
             values: list[Any] = _plain(self._array(place, body, text, lists, account)).tolist()
             return values
@@ -187,11 +220,12 @@ class Infer(V2):
         self._column(place, body, text, lists, account).into(rows)
         return rows
 
-    def _texts(self, place: Place, body: Body, account: Account) -> list[Any]:
+    def _texts(self, place: Place, body: Body, text: Body, account: Account) -> list[Any]:
         """The texts of a tensor of BYTES, one after another."""
         count = math.prod(place.shape)
         if place.kind == BYTES:
-            return _texts_in(body[len(body) - place.size :], count, account)
+            start = len(text) + place.at
+            return _texts_in(body[start : start + place.size], count, account)
         if place.kind == NUMBERS:
             raise ItemError("expected strings, got numbers")
         found: list[Any] = []

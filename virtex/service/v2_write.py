@@ -132,14 +132,14 @@ def _response(pieces: list[bytes], blobs: list[bytes]) -> Response:
 
 def _little(array: Any) -> bytes:
     """Its values in C order, the lowest byte first."""
-    if array.dtype.kind in "SU":
+    if array.dtype.kind in "OSU":
         return _texts_of(array).blob()
     little: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return little
 
 
 def _in_json(name: str, tensor: Any, head: bytes, tail: bytes) -> bytes:
-    if type(tensor) is not Texts and tensor.dtype.kind in "SU":
+    if type(tensor) is not Texts and tensor.dtype.kind in "OSU":
         tensor = _texts_of(tensor)
     if type(tensor) is Texts:
         try:
@@ -178,7 +178,9 @@ def tensor_of(rows: list[Any]) -> Any:
 
     Raises HandlerError for what can't be sent.
     """
-    are_arrays = all(isinstance(row, np.ndarray) and v2.datatype_of(row.dtype) for row in rows)
+    are_arrays = all(
+        isinstance(row, np.ndarray) and not row.dtype.hasobject and v2.datatype_of(row.dtype) for row in rows
+    )
     if are_arrays and len({(row.dtype, row.shape) for row in rows}) == 1:
         return np.stack(rows)
     values = orjson.loads(encode_data(rows))
