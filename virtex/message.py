@@ -191,10 +191,10 @@ class Account(Protocol):
         """So many strings were made, which nobody had counted before. Raises RequestError: 413, 503."""
 
     def admit_items(self, count: int, nbytes: int) -> None:
-        """So many items there are by now, which take so many bytes more. Raises RequestError: 413, 503."""
+        """So many items there are by now, which take so many bytes more. Raises RequestError (503)."""
 
     def admit_documents(self, before: int, count: int) -> None:
-        """Behind `before` others, so many arrays are about to be made. Raises RequestError: 413, 503."""
+        """Behind `before` others, so many arrays are about to be made. Raises RequestError (503)."""
 
 
 def encode_data(rows: list[Any], step: str = "process_response") -> bytes:

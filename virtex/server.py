@@ -204,7 +204,7 @@ class Server(Service):
         the places of its items in the queue. authorize is not asked.
 
         Raises ItemError with the index of an item that was refused, HandlerError with the cause where a method raised,
-        RequestError (413, 503, 504) as a client is told; RuntimeError ahead of startup(), and on another loop.
+        RequestError (503, 504) as a client is told; RuntimeError ahead of startup(), and on another loop.
         TypeError, ValueError: arguments that are not as said here.
         """
         check_submitted(items, parameters, timeout)

@@ -187,12 +187,12 @@ class Exchange(Promise):
         self._charge_values(count, 0)
 
     def admit_items(self, count: int, nbytes: int) -> None:
-        """Charge what the items of a body, so many by now, take beside it. Raises RequestError: 413 or 503."""
+        """Charge what the items of a body, so many by now, take beside it. Raises RequestError (503)."""
         self.keeper.batcher.room_for(count)
         self.charge(nbytes)
 
     def admit_documents(self, before: int, count: int) -> None:
-        """Charge arrays that are about to be made behind `before` others. Raises RequestError: 413 or 503."""
+        """Charge arrays that are about to be made behind `before` others. Raises RequestError (503)."""
         self.admit_items(before + count, count * ARRAY_BYTES)
 
     def answer_as(self, writes: Format, patience: int) -> None:

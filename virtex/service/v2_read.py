@@ -78,7 +78,7 @@ class Columns:
             raise _of_input(self._places[at].name, error) from None
 
 
-class Text:
+class TextColumn:
     """The texts of a declared input, one after another, as rows of it. count: of items."""
 
     def __init__(self, texts: list[Any], tensor: Tensor, count: int) -> None:
@@ -129,9 +129,9 @@ class Infer(V2):
                 columns.append(self._text_column(place, tensor, body, text, account))
         return Columns(call.places, columns, self._served.is_one)
 
-    def _text_column(self, place: Place, tensor: Tensor, body: Body, text: Body, account: Account) -> Text:
+    def _text_column(self, place: Place, tensor: Tensor, body: Body, text: Body, account: Account) -> TextColumn:
         try:
-            return Text(self._texts(place, body, text, account), tensor, place.shape[0])
+            return TextColumn(self._texts(place, body, text, account), tensor, place.shape[0])
         except (ItemError, RequestError) as error:
             raise _of_input(place.name, error) from None
 
