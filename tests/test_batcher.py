@@ -457,7 +457,7 @@ def test_who_finds_no_room_is_told_to_come_again_when_there_is_some_as_far_as_ba
         return full.value.headers
 
     loop.now += 1_800_000_000
-    assert told() == ((b"retry-after", b"4"),), "0.2 s of the one that runs, and for 7 of those 12 less than two more"
+    assert told() == ((b"retry-after", b"5"),), "0.2 s of the one that runs, and 7 of those 12 go with two more of 2 s"
     for _ in range(3):
         loop.now += 10**12
         rig.executor.finish()

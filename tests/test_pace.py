@@ -115,3 +115,13 @@ def test_batches_that_are_full_of_fewer_items_are_more_of_them():
     """As where their cost is what fills them."""
     pace = taught([(40, 20 * MS, True)] * 60)
     assert pace.wait(400) == pytest.approx(200 * MS, rel=0.1)
+
+
+def test_the_last_batch_of_a_queue_is_filled_by_those_who_come_later():
+    """Who was promised the time of a batch of one got a 504 from a batch of eight."""
+    pace = steady(0, 1, [8] * 20, size=8)
+    assert pace.wait(9) == pytest.approx(16 * MS, rel=0.01), "and not 9 ms"
+    assert pace.wait(1, 10 * MS, running=2) == pytest.approx(18 * MS, rel=0.01)
+    assert pace.wait(1, MS, running=1) == pytest.approx(2 * MS, rel=0.01), "nothing full is ahead of it"
+    quiet = steady(0, 1, [1, 3] * 20, size=8)
+    assert quiet.wait(9) == pytest.approx(10 * MS, rel=0.1), "and no more will come than come of late"

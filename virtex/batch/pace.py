@@ -72,12 +72,15 @@ class Pace:
     def wait(self, items: int, ahead: float = 0.0, running: int = 0) -> float:
         """Ns until so many items are served, with what is running ahead of them; most of the time, it is less.
 
-        ahead: ns that the batches take which run now, so many of them. 0 while none was served.
+        The last of them are in a batch with those who come later: behind a full one, it has as many as batches have of
+        late. ahead: ns that the batches take which run now, so many of them. 0 while none was served.
         """
         batches = items // self.full
         rest = items - batches * self.full
         took: float = batches * self.batch(self.full)
         if rest > 0.0:
+            if batches or running > 1:  # those who come until it is cut will join it
+                rest = max(rest, min(self._items, self.full))
             took += self.batch(rest)
             batches += 1.0
         took += SURE * self._astray * (batches + running) ** 0.5
