@@ -220,8 +220,9 @@ class Admission(Keeper):
         if wait > left:
             raise RequestError(
                 503,
-                f"the answer would take about {wait / 1e9:.3g} s behind {batcher.ring.size} items that wait, and is "
-                f"wanted within {left / 1e9:.3g} s (limits.answer_seconds, or the request's own time)",
+                f"the answer would take about {wait / 1e9:.3g} s behind what runs and {batcher.ring.size} items "
+                f"that wait, and is wanted within {left / 1e9:.3g} s (limits.answer_seconds, or the "
+                "request's own time)",
                 retry_in(wait - left),
                 "predicted",
             )
