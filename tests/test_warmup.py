@@ -432,6 +432,22 @@ def test_it_counts_nowhere_and_the_log_says_how_long_each_size_took(caplog):
     assert told[0].getMessage().startswith(f"service {name!r} has run a batch of 1; items=1 seconds=")
 
 
+def test_a_batch_that_its_cost_bounds_is_told_as_large_as_it_was(caplog):
+    class Costly(Warm):
+        def cost(self, item):
+            return 2
+
+    async def main():
+        app = http_server("costly", Costly(), max_batch_size=8, max_batch_cost=7, warmup=True)
+        await app.startup()
+        await app.shutdown()
+
+    with caplog.at_level("INFO", "virtex"):
+        asyncio.run(main())
+    told = [record.getMessage() for record in caplog.records if getattr(record, "event", "") == "service_warmup"]
+    assert "has run a batch of 3; items=3 " in told[1], told
+
+
 @pytest.mark.parametrize("warmup", [(0,), (9,), (1, True), "18", 8, None, (1.0,), [-1]])
 def test_sizes_that_no_batch_has_are_refused(warmup):
     with pytest.raises(ValueError, match=r"warmup=.*: expected True, or a list of whole numbers from 1 to max_batch"):

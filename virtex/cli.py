@@ -67,8 +67,9 @@ SERVE_EXAMPLES = """examples:
 
 """
 
-CHECK = """Try a service's handler before anybody else does: with one item of its example(), with max_batch_size items,
-and with the longest item; each as one message, and then all of them in turn, while memory is watched.
+CHECK = """Try a service's handler before anybody else does: with one item of its example(), with max_batch_size items
+(or as many as max_batch_cost lets into a batch), and with the longest item; each as one message, and then all
+of them in turn, while memory is watched.
 
 It listens nowhere. The handler is made and set up in this process, as a worker would."""
 

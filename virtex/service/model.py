@@ -240,10 +240,10 @@ class Model:
         for size in sizes:
             if self.state is STARTING:
                 begun = clock()
-                rows = await warm_up(handler, self.steps, items, size, self.options.max_batch_cost, self.call)
+                ran, rows = await warm_up(handler, self.steps, items, size, self.options.max_batch_cost, self.call)
                 if isinstance(rows, Rows) and served is not None and served.outputs is None:
                     served.learn(rows.arrays())
-                self._tell("warmup", f"has run a batch of {size}", items=size, seconds=(clock() - begun) / 1e9)
+                self._tell("warmup", f"has run a batch of {ran}", items=ran, seconds=(clock() - begun) / 1e9)
 
     def _choose(self, handler: RequestHandler) -> Executor:
         awaits = ", ".join(async_methods(handler))

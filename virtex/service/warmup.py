@@ -55,18 +55,20 @@ async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], cal
 
 async def warm_up(
     handler: RequestHandler, steps: Steps, items: list[Any], size: int, most: float | None, call: Call
-) -> Outcome:
+) -> tuple[int, Outcome]:
     """Run a batch of so many, the items over and over; of as many as cost `most`, where that is bounded.
 
-    Gives its rows. Raises HandlerError, which names the size and the step.
+    Gives how many they were, and their rows. Raises HandlerError, which names the size and the step.
     """
     steps.laps = Laps()  # until it runs
     try:
         batch = await call(as_cut, handler, list(islice(cycle(items), size)), most)
-        return await run_batch(handler, steps, batch, call)
+        size = len(batch)
+        return size, await run_batch(handler, steps, batch, call)
     except (HandlerError, ItemError) as error:
         step = "" if isinstance(error, HandlerError) else f"{_step_of(steps.laps)} refused "
         raise HandlerError(f"warm-up with a batch of {size}: {step}{error}") from (error.__cause__ or error)
+    return size
 
 
 def _step_of(laps: Laps) -> str:
