@@ -108,7 +108,7 @@ def uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The aim is 25, 50 and 15, which is not reached. Counted so, they were 52, about 140 and 28 when the package was flat.
 # What is left is one call, there and back, for each thing that has a file of its own.
-@pytest.mark.parametrize(("case", "most"), [("list", 58), ("row", 100), ("asgi", 26)])
+@pytest.mark.parametrize(("case", "most"), [("list", 60), ("row", 102), ("asgi", 26)])
 def test_a_request_does_not_wander(uncompiled: Path, case: str, most: int) -> None:
     command = [sys.executable, "-c", SCRIPT, case]
     environment = {"PYTHONPATH": str(uncompiled), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -7,7 +7,7 @@ from kit.names import shown
 from kit.tensors import Identity
 from test_handler import Doubler
 
-from virtex import ItemError
+from virtex import ItemError, Tensor
 from virtex.batch.items import steps_for
 from virtex.batch.outputs import rows_of
 from virtex.batch.row_steps import TensorSteps
@@ -244,6 +244,7 @@ def test_what_decodes_an_item_may_say_its_status():
 @pytest.mark.parametrize("kind", [Steps, TensorSteps])
 def test_a_run_that_raises_is_systemic_and_a_refused_item_or_a_wrong_count_is_not(kind, is_async):
     class Runs(Doubler):
+        inputs = Tensor("float32", (2,))
         outputs = None
 
         def run_inference(self, batch):

@@ -209,6 +209,17 @@ def test_results_are_checked_as_answers_are(gives, says):
     assert str(raised).startswith("warm-up with a batch of 2: ") and says in str(raised), raised
 
 
+def test_a_batch_that_would_do_in_parts_fails_the_start():
+    class Large(Warm):
+        def run_inference(self, batch):
+            if len(batch) > 4:
+                raise MemoryError("no room")
+            return Warm.run_inference(self, batch)
+
+    raised, _ = started(Large(), max_batch_size=8, warmup=True)
+    assert str(raised) == "warm-up with a batch of 8: run_inference raised MemoryError"
+
+
 def test_what_is_not_as_declared_fails_the_start():
     class Wide(Rows):
         def run_inference(self, batch):

@@ -95,6 +95,7 @@ class Parts:
         self.most, self.is_known, self.spare = len(self.all), False, 0
         self._runs = 0
         self._fitted = 0  # items in the largest run that gave rows
+        self._gave_wrong_rows = False  # some run did, and so has not raised
         self._has_overflowed = self._is_large = False  # several items did not fit into memory, a single one did not
         for request in steps.given_up(self._sources):
             self._errors[request] = HandlerError("the request was given up")
@@ -190,6 +191,7 @@ class Parts:
         """Whether what a run of the part raised is the answer of somebody in it, or, for wrong rows, of all."""
         self._saw(error)
         if isinstance(error, HandlerError) and self._steps.came:
+            self._gave_wrong_rows = True
             for i in part:
                 self._fail(i, error, named=False)
             return True
@@ -240,7 +242,7 @@ class Parts:
 
     def outcomes(self) -> list[Outcome]:
         """One per request, at the end: nothing is kept here, for the traceback of an error leads back to all of it."""
-        self._steps.laps.systemic = not self._fitted and not self._refused()
+        self._steps.laps.systemic = not (self._fitted or self._refused() or self._gave_wrong_rows)
         outcomes: list[Outcome] = []
         start = 0
         for request, count in enumerate(self._counts):

@@ -43,10 +43,14 @@ async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], cal
     work = handler._work_of(items)
     askers = [Request()] if steps.asks else None
     outcome: Outcome
-    if steps.is_async:
-        (outcome,) = await call(outcomes_of, steps, work, askers)
-    else:
-        (outcome,) = await call(steps.run, work, askers)
+    isolates, steps.isolates = steps.isolates, False  # whether all of it goes well is asked, not what of it does
+    try:
+        if steps.is_async:
+            (outcome,) = await call(outcomes_of, steps, work, askers)
+        else:
+            (outcome,) = await call(steps.run, work, askers)
+    finally:
+        steps.isolates = isolates
     if isinstance(outcome, list):
         outcome = [row for row in outcome if type(row) is not Content]
     written_of(handler, items, outcome)
