@@ -217,6 +217,8 @@ class Fates(RuleBasedStateMachine):
         self.admission.dtype = np.dtype("f8") if "arrays" in kind else None
         self.admission.inputs = Rows.inputs if kind == "rows" else None
         is_rows = kind == "rows"
+        if is_rows:
+            self.admission.most_kept = self.bodies.budget // 2
         steps = TensorSteps(self.handler, True, loop.clock) if is_rows else steps_for(self.handler, loop.clock)
         self.batcher.run_with(self.executor, steps, rings[kind]())
         self.starting, self.early = self.early, []
@@ -241,7 +243,7 @@ class Fates(RuleBasedStateMachine):
         opened = self.admission.open(Head("POST", "/", headers, None, peer), loop.now)
         if isinstance(opened, Response):
             assert opened.status == 503
-            assert size >= CAPACITY or len(self.early) >= CAPACITY
+            assert size >= CAPACITY or len(self.early) >= CAPACITY or self._is_predicted(opened)
             return
         assert size < CAPACITY
         request.exchange = opened
@@ -297,7 +299,8 @@ class Fates(RuleBasedStateMachine):
 
     def _is_predicted(self, answer):
         """Whether it says that there would be no answer in time, and that may be so."""
-        return answer.status == 503 and b"the answer would take" in b"".join(answer.buffers)
+        has_ahead = self.batcher.waiting or self.executor.running
+        return has_ahead and answer.status == 503 and b"the answer would take" in b"".join(answer.buffers)
 
     def _admitted(self, request, allowed):
         assert not allowed
@@ -455,7 +458,7 @@ class Fates(RuleBasedStateMachine):
         else:
             assert status == 500
             spoilt = sum(kind in (POISON, POINTED) for kind in others) >= MOST_POISON
-            assert spoilt or getattr(request, "is_broken", False) or RAISES in kinds
+            assert spoilt or getattr(request, "is_broken", False) or {RAISES, POISON} & {*kinds}
 
     def _forget(self, request):
         self.waiting = [(who, i) for who, i in self.waiting if who is not request]
