@@ -86,7 +86,7 @@ wheel: $(WHEEL)/.tools  ## dist/: a wheel for Linux (manylinux) and this Python,
 	@$(WHEEL)/bin/python -m build --wheel --outdir $(WHEEL)/raw . >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
 	@PATH="$(CURDIR)/$(WHEEL)/bin:$$PATH" auditwheel repair --wheel-dir dist $(WHEEL)/raw/*.whl
 
-test: $(VENV)/.dev  ## run every test, in three processes (about 6 minutes on two cores)
+test: $(VENV)/.dev  ## run every test, in three processes (about 9 minutes on two cores)
 	@$(BIN)/python -m pytest $(SHARED_OUT)
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
