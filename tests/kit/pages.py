@@ -22,6 +22,7 @@ import pytest
 from kit.servers import ROOT, Running, until
 
 PORT = "8081"  # in the pages; a free one stands in for it
+_LANGUAGES = {"python", "bash", "json", "text", "bibtex", "sh", "dockerfile"}
 _BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -38,7 +39,7 @@ class Page:
         self.text = path.read_text()
         self.blocks = [Block(*found) for found in _BLOCK.findall(self.text)]
         assert self.text.count("```") == 2 * len(self.blocks), f"{self.name}: a block without a language"
-        assert {block.language for block in self.blocks} <= {"python", "bash", "json", "text", "bibtex"}, self.name
+        assert {block.language for block in self.blocks} <= _LANGUAGES, self.name
 
     @property
     def files(self) -> dict[str, str]:
