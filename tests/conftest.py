@@ -28,7 +28,7 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs codec codec_rows client serial_torch serial_tf serial_mx cases worker start",
         "mounted proxies foreign examples example_models embed recycling status log_lines tracing deploy",
-        "prometheus compat first_page example_loads load load_faults load_test histogram modes payloads",
+        "container prometheus compat first_page example_loads load load_faults load_test histogram modes payloads",
         "bundles retries predict cli info report document command fit trial tuning",
         "starting wrong greeting check example_lines written warmup numbers layout peers exposition push",
         "serial serial_pandas serial_pickle serial_pillow serial_safety serial_tables",

@@ -15,17 +15,21 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 from kit import container as boxes
 from kit.container import Config, Container, container, directives, stages, wait_healthy
 from kit.images import Images
+from kit.pages import Page
 from kit.servers import ROOT, free_port, listens, until
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
+MODEL = DEPLOY / "Dockerfile.model"
 HEALTHY = DEPLOY / "healthy.py"
+KINDS = {".py", ".pyi", ".html", ".typed"}  # of what runs, compiled or not
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "as", "ld", "make")
 
 SERVICE = """
@@ -78,6 +82,11 @@ def test_both_stages_begin_with_the_base_that_is_an_argument() -> None:
     assert [rest.split()[0] for name, rest in said if name == "FROM"] == ["${BASE}", "${BASE}"]
 
 
+def test_the_page_shows_the_dockerfile_of_a_model() -> None:
+    page = Page(ROOT / "docs" / "containers.md")
+    assert [block.code for block in page.blocks if block.language == "dockerfile"] == [MODEL.read_text()]
+
+
 def context() -> set[str]:
     """What .dockerignore leaves: the last pattern that fits a file, or a folder above it, decides."""
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
@@ -121,8 +130,7 @@ def test_the_context_is_what_is_copied_and_nothing_that_was_built() -> None:
     assert [file for file in files if not any(is_in(file, source) for source in sources)] == []
     tracked = subprocess.run(["git", "ls-files", "virtex"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {file for file in files if is_in(file, "virtex")} >= {*tracked.stdout.splitlines()}
-    kinds = ".py .pyi .pyx .pxd .h .html .typed .toml .md".split()
-    assert {Path(file).suffix for file in files} == {*kinds, ""}
+    assert {Path(file).suffix for file in files if is_in(file, "virtex")} == {*KINDS, ".pyx", ".pxd", ".h"}
     assert sum((ROOT / file).stat().st_size for file in files) < 3 << 20
 
 
@@ -204,18 +212,19 @@ def here(folder: Path) -> Box:
 
 
 @pytest.fixture(params=["here", "image"])
-def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Box:
+def box(request: pytest.FixtureRequest) -> Iterator[Box]:
     if not boxes.can_be_run():
         pytest.skip("namespaces are made by root alone")
-    folder = tmp_path_factory.mktemp("service")
-    for each in (folder, folder.parent, folder.parent.parent):
-        each.chmod(0o755)  # the image's user reads it
-    (folder / "service.py").write_text(SERVICE)
-    if request.param == "image":
-        return Box(*request.getfixturevalue("image"), folder)
-    if boxes.hidden_by(ROOT):
-        pytest.skip("this checkout is in a folder that others can't read")
-    return here(folder)
+    with TemporaryDirectory(prefix="virtex-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the image's user reads it
+        (folder / "service.py").write_text(SERVICE)
+        if request.param == "image":
+            yield Box(*request.getfixturevalue("image"), folder)
+        elif boxes.hidden_by(ROOT) or boxes.hidden_by(folder):
+            pytest.skip("this checkout, or what is temporary, is in a folder that others can't read")
+        else:
+            yield here(folder)
 
 
 def test_the_command_serves_as_process_1_on_a_root_that_is_read_only_and_ends_well(box: Box) -> None:
@@ -304,7 +313,7 @@ def test_the_image_has_neither_compiler_nor_sources_and_is_small(image: tuple[Pa
     assert not (root / "src").exists() and not (root / "wheels").exists()
     (package,) = root.glob("opt/venv/lib/python3.*/site-packages/virtex")
     kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
-    assert kinds == {".html", ".py", ".pyc", ".pyi", ".so", ".typed"}
+    assert kinds == {*KINDS, ".so", ".pyc"}
     added = sum(path.lstat().st_size for path in (root / "opt").rglob("*"))
     print(f"/opt: {added / 1e6:.0f} MB")
     assert added < 200e6
@@ -313,11 +322,9 @@ def test_the_image_has_neither_compiler_nor_sources_and_is_small(image: tuple[Pa
 def test_a_model_of_a_user_comes_on_top(images: Images, tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text("import tabulate\n" + SERVICE)
     (tmp_path / "requirements.txt").write_text("tabulate\n")
-    images.build("mine", DEPLOY / "Dockerfile.model", tmp_path)
+    images.build("mine", MODEL, tmp_path)
     root, config = images.root("mine"), images.config("mine")
     assert config == images.config("virtex")
-    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        each.chmod(0o755)
     with container(root, config, free_port(), root / "app") as running:
         wait_healthy(running)
         assert running.request("POST", "/", b'{"data":[1]}') == (200, b'{"data":[1],"error":null}')
