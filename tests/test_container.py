@@ -319,13 +319,14 @@ def test_the_image_has_neither_compiler_nor_sources_and_is_small(image: tuple[Pa
     assert added < 200e6
 
 
-def test_a_model_of_a_user_comes_on_top(images: Images, tmp_path: Path) -> None:
+def test_a_model_of_a_user_comes_on_top_and_runs_as_whoever_it_is_told_to(images: Images, tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text("import tabulate\n" + SERVICE)
     (tmp_path / "requirements.txt").write_text("tabulate\n")
     images.build("mine", MODEL, tmp_path)
     root, config = images.root("mine"), images.config("mine")
     assert config == images.config("virtex")
-    with container(root, config, free_port(), root / "app") as running:
+    stranger = config._replace(user="12345:0")
+    with container(root, stranger, free_port(), root / "app") as running:
         wait_healthy(running)
         assert running.request("POST", "/", b'{"data":[1]}') == (200, b'{"data":[1],"error":null}')
         checked = running.run("virtex", "check", "service:app", "--duration", "100ms")
