@@ -3,6 +3,9 @@
 A block of Python is a file whose name its first line has. A line of it that prints has what it prints as its comment.
 Blocks are run, unless they stand behind a comment <!-- not run: why -->. What curl is answered stands in the block of
 JSON that follows.
+
+A block of sh, in a page about deployment, says who runs it: <!-- tested by tests/test_x.py -->, which takes its lines
+by Page.commands(), or <!-- not run here: why -->. tests/test_deploy_pages.py holds the pages to it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import pytest
 from kit.servers import ROOT, Running, until
 
 PORT = "8081"  # in the pages; a free one stands in for it
-_LANGUAGES = {"python", "bash", "json", "text", "bibtex", "sh", "dockerfile"}
+LANGUAGES = {"python", "bash", "json", "text", "bibtex", "sh", "yaml", "ini", "nginx", "toml", "dockerfile"}
+_SH = re.compile(r"(?:^<!-- ([^\n]+) -->\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -39,7 +43,7 @@ class Page:
         self.text = path.read_text()
         self.blocks = [Block(*found) for found in _BLOCK.findall(self.text)]
         assert self.text.count("```") == 2 * len(self.blocks), f"{self.name}: a block without a language"
-        assert {block.language for block in self.blocks} <= _LANGUAGES, self.name
+        assert {block.language for block in self.blocks} <= LANGUAGES, self.name
 
     @property
     def files(self) -> dict[str, str]:
@@ -54,6 +58,16 @@ class Page:
         """The lines of shell that can be run."""
         run = [block.code for block in self.blocks if block.language == "bash" and not block.why_not]
         return [line for code in run for line in code.splitlines()]
+
+    @property
+    def fences(self) -> list[tuple[str, list[str]]]:
+        """What stands ahead of each block of sh, and its commands: a line that ends with a backslash goes on."""
+        return [(said, code.replace("\\\n", " ").splitlines()) for said, code in _SH.findall(self.text)]
+
+    def commands(self, test: str) -> list[str]:
+        """The commands that this file of tests is said to run. test: its __file__."""
+        told = f"tested by {Path(test).relative_to(ROOT)}"
+        return [line for said, lines in self.fences if said == told for line in lines if line]
 
     @property
     def asked(self) -> list[tuple[str, str]]:
