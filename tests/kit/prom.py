@@ -29,7 +29,7 @@ needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promto
 CONFIG = """
 global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}
 rule_files: {rules}
-scrape_configs: [{{job_name: virtex, honor_labels: true, static_configs: [{{targets: {targets}}}]}}]
+scrape_configs: [{{job_name: virtex, honor_labels: true, static_configs: [{{targets: {targets}, labels: {labels}}}]}}]
 """
 
 
@@ -82,11 +82,18 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, *targets: str, rules: str = "") -> Iterator[Prometheus]:
-    """One that scrapes these targets five times a second, and keeps its data in the folder. rules: a file of them."""
+def prometheus(folder: Path, *targets: str, rules: str = "", **labels: str) -> Iterator[Prometheus]:
+    """One that scrapes these targets five times a second, and keeps its data in the folder. rules: a file of them.
+
+    labels: of each sample, as a cluster gives it those of its pod.
+    """
     port = free_port()
     config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(targets=json.dumps(targets), rules=json.dumps([rules] if rules else [])))
+    config.write_text(
+        CONFIG.format(
+            targets=json.dumps(targets), labels=json.dumps(labels), rules=json.dumps([rules] if rules else [])
+        )
+    )
     where = [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
     with program(folder, port, "prometheus", f"--config.file={config}", *where):
         prom = Prometheus(port)
