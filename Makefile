@@ -14,9 +14,11 @@ TF_NEEDS := tensorflow-cpu==2.21.0
 MX := $(ENVS)/.venv-mx
 MX_NEEDS := mxnet==1.9.1 numpy==1.23.5
 
-# Clients of the Open Inference Protocol, in an environment without Virtex: they ask a server of .venv's.
+# Clients of the Open Inference Protocol, in an environment without Virtex: they ask a server of .venv's. What holds
+# deploy/k8s against schemas is there as well, for KServe's come with its client.
 V2 := $(ENVS)/.venv-v2
-V2_NEEDS := tritonclient[http]==2.73.0 kserve==0.21.0
+V2_NEEDS := tritonclient[http]==2.73.0 kserve==0.21.0 \
+	kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 cloudcoil-models-prometheus-operator==0.80.1.0
 
 PEERS := $(ENVS)/.venv-peers
 EXTRA = test
