@@ -22,6 +22,7 @@ from virtex.workers.settings import drain_delay
 PAGE = Page(ROOT / "docs" / "kubernetes.md")
 SERVED = [("base/deployment.yaml", "Deployment"), ("kserve.yaml", "ServingRuntime")]  # what runs a service
 OURS = [*SERVED, ("loadtest.yaml", "Job"), ("pushgateway.yaml", "Deployment")]
+SERVICE = PAGE.files["in_a_pod.py"]
 BODY = b'{"data":[[1,2,3,4]]}'
 
 # The page's service. `gate` and `hold` are files that it reads to their end: as a FIFO, each holds it up.
@@ -47,7 +48,9 @@ def folder(tmp_path):
 
 def prepared(folder):
     (folder / "server.py").write_text(SERVER)
-    (folder / "service.py").write_text(PAGE.files["in_a_pod.py"])
+    said = 'prom_mode="scrape",'
+    assert said in SERVICE
+    (folder / "service.py").write_text(SERVICE.replace(said, f"{said} prom_port={free_port()},"))  # a pod has its own
     (folder / "gate").touch()
     (folder / "hold").touch()
     return folder
@@ -134,7 +137,7 @@ def test_the_autoscalers_scale_the_same_deployment_by_the_same_numbers():
     assert [trigger["metadata"]["threshold"] for trigger in keda["triggers"]] == ["16", "0.05"]
     (metric,) = document("kserve.yaml", "InferenceService")["spec"]["predictor"]["autoScaling"]["metrics"]
     assert metric["external"]["target"] == {"type": "Value", "value": "16"}
-    assert "max_batch_size=32" in PAGE.files["in_a_pod.py"]
+    assert "max_batch_size=32" in SERVICE
     asked = {metric["pods"]["metric"]["name"] for metric in hpa["metrics"]}
     assert asked == {rule["name"]["as"] for rule in document("prometheus-adapter.yaml")["rules"]["custom"]}
 
@@ -162,6 +165,11 @@ def test_a_pod_has_time_for_its_end(path, kind, monkeypatch):
     monkeypatch.setenv("VIRTEX_DRAIN_DELAY", variables(container)["VIRTEX_DRAIN_DELAY"])
     assert drain_delay() == 5 and drain_delay() < graceful / 2
     assert pause + graceful + 5 <= ending["terminationGracePeriodSeconds"]
+
+
+def test_what_requests_may_take_fits_into_the_pod():
+    (most,) = re.findall(r"max_bytes=(\d+) \* 2\*\*20", SERVICE)
+    assert container_of(*SERVED[0])["resources"]["limits"]["memory"] == "1Gi" and int(most) <= 1024 / 2
 
 
 # -- a pod
