@@ -16,6 +16,7 @@ WAYS = ["deploy", "ray", "containers", "kubernetes", "systemd", "proxies", "grpc
 PAGES = [Page(path) for path in (ROOT / "docs" / f"{way}.md" for way in WAYS) if path.exists()]
 FENCES = [(page, *fence) for page in PAGES for fence in page.fences]
 TESTED = re.compile(r"tested by (tests/[\w/]+\.py)")
+TAKES = re.compile(r"""\.commands\(__file__\)|\.fences\b|language == "sh"|```sh""")  # from the page's blocks
 NOT_RUN = re.compile(r"not run here: (\S.{10,})")
 
 
@@ -29,7 +30,7 @@ def wrong(page, said, commands, root=ROOT):
     if not (root / told[1]).is_file():
         return f"there is no {told[1]}"
     source = (root / told[1]).read_text()
-    if re.search(rf"\b{page.path.stem}(?:\.md)?[\"']", source) and ".commands(__file__)" in source:
+    if re.search(rf"\b{page.path.stem}(?:\.md)?[\"']", source) and TAKES.search(source):
         return ""
     missing = [command for command in commands if command and command not in source]
     return f"{told[1]} takes nothing from {page.name}, and does not name {missing}" if missing else ""
