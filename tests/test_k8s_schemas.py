@@ -6,12 +6,14 @@ They are in an environment of their own, that of the clients of V2: `make test-a
 import copy
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from kit import needs
-from kit.k8s import manifests
+from kit.k8s import FOLDER, manifests
 from kit.servers import ROOT
 
 WHERE = os.environ.get("VIRTEX_V2", "")
@@ -29,6 +31,11 @@ WHOLE = {
     for each in documents
     if each["kind"] not in NO_KINDS
 }
+if shutil.which("kubectl"):  # of what gpu.yaml alone is but a part
+    made = subprocess.run(
+        ["kubectl", "kustomize", FOLDER / "gpu"], capture_output=True, text=True, timeout=60, check=True
+    )
+    WHOLE |= {f"gpu {each['kind']}": each for each in yaml.safe_load_all(made.stdout)}
 
 
 def broken(name, *path, value):
