@@ -377,7 +377,7 @@ def test_a_service_that_pushes_as_the_page_says_reaches_the_gateway(tmp_path):
     with program(tmp_path, port, "prometheus-pushgateway", *args):
         for probe in ("readinessProbe", "livenessProbe"):
             get(f"http://127.0.0.1:{port}{container[probe]['httpGet']['path']}")
-        with pod(container_of(*SERVED[0]), tmp_path) as running:
+        with pod(container_of(*SERVED[0]), tmp_path, VIRTEX_DRAIN_DELAY="0") as running:
             until(lambda: running.probe("startupProbe") == 200, "readiness", running)
             running.request("POST", "/", BODY)
             until(lambda: "virtex_queries_total" in get(f"http://127.0.0.1:{port}/metrics"), "a push", running)
