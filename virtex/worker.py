@@ -34,13 +34,12 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
-from .limits import Limits
 from .logs import event
 from .service.seam import REGISTER
 from .wire.connections import Connections
 from .wire.guests import limits_of
 from .wire.listener import Listener
-from .workers import logs, settings, signals, uvicorn
+from .workers import logs, settings, signals, systemd, uvicorn
 from .workers.access_log import AccessLog
 from .workers.loading import load, stand_in
 from .workers.memory import keep_freed_memory
@@ -88,6 +87,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     @classmethod
     def setup(cls) -> None:
         """Called by gunicorn in the master when it reads its settings, ahead of any import of the application."""
+        systemd.take()
         error_log = logging.getLogger("gunicorn.error")
         logs.join(error_log)
         logs.lead_to(error_log)
@@ -96,6 +96,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn in the master, ahead of the first fork."""
         settings.check(cfg)
+        systemd.report(cfg, lambda: VirtexWorker._scoreboard)
         for line in uvicorn.ignored(cls):
             log.warning("%s", line)
 
@@ -217,7 +218,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         """Load, listen, drain; False when the application did not start."""
         self._stop = asyncio.Event()
         begun = time.monotonic()
-        limits = self._limits()
+        limits = settings.merge_limits(limits_of(self.wsgi), self.cfg, self.log)
         self._tell("start", "starts", workers=self.count, timeout=self.cfg.timeout, **asdict(limits))
         listener = Listener(self.wsgi, limits, lifespan=self.cfg.asgi_lifespan)
         self._configure(listener.connections)
@@ -287,9 +288,6 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         if not self.cfg.preload_app:
             gc.collect()
         gc.freeze()
-
-    def _limits(self) -> Limits:
-        return settings.merge_limits(limits_of(self.wsgi), self.cfg, self.log)
 
     def _configure(self, connections: Connections) -> None:
         connections.closing = True  # until it is ready

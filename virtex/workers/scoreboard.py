@@ -133,6 +133,16 @@ class Scoreboard:
     def is_stopping(self) -> bool:
         return bool(self._words[_STOPPING])
 
+    @property
+    def newest(self) -> int:
+        """The generation that was begun last."""
+        return self._words[_NEWEST]
+
+    @property
+    def failures(self) -> int:
+        """How many workers could not start since the last one that could."""
+        return self._words[_FAILURES]
+
     def has_served(self) -> bool:
         """Whether any worker of this master was ever ready."""
         return bool(self._words[_PROVEN])
