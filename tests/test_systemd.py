@@ -1,4 +1,4 @@
-"""deploy/systemd/: the units as systemd reads them; and a service that systemd's side is played for, or that it runs."""
+"""deploy/systemd/: the units as systemd reads them, and a service as they start it, with systemd's side played."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_stop_is_told_once_and_nothing_behind_it_but_signs_of_life(board):
 
 def test_a_sign_of_life_comes_four_times_in_the_time_that_systemd_waits(board):
     told = systemd.Told(watchdog=8 * SECOND)
-    at = [now for now in range(0, 80) if "WATCHDOG=1" in told.next(board, now * SECOND // 4)]
+    at = [now for now in range(80) if "WATCHDOG=1" in told.next(board, now * SECOND // 4)]
     assert at == list(range(0, 80, 8))
 
 

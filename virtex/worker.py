@@ -346,7 +346,8 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
         connections = len(listener.connections.members)
         self._tell("drain", "drains", connections=connections, seconds=grace, by_signal=self._told)
-        delay = settings.drain_delay() if self._is_ready and not self._quick else 0.0
+        waits = self._is_ready and not self._quick and not self._share.has_ready_sibling()
+        delay = settings.drain_delay() if waits else 0.0  # else a check would find who leaves, not who serves on
         draining = asyncio.ensure_future(listener.drain(grace, delay))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,13 +2,18 @@
 
 with nginx(server.port) as proxy:
     proxy.post("buffered", "/", body)
+
+with deployed("nginx", folder, one="/a/virtex.sock", two=8001) as proxy:  # by the file in deploy/
+    proxy.reload()
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -18,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kit.servers import free_port, listens, until
+from kit.servers import CERTIFICATE, ROOT, free_port, listens, until
 
 NGINX = """
 daemon off; master_process off; worker_processes 1;
@@ -135,13 +140,85 @@ def haproxy(port: int) -> Iterator[Proxy]:
         yield proxy
 
 
+class Deployed(Proxy):
+    """A proxy that runs by its file in deploy/. ports: "plain" and "tls"."""
+
+    def __init__(self, process: subprocess.Popen[bytes], number: int, ports: dict[str, int], folder: Path) -> None:
+        super().__init__(ports, folder)
+        self._process = process
+        self._number = number
+
+    def workers(self) -> set[int]:
+        """The processes that serve, and those that still do."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        return {int(pid) for pid in children.split()}
+
+    def reload(self) -> None:
+        """Returns once a new process serves."""
+        before = self.workers()
+        self._process.send_signal(self._number)
+        until(lambda: bool(self.workers() - before), f"another process; log:\n{self.log}")
+
+
+_DEPLOYED = {  # the file, the arguments, what reloads it
+    "nginx": ("nginx.conf", ["-e", "{folder}/log", "-g", "daemon off;", "-c", "{folder}/config"], signal.SIGHUP),
+    "haproxy": ("haproxy.cfg", ["-f", "{folder}/config"], signal.SIGUSR2),
+}
+
+
+@contextlib.contextmanager
+def deployed(program: str, folder: Path, one: str, two: int) -> Iterator[Deployed]:
+    """The proxy as deploy/ has it, but for paths and ports. one: the path of a service. two: the port of another."""
+    if os.geteuid() != 0:
+        pytest.skip(f"{program} changes to a user of its own: root may")
+    name, arguments, number = _DEPLOYED[program]
+    ports = {"plain": free_port(), "tls": free_port()}
+    config = (ROOT / "deploy" / name).read_text()
+    others = {
+        "nginx": {
+            "listen 80;": f"listen 127.0.0.1:{ports['plain']};",
+            "listen 443 ": f"listen 127.0.0.1:{ports['tls']} ",
+            "/run/virtex\\.sock": one.replace(".", "\\."),
+            "/run/nginx.pid": f"{folder}/pid",
+            "/var/log/nginx/error.log": f"{folder}/log",
+            "/var/log/nginx/access.log": f"{folder}/access",
+        },
+        "haproxy": {
+            "bind :80": f"bind 127.0.0.1:{ports['plain']}",
+            "bind :443 ": f"bind 127.0.0.1:{ports['tls']} ",
+            "/run/haproxy.sock": f"{folder}/admin",
+        },
+    }[program] | {"/run/virtex.sock": one, "127.0.0.1:8001": f"127.0.0.1:{two}", "/etc/ssl/virtex.pem": CERTIFICATE}
+    for known, other in others.items():
+        assert known in config, f"{name}: {known}"
+        config = config.replace(known, other)
+    (folder / "config").write_text(config)
+    folder.chmod(0o755)
+    path = _installed(program)
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen([path, *(each.format(folder=folder) for each in arguments)], stdout=log, stderr=log)
+    proxy = Deployed(process, number, ports, folder)
+    try:
+        until(lambda: process.poll() is not None or all(map(listens, ports.values())), f"{program} to listen")
+        assert process.poll() is None, f"{program} ended with {process.returncode}:\n{proxy.log}"
+        yield proxy
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _installed(program: str) -> str:
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
+    if path is None:
+        pytest.skip(f"{program} is not installed")
+    return path
+
+
 @contextlib.contextmanager
 def _running(
     program: str, arguments: list[str], config: str, ways: tuple[str, ...], port: int, more: dict[str, object]
 ) -> Iterator[Proxy]:
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
-    if path is None:
-        pytest.skip(f"{program} is not installed")
+    path = _installed(program)
     ports = {way: free_port() for way in ways}
     with TemporaryDirectory(prefix="virtex-") as name:
         folder = Path(name)
