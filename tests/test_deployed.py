@@ -20,14 +20,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from kit.proxies import deployed
+from kit.pages import Page
+from kit.proxies import adapted, deployed, installed
 from kit.servers import CERTIFICATE, ECHO, ROOT, free_port, until
 from kit.systemd import environment
 
 from virtex import Limits
 
+PAGE = Page(ROOT / "docs" / "proxies.md")
 SECONDS = float(os.environ.get("VIRTEX_DEPLOYED", "0"))  # how long the load lasts, at least
-CLIENTS, TURNS = (16, 3) if SECONDS else (4, 1)
+CLIENTS, TURNS, PACE = (16, 3, 0) if SECONDS else (4, 1, 0.005)  # PACE: seconds between two requests of a client
 DELAY = 2  # of a drain; a check of haproxy comes each second
 
 KEPT_ENDED = "the proxy ended a kept connection"  # RFC 9112 section 9.3.1: who keeps one has to ask again
@@ -107,7 +109,7 @@ class Load:
     def _loop(self, first: int) -> None:
         connection = None
         for number in itertools.count(first, CLIENTS):
-            if self._over.is_set():
+            if self._over.wait(PACE):
                 break
             begun = time.monotonic()
             fresh = connection is None
@@ -244,6 +246,18 @@ def curl(proxy, *arguments):
 
 
 # -- the files
+
+
+@pytest.mark.parametrize("line", PAGE.commands(__file__))
+def test_the_program_takes_its_file(line, tmp_path):
+    program, *arguments = line.split()
+    file = tmp_path / "config"
+    file.write_text(adapted(program, tmp_path, str(tmp_path / "virtex.sock"), 8001, {"plain": 8000, "tls": 8443}))
+    (known,) = (word for word in arguments if word.startswith("deploy/"))
+    command = [installed(program), *(str(file) if word == known else word for word in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "warn" not in said.lower(), said
 
 
 def values(name, pattern):

@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from kit.booted import Booted
 from kit.pages import Page
 from kit.servers import ECHO, ROOT, free_port, until
 from kit.systemd import PROGRAM, SERVICE, SOCKET, UNITS, Systemd, environment, exec_start, installed, setting, settings
@@ -25,6 +27,7 @@ from virtex.workers import systemd
 from virtex.workers.scoreboard import DRAINING, READY, Scoreboard
 
 PAGE = Page(ROOT / "docs" / "systemd.md")
+COMMANDS = PAGE.commands(__file__)
 SECOND = 10**9
 
 LOADS = (
@@ -32,14 +35,34 @@ LOADS = (
     + """
 import os, time
 
+app = http_server(name="loads", handler=lambda: Loads())
+
 class Loads(Echo):
     def setup(self, worker):
         time.sleep(0.7)
         print("loaded", os.environ.keys() & {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC"}, flush=True)
-
-app = http_server(name="loads", handler=Loads)
 """
 )
+
+
+FORBIDDEN = """
+    def try_what_is_forbidden(self):
+        import pathlib, socket
+        assert os.getuid() > 60000 and pathlib.Path(os.environ["HOME"]).is_dir()
+        for what in (
+            lambda: open("/opt/virtex/server.py", "a"),
+            lambda: os.listdir("/root"),
+            lambda: socket.socket(socket.AF_INET),
+            lambda: os.chroot("/"),
+            lambda: open("/dev/kmsg"),
+        ):
+            try:
+                what()
+            except OSError as error:
+                continue
+            raise AssertionError(f"{what} was let")
+        (pathlib.Path(os.environ["HOME"]) / "file").write_text("may")
+"""
 
 
 # -- what is said, and when
@@ -168,7 +191,7 @@ def clients(path, count=4):
 
     def loop(first):
         for number in itertools.count(first, count):
-            if over.is_set():
+            if over.wait(0.005):  # what starts needs the cores
                 return
             try:
                 seen["right" if ask(path, number) == (200, number) else "wrong"] += 1
@@ -207,7 +230,7 @@ def ask(path, number):
 def more(seen):
     """Wait until each client has been answered again."""
     now = seen["right"]
-    until(lambda: seen["right"] > now + 8, f"answers, but {seen}")
+    until(lambda: seen["right"] > now + 2 * 4, f"answers, but {seen}")
 
 
 def test_a_service_under_systemd_loses_nobody(tmp_path):
@@ -257,11 +280,18 @@ def test_a_model_that_can_not_be_loaded_is_never_ready(tmp_path):
         assert "model.bin" in manager.log
 
 
-def test_the_sockets_are_refused_beside_reuse_port(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--reuse-port"], "reuse_port: each worker would open a socket of its own"),
+        (["--bind", "fd://3"], "bind: fd:// names a socket of systemd, whose sockets are taken anyway; leave it out"),
+    ],
+)
+def test_options_that_go_ill_with_the_sockets_of_systemd_are_refused(options, why, tmp_path):
     with Systemd(tmp_path, ECHO) as manager:
-        manager.start("--reuse-port", wait=False)
+        manager.start(*options, wait=False)
         assert manager.process.wait(30) != 0
-        assert "reuse_port: each worker would open a socket of its own" in manager.log
+        assert why in manager.log
 
 
 def test_the_tool_of_systemd_itself_starts_it(tmp_path):
@@ -286,6 +316,28 @@ def test_the_tool_of_systemd_itself_starts_it(tmp_path):
 # -- the units
 
 
+def test_a_systemd_that_runs_starts_reloads_and_restarts_it_as_the_page_says(tmp_path):
+    """With everything that the units forbid."""
+    source = LOADS.replace('print("loaded",', 'self.try_what_is_forbidden(); print("loaded",') + FORBIDDEN
+    lines = [shlex.split(line) for line in COMMANDS if line.startswith("systemctl ")]
+    with Booted(tmp_path, source) as machine:
+        for line in lines[:2]:
+            machine.run(*line)
+        with clients(machine.socket) as seen:
+            for line in lines[2:]:
+                more(seen)
+                said = machine.run(*line)
+            until(lambda: state(machine) == ["active", "running"], "the end of the reload")
+            more(seen)
+        assert set(seen) == {"right"}, seen
+        assert said == "StatusText=1 of 1 workers are ready\n"
+        assert machine.run("systemctl", "show", "-p", "NRestarts", "virtex.service") == "NRestarts=0\n"
+
+
+def state(machine):
+    return machine.run("systemctl", "show", "--value", "-p", "ActiveState,SubState", "virtex.service").split()
+
+
 @pytest.fixture
 def units(tmp_path):
     """The files, with a program that there is, in folders that systemd-analyze looks in."""
@@ -300,21 +352,19 @@ def units(tmp_path):
 @pytest.mark.parametrize("drop_in", [None, "gpu.conf", "network.conf"])
 def test_systemd_takes_the_units_and_rates_them(units, drop_in):
     analyze = installed("systemd-analyze")
+    rated = dict(re.findall(r"^\| (.+) \| (\d\.\d) \|$", PAGE.text, re.MULTILINE))
     if drop_in is not None:
         (units / "virtex.service.d").mkdir()
         shutil.copy(UNITS / drop_in, units / "virtex.service.d")
     files = [str(units / name) for name in ("virtex.service", "virtex.socket")]
     done = subprocess.run([analyze, "verify", "--man=no", *files], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    rated = re.search(r"\| `(.*)` \| ([\d.]+) \|", PAGE.text) if drop_in is None else None
-    done = subprocess.run(
-        [analyze, "security", "--offline=true", "--no-pager", "--threshold=20", files[0]],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    (line,) = (line for line in COMMANDS if line.startswith("systemd-analyze security "))
+    rate = line.replace("deploy/systemd", str(units)).split()
+    done = subprocess.run([*rate, "--no-pager"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
-    assert rated is None or True
+    name = "with `{drop_in}`" if drop_in else "`virtex.service`"
+    assert rated[name.format(drop_in=drop_in)] == re.search(r"exposure level .*: ([\d.]+)", done.stdout)[1]
 
 
 def test_the_times_of_the_unit_fit_those_of_gunicorn():

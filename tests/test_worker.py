@@ -158,6 +158,20 @@ def test_drain_delay_takes_connections_while_unready(monkeypatch):
         server.wait_log("worker index 0 is ready; workers=1", 2)  # gunicorn replaces the worker that left
 
 
+def test_drain_delay_is_not_for_a_reload_whose_checks_are_to_find_who_serves_on(monkeypatch):
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "20")
+    with serving("gunicorn", ECHO, "--graceful-timeout", "30") as server:
+        server.wait_log("is ready; workers=1")
+        server.signal(signal.SIGHUP)
+        server.wait_log("is ready; workers=1", 2)
+        begun = time.monotonic()
+        seen = Counter()
+        while len(server.workers()) > 1:
+            seen[server.request("GET", "/health/ready")[0]] += 1
+        assert time.monotonic() - begun < 15
+        assert seen.keys() <= {200}
+
+
 def test_tls():
     with serving("gunicorn", ECHO, "--keyfile", CERTIFICATE, "--certfile", CERTIFICATE) as server:
         server.wait_log("is ready; workers=1")

@@ -166,13 +166,9 @@ _DEPLOYED = {  # the file, the arguments, what reloads it
 }
 
 
-@contextlib.contextmanager
-def deployed(program: str, folder: Path, one: str, two: int) -> Iterator[Deployed]:
-    """The proxy as deploy/ has it, but for paths and ports. one: the path of a service. two: the port of another."""
-    if os.geteuid() != 0:
-        pytest.skip(f"{program} changes to a user of its own: root may")
-    name, arguments, number = _DEPLOYED[program]
-    ports = {"plain": free_port(), "tls": free_port()}
+def adapted(program: str, folder: Path, one: str, two: int, ports: dict[str, int]) -> str:
+    """The file of deploy/ with paths and ports of ours."""
+    name = _DEPLOYED[program][0]
     config = (ROOT / "deploy" / name).read_text()
     others = {
         "nginx": {
@@ -192,9 +188,20 @@ def deployed(program: str, folder: Path, one: str, two: int) -> Iterator[Deploye
     for known, other in others.items():
         assert known in config, f"{name}: {known}"
         config = config.replace(known, other)
+    return config
+
+
+@contextlib.contextmanager
+def deployed(program: str, folder: Path, one: str, two: int) -> Iterator[Deployed]:
+    """The proxy as deploy/ has it, but for paths and ports. one: the path of a service. two: the port of another."""
+    if os.geteuid() != 0:
+        pytest.skip(f"{program} changes to a user of its own: root may")
+    _, arguments, number = _DEPLOYED[program]
+    ports = {"plain": free_port(), "tls": free_port()}
+    config = adapted(program, folder, one, two, ports)
     (folder / "config").write_text(config)
     folder.chmod(0o755)
-    path = _installed(program)
+    path = installed(program)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen([path, *(each.format(folder=folder) for each in arguments)], stdout=log, stderr=log)
     proxy = Deployed(process, number, ports, folder)
@@ -207,7 +214,7 @@ def deployed(program: str, folder: Path, one: str, two: int) -> Iterator[Deploye
         process.wait(10)
 
 
-def _installed(program: str) -> str:
+def installed(program: str) -> str:
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
     if path is None:
         pytest.skip(f"{program} is not installed")
@@ -218,7 +225,7 @@ def _installed(program: str) -> str:
 def _running(
     program: str, arguments: list[str], config: str, ways: tuple[str, ...], port: int, more: dict[str, object]
 ) -> Iterator[Proxy]:
-    path = _installed(program)
+    path = installed(program)
     ports = {way: free_port() for way in ways}
     with TemporaryDirectory(prefix="virtex-") as name:
         folder = Path(name)

@@ -20,7 +20,7 @@ from gunicorn.app.wsgiapp import WSGIApplication  # type: ignore[import-untyped]
 from gunicorn.errors import AppImportError, ConfigError  # type: ignore[import-untyped]
 
 from ..service.seam import Service
-from . import script
+from . import script, systemd
 from .greeting import greet
 
 _WORKER = "virtex.VirtexWorker"
@@ -59,6 +59,8 @@ class Program(WSGIApplication):  # type: ignore[misc]
             self.cfg.set("worker_class", _WORKER)
         if not any(each.__module__ == "virtex.worker" for each in self.cfg.worker_class.__mro__):
             raise ConfigError(f"worker_class: expected {_WORKER} or a subclass, got {self.cfg.worker_class_str}")
+        if systemd.gave_sockets() and any(isinstance(address, int) for address in self.cfg.address):
+            raise ConfigError("bind: fd:// names a socket of systemd, whose sockets are taken anyway; leave it out")
         if self._is_script and self.cfg.preload_app:
             raise ConfigError("preload_app: each worker loads the script itself, so that a reload loads new code")
 

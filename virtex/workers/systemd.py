@@ -85,12 +85,17 @@ def take() -> None:
         _taken["LISTEN_FDS"] = os.environ["LISTEN_FDS"]
 
 
+def gave_sockets() -> bool:
+    """Whether systemd gave this process sockets to listen on."""
+    return "LISTEN_FDS" in _taken
+
+
 def report(cfg: Any, scoreboard: Callable[[], Scoreboard | None]) -> None:
     """Have the master, which is about to fork, tell systemd how the service does. scoreboard: called at each turn.
 
     Raises ValueError for a setting, or a watchdog, that can't be honoured.
     """
-    if cfg.reuse_port and "LISTEN_FDS" in _taken:
+    if cfg.reuse_port and gave_sockets():
         raise ValueError("reuse_port: each worker would open a socket of its own, beside those that systemd gave")
     watchdog = _watchdog()
     if "NOTIFY_SOCKET" not in _taken:
