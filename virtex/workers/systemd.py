@@ -90,8 +90,10 @@ def gave_sockets() -> bool:
     return "LISTEN_FDS" in _taken
 
 
-def report(cfg: Any, scoreboard: Callable[[], Scoreboard | None]) -> None:
-    """Have the master, which is about to fork, tell systemd how the service does. scoreboard: called at each turn.
+def report(cfg: Any, scoreboard: Callable[[], Scoreboard | None], clock: Callable[[], float] = time.monotonic) -> None:
+    """Have the master, which is about to fork, tell systemd how the service does.
+
+    scoreboard: called at each turn. clock: seconds of CLOCK_MONOTONIC, which systemd compares with its own.
 
     Raises ValueError for a setting, or a watchdog, that can't be honoured.
     """
@@ -107,7 +109,7 @@ def report(cfg: Any, scoreboard: Callable[[], Scoreboard | None]) -> None:
 
         def turn() -> None:
             board = scoreboard()
-            for message in told.next(board, time.monotonic_ns()) if board is not None else ():
+            for message in told.next(board, round(clock() * 1e9)) if board is not None else ():
                 os.environ["NOTIFY_SOCKET"] = _taken["NOTIFY_SOCKET"]
                 systemd.sd_notify(message, arbiter.log, unset_environment=True)
 
