@@ -46,7 +46,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples deploy setup.py
 
-.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates bench-gpu image-test peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
+.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates fleet bench-gpu image-test peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -143,6 +143,10 @@ bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (ab
 fates: $(VENV)/.dev  ## measure what becomes of requests in trouble: overload, poison, clients that leave (about 3 minutes)
 	@mkdir -p build
 	@$(BIN)/python -m bench.fates --json build/fates.json
+
+fleet: $(VENV)/.dev  ## simulate 1 to 10,000 replicas behind balancers, and hold that against real workers (about 10 minutes); docs/scale.md
+	@mkdir -p build
+	@$(BIN)/python -m bench.fleet --json build/fleet.json
 
 bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
 	@mkdir -p build

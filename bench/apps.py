@@ -318,6 +318,47 @@ def make_accelerator() -> Any:
     )
 
 
+# A worker of a fleet: bench/fleet.py
+
+REPLICA_BASE_NS, REPLICA_ITEM_NS, REPLICA_BATCH = 20_000_000, 2_000_000, 16
+
+
+def make_replica() -> Any:
+    """Answers each item with the size of its batch and the index of its worker; 20 ms, and 2 ms for each item.
+
+    It sleeps as the accelerator does, and is slow enough that one core has time for four of it and their requests.
+    """
+    import time
+
+    from virtex import RequestHandler, http_server
+
+    class Replica(RequestHandler):
+        def setup(self, worker: Any) -> None:
+            self.index = worker.index
+
+        def process_request(self, data: list[Any]) -> list[Any]:
+            return data
+
+        def run_inference(self, model_input: list[Any]) -> list[tuple[int, int]]:
+            size = len(model_input)
+            deadline = time.perf_counter_ns() + REPLICA_BASE_NS + REPLICA_ITEM_NS * size
+            while (left := deadline - time.perf_counter_ns()) > 0:
+                time.sleep(left / 1e9)
+            return [(size, self.index)] * size
+
+        def process_response(self, item: Any) -> Any:
+            return item
+
+    return http_server(
+        name="replica",
+        handler=Replica,
+        executor="thread",
+        max_batch_size=REPLICA_BATCH,
+        max_time_on_queue=WINDOW,
+        max_queue_size=QUEUE,
+    )
+
+
 # A network on a GPU: bench/gpu.py
 
 
@@ -387,5 +428,6 @@ APPS: dict[str, Callable[[], Any]] = {
     "plain_pixel_npy": make_plain_pixel_npy,
     "plain_pixel_pickle": make_plain_pixel_pickle,
     "accelerator": make_accelerator,
+    "replica": make_replica,
     "classifier": make_classifier,
 }

@@ -1,4 +1,4 @@
-"""Keeps the figures of build/ in bench/results and writes them into docs/figures.md, ten rows into the README.
+"""Keeps the figures of build/ in bench/results, writes them into docs/figures.md, docs/scale.md and ten rows of README.
 
     make report
 
@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import fleet_figures
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
@@ -21,7 +23,7 @@ RESULTS = ROOT / "bench" / "results"
 def keep() -> None:
     """Take over what was measured."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in TABLES:
+    for name in (*TABLES, "fleet"):
         measured = ROOT / "build" / f"{name}.json"
         if measured.exists():
             (RESULTS / f"{name}.json").write_text(json.dumps(json.loads(measured.read_text()), indent=1) + "\n")
@@ -374,13 +376,16 @@ def place(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     keep()
-    for page, tables in (("docs/figures.md", render()), ("README.md", beside())):
+    fleet = json.loads((RESULTS / "fleet.json").read_text())
+    pages = {"docs/figures.md": render(), "README.md": beside(), "docs/scale.md": fleet_figures.tables(fleet)}
+    for page, tables in pages.items():
         text = (ROOT / page).read_text()
         for name, table in tables.items():
             text = place(text, name, table)
             print(table, file=sys.stdout)
         (ROOT / page).write_text(text)
     draw_peers(json.loads((RESULTS / "peers.json").read_text()), ROOT / "docs" / "peers.svg")
+    fleet_figures.draw(fleet, ROOT / "docs" / "scale.svg")
 
 
 if __name__ == "__main__":
