@@ -144,7 +144,7 @@ fates: $(VENV)/.dev  ## measure what becomes of requests in trouble: overload, p
 	@mkdir -p build
 	@$(BIN)/python -m bench.fates --json build/fates.json
 
-fleet: $(VENV)/.dev  ## simulate 1 to 10,000 replicas behind balancers, and hold that against real workers (about 10 minutes); docs/scale.md
+fleet: $(VENV)/.dev  ## simulate 1 to 10,000 replicas behind balancers, and hold that against real workers (about 15 minutes)
 	@mkdir -p build
 	@$(BIN)/python -m bench.fleet --json build/fleet.json
 

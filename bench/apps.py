@@ -324,9 +324,10 @@ REPLICA_BASE_NS, REPLICA_ITEM_NS, REPLICA_BATCH = 20_000_000, 2_000_000, 16
 
 
 def make_replica() -> Any:
-    """Answers each item with the size of its batch and the index of its worker; 20 ms, and 2 ms for each item.
+    """Answers each item with the size of its batch, its worker's index, and the ns that the batch took.
 
-    It sleeps as the accelerator does, and is slow enough that one core has time for four of it and their requests.
+    A batch takes 20 ms, and 2 ms for each item. It sleeps as the accelerator does, and is slow enough that one core has
+    time for four of it and their requests.
     """
     import time
 
@@ -339,12 +340,12 @@ def make_replica() -> Any:
         def process_request(self, data: list[Any]) -> list[Any]:
             return data
 
-        def run_inference(self, model_input: list[Any]) -> list[tuple[int, int]]:
-            size = len(model_input)
-            deadline = time.perf_counter_ns() + REPLICA_BASE_NS + REPLICA_ITEM_NS * size
+        def run_inference(self, model_input: list[Any]) -> list[tuple[int, int, int]]:
+            size, began = len(model_input), time.perf_counter_ns()
+            deadline = began + REPLICA_BASE_NS + REPLICA_ITEM_NS * size
             while (left := deadline - time.perf_counter_ns()) > 0:
                 time.sleep(left / 1e9)
-            return [(size, self.index)] * size
+            return [(size, self.index, time.perf_counter_ns() - began)] * size
 
         def process_response(self, item: Any) -> Any:
             return item

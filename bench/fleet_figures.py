@@ -66,16 +66,20 @@ def real(saved: dict[str, Any]) -> str:
                 f"{row['workers']}, {row['load']:g}",
                 f"{found['per_second']:,.0f} ({off(found['per_second'], expected['per_second'])})",
                 *(f"{found[key]:.1f} ({off(found[key], expected[key])})" for key in ("p50_ms", "p99_ms", "size")),
-                *(f"{row['simulated'][name]['p99_ms']:.1f}" for name in ("by connection", "random", "least")),
+                *(f"{row['simulated'][name]['p99_ms']:.1f}" for name in ("random", "least")),
+                f"{found['base_ms']:.1f} + {found['item_ms']:.2f} n",
+                f"{found['late_p99_ms']:.1f}",
+                f"{row['quiet']} of {len(row['runs'])}",
             ]
         )
-    head = ["workers, load", "requests/s", "p50 ms", "p99 ms", "batch"]
-    head += [f"p99, simulated {name}" for name in ("by connection", "random", "least")]
-    runs = len(saved["rows"]["real"][0]["runs"])
+    head = ["workers, load", "requests/s", "p50 ms", "p99 ms", "batch", "p99 if random", "p99 if least"]
+    head += ["batch took, ms", "client late, p99 ms"]
+    head.append("quiet runs")
+    first = saved["rows"]["real"][0]
     about = (
         f"{saved['machine']['cpu']}, {len(saved['machine']['cpus'])} cores. A batch sleeps {one['base'] / 1e6:g} ms + "
-        f"{one['item'] / 1e6:g} ms x n, {one['most']} at most. Medians of {runs} runs of {saved['real_seconds']:g} s; "
-        "in brackets, how far they are from the simulation of the same arrivals."
+        f"{one['item'] / 1e6:g} ms x n, {one['most']} at most. Medians of the {first['counted']} runs of "
+        f"{first['seconds']:g} s in which the client was least late; in brackets, how far they are from the simulation."
     )
     return f"{about}\n\n{markdown(head, rows)}"
 
@@ -105,10 +109,11 @@ def bound(saved: dict[str, Any]) -> str:
     by = {(row["kind"], row["balancer"]): row for row in rows}
     lines = []
     for name in names(rows):
-        pair = by["poisson", name], by["groups", name]
-        lines.append(
-            [name, *(cell for row in pair for cell in (f"{row['load']:.2f}", f"{row['cost_per_million']:.3f}"))]
-        )
+        line = [name]
+        for kind in ("poisson", "groups"):
+            row = by[kind, name]
+            line += [f"{row['load']:.2f}", f"{row['cost_per_million']:.3f}"] if row["held"] else ["none", "-"]
+        lines.append(line)
     head = [
         f"p99 of {saved['bound_ms']:g} ms held",
         "load, poisson",
@@ -147,7 +152,7 @@ def large(saved: dict[str, Any]) -> str:
     most = saved["engine"]["most"]
     lines = [
         [
-            f"{row['load']:g}",
+            f"{row['balancer']}, {row['kind']}, {row['load']:g}",
             f"{row['replicas']} x {row['times']}",
             f"{row['most_times'] * most}",
             *(f"{row[key]:.1f}" for key in ("size", "p50_ms")),
@@ -155,7 +160,9 @@ def large(saved: dict[str, Any]) -> str:
         ]
         for row in saved["rows"]["large"]
     ]
-    return markdown(["load", "replicas x size", "max_batch_size", "batch", "p50 ms", "p99 ms"], lines)
+    return markdown(
+        ["balancer, arrivals, load", "replicas x size", "max_batch_size", "batch", "p50 ms", "p99 ms"], lines
+    )
 
 
 def waves(saved: dict[str, Any]) -> str:

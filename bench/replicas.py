@@ -148,7 +148,7 @@ class Fleet:
         self.now = at
         if is_timer:
             replica.timer = 0
-            self._cut(replica, due=True)
+            self._cut(replica)
         else:
             self._done(replica)
 
@@ -157,11 +157,11 @@ class Fleet:
         heapq.heappush(self._events, (at, self._made, replica, is_timer))
         return self._made
 
-    def _cut(self, replica: Replica, due: bool = False) -> None:
+    def _cut(self, replica: Replica) -> None:
         """Take batches from the queue, as many as may be."""
         while (waiting := replica.waiting) and not replica.next:
             is_full = len(waiting) >= self.engine.most
-            if not is_full and (replica.running or self._waits(replica, due)):
+            if not is_full and (replica.running or self._waits(replica)):
                 return
             batch = waiting[: self.engine.most]
             del waiting[: self.engine.most]
@@ -173,13 +173,13 @@ class Fleet:
             else:
                 self._start(replica, batch)
 
-    def _waits(self, replica: Replica, due: bool) -> bool:
+    def _waits(self, replica: Replica) -> bool:
         """Whether a batch that is not full waits for company, as Batcher._why() says; then a timer runs."""
         window, idle, now = self.engine.window, replica.idle, self.now
         if not idle or idle[-1][0] + window <= now:
             return False
         at = min(replica.waiting[0], idle[-1][0]) + window
-        if at - now <= (GRAIN if due else 0):
+        if at <= now:
             return False
         if not replica.timer:
             replica.timer = self._later(now + -(-(at - now) // GRAIN) * GRAIN, replica, True)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kit.servers import ROOT
 
-from bench import fleet, traffic
+from bench import fleet, fleet_figures, traffic
 from bench.balancers import BALANCERS, Least, TwoChoices
 from bench.exact import Clients, Exact
 from bench.replicas import Engine, Fleet
+from bench.report import RESULTS, place
 
 ENGINE = Engine(5_000_000, 100_000, 64, 5_000_000, 1024)
 SINGLE = Engine(1_000_000, 0, 1, 0, 1 << 40)  # no batches: a queue before a server
@@ -136,6 +144,17 @@ def test_every_run_holds_to_littles_law() -> None:
         run(found, times)
 
 
+@pytest.mark.parametrize("name", ["round-robin", "two choices", "least"])
+@pytest.mark.parametrize("load", [0.2, 0.5, 0.7])
+def test_the_rule_by_which_docs_scale_sizes_a_fleet_holds(load: float, name: str) -> None:
+    """Batches that are not full take a / (1 - b * rate); who comes waits for one and has another, so twice that."""
+    times = traffic.poisson(random(), load * 20 * ENGINE.capacity, 60_000)
+    found = run(Fleet(ENGINE, 20, BALANCERS[name], random()), times, int(times[-1]) // 4)
+    batch = ENGINE.base / (1 - ENGINE.item / 1e9 * load * ENGINE.capacity)
+    assert within(float(np.percentile(found.latencies, 99)), 2 * batch, 0.06)
+    assert within(float(np.mean(found.sizes)), batch / 1e9 * load * ENGINE.capacity, 0.06)
+
+
 # -- the parts
 
 
@@ -148,6 +167,11 @@ def test_the_least_loaded_is_always_among_the_least_loaded() -> None:
         for one, after in ((replica, loads[replica] + 1), (other := int(numbers.integers(50)), loads[other] // 2)):
             before, loads[one] = loads[one], after
             balancer.moved(one, before, after)
+
+
+def test_of_two_replicas_two_choices_are_both() -> None:
+    balancer = TwoChoices([5, 0], random())
+    assert {balancer.pick(now) for now in range(100)} == {1}
 
 
 @pytest.mark.parametrize("name", BALANCERS)
@@ -205,3 +229,51 @@ def test_arguments_that_can_not_be_meant_are_named(arguments: list[str], says: s
     with pytest.raises(SystemExit):
         fleet.parse(arguments)
     assert says in capsys.readouterr().err
+
+
+def test_no_bound_is_made_up_where_none_can_be_held() -> None:
+    case = fleet.Case("bound", 2, "random", requests=2000)
+    found = fleet.bound(case, ENGINE, 1.0, 1, p99_ms=2.0)
+    assert not found["held"] and found["load"] == 1 / 2**fleet.HALVINGS
+
+
+def test_a_part_that_is_measured_again_leaves_the_others_but_not_those_of_another_engine(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.json"
+    saved = {"engine": {"base": 1}, "price": 1.0, "seed": 1, "quick": False, "bound_ms": 25.0, "real_engine": {}}
+    assert fleet.kept(file, saved) == {}
+    file.write_text(json.dumps(saved | {"rows": {"sizes": [1]}}))
+    assert fleet.kept(file, saved) == {"sizes": [1]}
+    assert fleet.kept(file, saved | {"engine": {"base": 2}}) == {}
+
+
+# -- docs/scale.md
+
+SCALE = (ROOT / "docs" / "scale.md").read_text()
+SAVED = json.loads((RESULTS / "fleet.json").read_text())
+
+
+def test_the_figures_of_the_page_are_those_that_were_simulated() -> None:
+    tables = fleet_figures.tables(SAVED)
+    assert set(re.findall(r"<!-- figures: (.+) -->", SCALE)) == set(tables)
+    for name, table in tables.items():
+        assert place(SCALE, name, table) == SCALE, "make report"
+
+
+def test_the_plot_of_the_page_is_that_of_the_figures(tmp_path: Path) -> None:
+    fleet_figures.draw(SAVED, tmp_path / "scale.svg")
+    drawn, there = ((at / "scale.svg").read_text() for at in (tmp_path, ROOT / "docs"))
+    assert re.findall(r"<text.*?</text>", drawn) == re.findall(r"<text.*?</text>", there)
+
+
+def test_the_command_of_the_page_says_what_a_fleet_of_ones_own_does(tmp_path: Path) -> None:
+    (block,) = re.findall(r"<!-- tested by tests/test_fleet.py -->\n```sh\n(.*?)\n```", SCALE, re.DOTALL)
+    python, *words = shlex.split(block)
+    assert python == "python"
+    file = tmp_path / "fleet.json"
+    command = [sys.executable, *words, "--json", str(file)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    saved = json.loads(file.read_text())
+    assert list(saved["rows"]) == ["spread", "bound"] and saved["engine"]["base"] == 12_000_000
+    assert saved["price"] == 1.2 and "a million costs" in fleet_figures.bound(saved)
+    assert "per million" in ended.stdout and "[" in ended.stderr
