@@ -221,10 +221,14 @@ def draw(saved: dict[str, Any], to: Path) -> None:
         of_loads.plot([row["load"] for row in rows], [row["p99_ms"] for row in rows], color=colour, label=name)
         rows = [row for row in saved["rows"]["sizes"] if row["balancer"] == name and row["kind"] == "poisson"]
         rows.sort(key=lambda row: row["replicas"])
+        if any(row["refused"] for row in rows):  # a percentile of those who were answered says little then
+            continue
         of_sizes.plot([row["replicas"] for row in rows], [row["p99_ms"] for row in rows], ".-", color=colour)
     of_loads.set(title="100 replicas: p99 ms over the load", yscale="log")
     of_loads.legend(fontsize=8, frameon=False)
-    of_sizes.set(title="load 0.7: p99 ms over replicas", xscale="log", yscale="log")
+    of_sizes.set(title="load 0.7, nobody refused: p99 ms over replicas", xscale="log", yscale="log")
+    for panel in (of_loads, of_sizes):
+        panel.set_yticks([10, 20, 50, 100, 200])
     _draw_spread(of_spread, saved["rows"]["spread"])
     for panel in panels:
         panel.title.set_fontsize(10)
