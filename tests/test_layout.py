@@ -43,12 +43,15 @@ MAY_KNOW = {
     "handler": {"batch", "tensor", "message", "service.request", "_codec"},
     "client": {"message", "posting"},
     "posting": {"message", "serial", "_codec"},
+    "ray": {"ray.policy", "wire", "service.seam", "handler", "metrics", "serial"},
+    "ray.policy": set(),  # Ray sends it to a process that may have no Virtex
+    "ray.arguments": set(),  # every --help reads it
     "load": {"info", "message", "posting", "serial", "load.virtual", "load.tried"},
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},
     "check": {"handler", "load.tried", "message", "server", "service", "service.seam"},
-    "cli": {"check", "info", "load", "workers"},
+    "cli": {"check", "info", "load", "ray", "ray.arguments", "workers"},
     "__main__": {"cli"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
     "metrics": set(),
@@ -70,6 +73,7 @@ ONLY = {  # who alone may import it
     "httpx2": {"client", "posting"},
     "httpcore2": {"client", "posting"},
     "multipart": {"service"},
+    "ray": {"ray"},
 }
 NO_ONE = {"pickle", "marshal"}  # without a person's word for what they read
 WITH_A_WORD = {"serial.pickle": {"pickle"}}
@@ -120,6 +124,8 @@ NO_LOOP = {
     "posting.arrays",
     "posting.outcomes",
     "posting.targets",
+    "ray.gauges",
+    "ray.policy",
     "service.about",
     "service.authorize",
     "service.bodies",
@@ -148,6 +154,7 @@ NO_LOOP = {
 }
 TESTED_BY = {  # where a file's tests have another name
     "__main__": "cli",
+    "arguments": "cli",
     "about": "command",
     "acceptor": "listener",
     "access_log": "worker",
@@ -157,8 +164,10 @@ TESTED_BY = {  # where a file's tests have another name
     "chunked": "reader",
     "coder": "codings",
     "connections": "connection",
+    "deploying": "ray",
     "drive": "load",
     "failures": "deadlines",
+    "gauges": "ray",
     "guests": "mounted",
     "into_place": "connection",
     "isolate": "steps",
@@ -174,6 +183,7 @@ TESTED_BY = {  # where a file's tests have another name
     "promise": "exchange",
     "readiness": "load",
     "record": "histogram",
+    "replica": "ray",
     "requests": "connection",
     "resident": "check",
     "result": "load_test",

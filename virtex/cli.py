@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__
+from .ray import arguments as rays
 
 FINE, MISSED, WRONG, INTERRUPTED = 0, 1, 2, 130
 CODES = """exit codes:
@@ -27,6 +28,7 @@ UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 EXAMPLES = """examples:
   virtex serve server:app --workers 2
+  virtex ray server:make --replicas 2
   virtex check server:app
   virtex info
   virtex loadtest http://127.0.0.1:8081/ --rate 500
@@ -107,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if error.name and error.name.startswith("virtex"):
             raise
-        return _fail(f"{error} (pip install '.[loadtest]' in Virtex's folder, or 'FILE.whl[loadtest]')", WRONG)
+        extra = "".join(re.findall(r"\[\w+\]", str(error))) or "[loadtest]"
+        return _fail(f"{error} (pip install '.{extra}' in Virtex's folder, or 'FILE.whl{extra}')", WRONG)
     except BrokenPipeError:  # who read our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return MISSED
@@ -139,6 +142,7 @@ def build() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _info(_command(commands, "info", run_info, "say what is installed here, and on what it runs", "", ""))
     _serve(_command(commands, "serve", run_serve, "serve an application", SERVE, SERVE_EXAMPLES))
+    rays.add(_command(commands, "ray", run_ray, *rays.HELP), _app, _above)
     _check(_command(commands, "check", run_check, "try a service's handler", CHECK, CHECK_EXAMPLES))
     _loadtest(_command(commands, "loadtest", run_loadtest, "test a service under load", LOADTEST, LOADTEST_EXAMPLES))
     _tune(_command(commands, "tune", run_tune, "find a service's best settings", TUNE, TUNE_EXAMPLES))
@@ -366,6 +370,13 @@ def run_serve(asked: argparse.Namespace) -> int:
         starting.serve(asked.app, asked.host, asked.port, asked.options)
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from error
+
+
+def run_ray(asked: argparse.Namespace) -> int:
+    from .ray import command
+
+    command.serve(asked)
+    return FINE
 
 
 def run_check(asked: argparse.Namespace) -> int:
