@@ -20,6 +20,10 @@ V2 := $(ENVS)/.venv-v2
 V2_NEEDS := tritonclient[http]==2.73.0 kserve==0.21.0 \
 	kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 cloudcoil-models-prometheus-operator==0.80.1.0
 
+# Ray, and what Virtex needs, which runs in its replicas from here
+RAY := $(ENVS)/.venv-ray
+RAY_NEEDS := ray[serve]==2.60.0
+
 PEERS := $(ENVS)/.venv-peers
 EXTRA = test
 
@@ -46,7 +50,7 @@ TYPED := $(wildcard virtex/*.pxd virtex/*/*.pxd)
 SOURCES := setup.py $(TYPED) $(wildcard virtex/*.pyx virtex/*/*.pyx virtex/csrc/* $(TYPED:.pxd=.py))
 CHECKED := virtex tests bench docs examples deploy setup.py
 
-.PHONY: help venv demo serve text images tables several inside tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates fleet bench-gpu image-test peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
+.PHONY: help venv demo serve text images tables several inside composed tracing build wheel test test-all test-pairs test-tf-mx test-plain compat check bench fates fleet bench-gpu image-test peers soak fuzz fuzz-wire hostile sanitize bodies arm report api clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -75,6 +79,9 @@ several: $(VENV)/.examples  ## two models in one app, each below its name
 inside: $(VENV)/.examples  ## inside FastAPI: a route of pydantic models that asks a service, and the service mounted
 	@$(BIN)/python examples/inside.py
 
+composed: $(VENV)/.demo $(RAY)/.test  ## two models on Ray Serve, one of which asks the other
+	@PYTHONPATH=. $(RAY)/bin/python examples/composed.py
+
 tracing: $(VENV)/.dev  ## a request of a client's trace, as OpenTelemetry's span of the service
 	@$(BIN)/python examples/tracing.py
 
@@ -92,8 +99,8 @@ test: $(VENV)/.dev  ## run every test, in three processes (about 9 minutes on tw
 	@$(BIN)/python -m pytest $(SHARED_OUT)
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
-test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(V2)/.test $(VISION)/.test  ## make test, make compat, virtex.serial with TensorFlow and MXNet, the clients of Triton and KServe; no library may be missing
-	@VIRTEX_V2=$(V2) $(BIN)/python -m pytest $(SHARED_OUT) --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
+test-all: $(VENV)/.dev $(TF)/.test $(MX)/.test $(V2)/.test $(RAY)/.test $(VISION)/.test  ## make test, make compat, virtex.serial with TensorFlow and MXNet, the clients of Triton and KServe, Ray Serve; no library may be missing
+	@VIRTEX_V2=$(V2) VIRTEX_RAY=$(RAY) $(BIN)/python -m pytest $(SHARED_OUT) --all-libraries --ignore tests/test_serial_tf.py --ignore tests/test_serial_mx.py --ignore tests/test_compat.py
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-pairs test-tf-mx
 
 # Each in one process: the two of them, side by side
@@ -187,7 +194,7 @@ api:  ## write docs/api.md, and the files of docs/architecture.md, from the docs
 	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(TF) $(MX) $(V2) $(PEERS) $(VISION) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(TF) $(MX) $(V2) $(RAY) $(PEERS) $(VISION) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -219,7 +226,9 @@ $(VENV)/.dev: pyproject.toml $(SOURCES) | $(BIN)/python
 $(TF)/.test: NEEDS = $(TF_NEEDS)
 $(MX)/.test: NEEDS = $(MX_NEEDS)
 $(PEERS)/.peers: EXTRA = peers
-$(TF)/.test $(MX)/.test $(PEERS)/.peers: pyproject.toml
+$(RAY)/.test: NEEDS = $(RAY_NEEDS)
+$(RAY)/.test: EXTRA = ray
+$(TF)/.test $(MX)/.test $(PEERS)/.peers $(RAY)/.test: pyproject.toml
 	@echo "installing $(or $(NEEDS),Virtex's peers) in $(@D) (a minute or two the first time)"
 	@$(PYTHON) -m venv $(@D)
 	@$(PYTHON) -c '$(REQUIREMENTS)' $(EXTRA) >$(@D)/requirements.txt

@@ -42,10 +42,12 @@ MADE_BY_OTHERS = ("Server", "VirtexWorker", "Listener", "BatchReport", "Head", "
 
 SPELLED = {"_Buffer": "bytes | bytearray | memoryview", "tls.": "ssl."}  # names that only the source explains
 
+MODULES = ("virtex", "virtex.serial", "virtex.ray")  # a part of the page for each
+
 OPENING = """# Every public name
 
-This page is made from the docstrings by `make api`. Import the names of the first part from `virtex`, those of the
-second from `virtex.serial`. A parameter without a default has to be given. What stands behind `*` is given by name.
+This page is made from the docstrings by `make api`. Import the names of a part from the module that heads it. A
+parameter without a default has to be given. What stands behind `*` is given by name.
 [limits.md](limits.md) has a reason for every limit, [wire.md](wire.md) has every status."""
 
 
@@ -249,7 +251,7 @@ def attributes_of(node: ast.ClassDef) -> list[str]:
 @cache
 def documented() -> dict[str, Definition]:
     """Every name of the page with its definition, in its order."""
-    found = {name: find(module, name)[1] for module in ("virtex", "virtex.serial") for name in names_in(module)}
+    found = {name: find(module, name)[1] for module in MODULES for name in names_in(module)}
     errors = [node for node in tree_of("virtex.errors").body if isinstance(node, ast.ClassDef)]
     found |= {node.name: node for node in errors if node.name not in found}
     return found | {name: find(find("virtex", by)[0], name)[1] for name, (by, _) in MET.items()}
@@ -261,8 +263,7 @@ def api() -> str:
     drawing = cleandoc(ast.get_docstring(tree_of("virtex.errors")) or "")
     errors = [name for name, node in names.items() if name.endswith("Error") and name not in names_in("virtex")]
     parts = {
-        "virtex": [entry(name, names[name]) for name in names_in("virtex")],
-        "virtex.serial": [entry(name, names[name]) for name in names_in("virtex.serial")],
+        **{module: [entry(name, names[name]) for name in names_in(module)] for module in MODULES},
         "virtex.errors": [prose(drawing, []), *(entry(name, names[name]) for name in errors)],
         "What those names lead to": [entry(name, names[name], note) for name, (_, note) in MET.items()],
     }

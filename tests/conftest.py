@@ -32,7 +32,7 @@ COMPILED_ONLY = {
         "bundles retries predict cli info report document command fit trial tuning",
         "starting wrong greeting check example_lines written warmup numbers layout peers exposition push",
         "serial serial_pandas serial_pickle serial_pillow serial_safety serial_tables",
-        "k8s k8s_schemas deploy_pages systemd deployed",
+        "k8s k8s_schemas deploy_pages systemd deployed ray ray_serve policy",
     )
     for name in group.split()
 }
@@ -41,7 +41,7 @@ COMPILED_ONLY = {
 LONGEST = [
     f"test_{name}.py"
     for group in (
-        "worker mounted tuning prometheus docs package examples example_models starting codec services status",
+        "ray_serve worker mounted tuning prometheus docs package examples example_models starting codec services status",
         "log_lines start command load readme example_lines recycling bundles client serial_torch peers proxies",
         "first_page compat trial example_loads document numbers connection listener k8s k8s_schemas deployed systemd",
     )

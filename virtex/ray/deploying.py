@@ -13,7 +13,7 @@ from typing import Any
 
 from ..serial._needs import library
 from .policy import QueueWait, is_wait
-from .replica import Replica
+from .replica import Behind, Replica
 
 MAX_ONGOING = 1024  # as many items as a service lets wait at least, whatever its max_batch_size: it refuses, not Ray
 GRACE_SECONDS = 75.0  # more than limits.answer_seconds: what was taken is answered, and teardown() runs
@@ -29,6 +29,7 @@ def deployment(
     max_ongoing_requests: int = MAX_ONGOING,
     autoscaling: Mapping[str, Any] | None = None,
     ray_actor_options: Mapping[str, Any] | None = None,
+    ingress: bool = True,
     **options: Any,
 ) -> Any:
     """Make a deployment of Ray Serve: `serve.run(deployment(make).bind())`, with Ray's `serve`.
@@ -43,6 +44,8 @@ def deployment(
     target_queue_wait, the seconds (0.1) that items may wait on average: more begins replicas. They end while their
     models are busy for less than 0.7 of the time in all. The rest are fields of Ray's AutoscalingConfig, delays say;
     with a `policy` of yours, or target_ongoing_requests for Ray's own, that decides.
+    ingress: whether HTTP leads to it. Of the deployments of one application Ray lets one; the others are asked by their
+    handles alone, which .bind() hands on.
     options: others of serve.deployment(). graceful_shutdown_timeout_s is 75 where nothing is said: longer than a
     request may take.
 
@@ -67,13 +70,13 @@ def deployment(
     if ray_actor_options is not None:
         chosen["ray_actor_options"] = dict(ray_actor_options)
     made = serve.deployment(name=name, max_ongoing_requests=max_ongoing_requests, **chosen)
-    return made(serve.ingress()(_class_of(app_factory)))
+    return made(serve.ingress()(_class_of(Replica, app_factory)) if ingress else _class_of(Behind, app_factory))
 
 
-def _class_of(app_factory: Callable[..., Any]) -> type[Replica]:
+def _class_of(base: type[Replica], app_factory: Callable[..., Any]) -> type[Replica]:
     """A class of its own, which Ray sends to the replicas by value: the factory with it, the rest by import."""
 
-    class Deployed(Replica):
+    class Deployed(base):  # type: ignore[misc, valid-type]
         pass
 
     Deployed.app_factory = staticmethod(app_factory)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from ..handler import Worker
@@ -49,7 +49,12 @@ class Replica:
         self._gauges = Gauges()
         gc.collect()
         gc.freeze()  # a pass of the collector over model and libraries stops the loop for 10 to 100 ms
-        return Application(app, self._service)
+        return Application(app, self._service, self.end)
+
+    async def end(self) -> None:
+        """Be unready, answer what was taken, tear down: once, however often it is called."""
+        self._service.drain()
+        await self._service.shutdown()
 
     async def check_health(self) -> None:
         """Called by Ray every health_check_period_s. Raises RuntimeError where /health/live would not answer 200."""
@@ -94,6 +99,18 @@ class Replica:
         return by_name[name]
 
 
+class Behind(Replica):
+    """One that HTTP does not lead to: other deployments ask it by its handle."""
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # as Ray lets it be
+        super().__init__(*args, **kwargs)
+        await self.__serve_build_asgi_app__()
+
+    async def __del__(self) -> None:
+        """Called by Ray, and awaited, where it would end a lifespan."""
+        await self.end()
+
+
 class Application:
     """The application as Ray gets it: requests are its own, its life is what its service's is.
 
@@ -101,9 +118,9 @@ class Application:
     from its routers and the requests in flight are answered, or graceful_shutdown_timeout_s is nearly over.
     """
 
-    def __init__(self, app: Any, service: Service) -> None:
+    def __init__(self, app: Any, service: Service, end: Callable[[], Awaitable[None]]) -> None:
         self._app = app
-        self._service = service
+        self._end = end
         self._state = getattr(service, "state", None)  # of a foreign application's own lifespan
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -125,8 +142,7 @@ class Application:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._service.drain()
-        await self._service.shutdown()
+        await self._end()
         await send({"type": "lifespan.shutdown.complete"})
 
 
