@@ -70,7 +70,7 @@ print(sorted(set(sys.modules) & {heavy}), file=sys.stderr)
     assert ended.stderr.splitlines()[-1] == "[]"
 
 
-COMMANDS = [[], ["serve"], ["check"], ["info"], ["loadtest"], ["tune"]]
+COMMANDS = [[], ["serve"], ["ray"], ["check"], ["info"], ["loadtest"], ["tune"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda each: "".join(each) or "virtex")
@@ -85,7 +85,8 @@ def test_help_has_examples_and_exit_codes(command, capsys):
 
 
 def test_the_examples_of_the_help_are_right():
-    for text in (cli.EXAMPLES, cli.SERVE_EXAMPLES, cli.CHECK_EXAMPLES, cli.LOADTEST_EXAMPLES, cli.TUNE_EXAMPLES):
+    own = (cli.EXAMPLES, cli.SERVE_EXAMPLES, cli.CHECK_EXAMPLES, cli.LOADTEST_EXAMPLES, cli.TUNE_EXAMPLES)
+    for text in (*own, cli.rays.EXAMPLES):
         for line in re.findall(r"^  virtex (.*?)(?:  +#.*)?$", text, re.MULTILINE):
             import shlex
 
@@ -122,6 +123,14 @@ def test_what_is_left_out_has_its_default():
 
 def test_requests_bound_a_run_in_place_of_a_duration():
     assert parsed("loadtest", URL, "--requests", "1000").requests == 1000
+
+
+def test_every_flag_of_ray_is_read():
+    asked = parsed("ray", "a:b", "--host", "::1", "--port", "81", "--replicas", "3", "--cpus", "0.5", "--gpus", "2")
+    assert (asked.app, asked.host, asked.port) == ("a:b", "::1", 81)
+    assert (asked.replicas, asked.cpus, asked.gpus) == (3, 0.5, 2.0)
+    asked = parsed("ray", "a:b")
+    assert (asked.host, asked.port, asked.replicas, asked.cpus, asked.gpus) == ("127.0.0.1", 8000, None, None, None)
 
 
 def test_every_flag_of_a_tuning_is_read():
@@ -171,6 +180,10 @@ def test_a_sweep_is_over_rates_or_connections(text, sweep):
         (["serve", "a:b", "--port", "x"], "argument --port: invalid int value: 'x'"),
         (["serve", "a:b", "--host", "a b"], "host='a b': expected a name or an address"),
         (["check"], "required: MODULE:APP"),
+        (["ray"], "required: MODULE:MAKE"),
+        (["ray", "server.py"], "expected MODULE:APP first, such as server:app, got 'server.py'"),
+        (["ray", "a:b", "--replicas", "0"], "expected a whole number above 0, got '0'"),
+        (["ray", "a:b", "--gpus", "none"], "expected a number above 0, got 'none'"),
         (["check", "server"], "expected MODULE:APP first, such as server:app, got 'server'"),
         (["check", "json:app"], "json:app: json has no app"),
         (["check", "json:dumps", "--duration", "0"], "--duration: expected a time above 0, got '0'"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import importlib.util
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -19,9 +22,9 @@ from virtex.errors import HandlerError, RequestError
 from virtex.handler import Worker
 from virtex.metrics.schema import CELLS, PLACES
 from virtex.metrics.totals import Totals
-from virtex.ray.command import check_resources, traceback_in
+from virtex.ray.command import check_free, check_resources, target_of, traceback_in
 from virtex.ray.gauges import Gauges
-from virtex.ray.replica import Application, Replica
+from virtex.ray.replica import Application, Behind, Replica
 
 
 class Doubles(RequestHandler):
@@ -250,6 +253,25 @@ def test_others_submit_to_the_service_and_get_its_errors() -> None:
     asyncio.run(main())
 
 
+def test_a_deployment_behind_others_lives_without_http() -> None:
+    handler = Doubles()
+
+    class Deployed(Behind):
+        app_factory = staticmethod(lambda: http_server("behind", handler))
+
+        async def __serve_build_asgi_app__(self) -> Application:
+            return await self.begin(Worker(1, 2))
+
+    async def main() -> None:
+        replica = Deployed.__new__(Deployed)
+        await replica.__init__()  # as Ray does
+        assert await replica.submit([1]) == [2]
+        await replica.__del__()
+
+    asyncio.run(main())
+    assert handler.happened == [(1, 2), "teardown"]
+
+
 @pytest.mark.parametrize(
     "error",
     [ItemError("no", 3, status=404), RequestError(503, "full", ((b"retry-after", b"1"),)), HandlerError("failed", 1)],
@@ -341,6 +363,52 @@ def test_without_ray_the_extra_is_named() -> None:
 def test_importing_it_loads_no_ray() -> None:
     script = "import sys, virtex.ray; virtex.ray.deployment; print('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere:make", "there is no module 'nowhere' here"),
+        ("made:nothing", "made has no nothing"),
+        ("made.more:make", "there is no module 'made.more' here"),
+    ],
+    ids=["module", "name", "submodule"],
+)
+def test_a_factory_that_can_not_be_imported_is_refused_by_name(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made.py").write_text("make = 7")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(argparse.ArgumentError, match=said):
+        target_of(name)
+    assert target_of("made:make") == 7
+
+
+def test_a_module_that_raises_is_shown_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raises.py").write_text("import nothing_of_the_kind")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RuntimeError, match="raises could not be imported from"):
+        target_of("raises:make")
+    assert "No module named 'nothing_of_the_kind'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_is_none_is_refused(port: int) -> None:
+    with pytest.raises(argparse.ArgumentError, match=f"--port {port}: expected a port from 1 to 65535"):
+        check_free("127.0.0.1", port)
+
+
+def test_a_port_that_is_taken_is_refused_ahead_of_ray() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        with pytest.raises(OSError, match="can't listen on"):
+            check_free("127.0.0.1", port)
+    check_free("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(

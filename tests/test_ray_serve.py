@@ -145,8 +145,13 @@ def test_a_model_asks_another_and_refuses_what_that_would(facts: Any) -> None:
 
 
 def test_ray_keeps_the_traceback_of_a_setup_that_raises(facts: Any) -> None:
-    assert "Failed to update the deployments" in facts["broken"]
-    assert "in setup" in facts["why"] and facts["why"].rstrip().endswith("OSError: no weights at /models/x")
+    assert "Failed to update the deployments" in facts["broken_said"]
+    assert "in setup" in facts["broken"] and facts["broken"].rstrip().endswith("OSError: no weights at /models/x")
+
+
+def test_ray_keeps_which_module_the_replicas_have_not(facts: Any) -> None:
+    assert "Failed to update the deployments" in facts["absent_said"]
+    assert "ModuleNotFoundError: No module named 'only_here'" in facts["absent"]
 
 
 # ---- the page, and the command

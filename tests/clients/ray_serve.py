@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 FAST = {  # or Ray's autoscaler learns of the load every 10 s
@@ -24,6 +25,9 @@ FAST = {  # or Ray's autoscaler learns of the load every 10 s
 }
 os.environ.update(FAST)
 FOLDER = Path(sys.argv[1])
+EXAMPLES = str(Path(__file__).parents[2] / "examples")
+sys.path.insert(0, EXAMPLES)
+os.environ["PYTHONPATH"] = os.pathsep.join([os.environ.get("PYTHONPATH", ""), EXAMPLES])  # of the replicas
 os.environ["RAY_TMPDIR"] = str(FOLDER)
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 CLIENTS = 64
@@ -285,7 +289,6 @@ async def scale() -> None:
 
 async def compose() -> None:
     """The example: two models, one of which asks the other."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import composed
 
     await asyncio.to_thread(deploy, composed.app, "composed")
@@ -293,13 +296,22 @@ async def compose() -> None:
     note(composed=[answer["data"][0] for _, answer in answers], refused=await post("/composed", 7))
 
 
+def only_here() -> Any:
+    """A factory of a module that replicas have not."""
+    module = ModuleType("only_here")
+    sys.modules["only_here"] = module
+    exec("def make(): pass", vars(module))
+    return module.make
+
+
 async def fail() -> None:
-    """A setup() that raises: what Ray keeps of it."""
-    made = deployment(broken, name="broken", ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=1)
-    try:
-        await asyncio.to_thread(deploy, made.bind(), "broken")
-    except RuntimeError as error:
-        note(broken=str(error), why=serve.status().applications["broken"].deployments["broken"].message)
+    """A setup() that raises, and a function that is not there: what Ray keeps of it."""
+    for name, factory in (("broken", broken), ("absent", only_here())):
+        made = deployment(factory, name=name, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=1)
+        try:
+            await asyncio.to_thread(deploy, made.bind(), name)
+        except RuntimeError as error:
+            note(**{f"{name}_said": str(error), name: serve.status().applications[name].deployments[name].message})
 
 
 async def main() -> None:

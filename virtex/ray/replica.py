@@ -102,13 +102,17 @@ class Replica:
 class Behind(Replica):
     """One that HTTP does not lead to: other deployments ask it by its handle."""
 
+    _lives = False
+
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # as Ray lets it be
         super().__init__(*args, **kwargs)
         await self.__serve_build_asgi_app__()
+        self._lives = True
 
-    async def __del__(self) -> None:
-        """Called by Ray, and awaited, where it would end a lifespan."""
-        await self.end()
+    def __del__(self) -> Any:
+        """Called by Ray, which awaits what it gives, and later by Python, which does not: then there is nothing."""
+        lives, self._lives = self._lives, False
+        return self.end() if lives else None
 
 
 class Application:
