@@ -167,9 +167,10 @@ until_said() {{ until grep -q "$1" $2 || ! kill -0 $!; do sleep 0.1; done; }}
 virtex ray ray_server:make >taken 2>&1; echo $? >>taken
 kill %1
 virtex ray ray_server:broken >broken 2>&1; echo $? >>broken
-{python} -m {served} >served 2>&1 & until_said "Ctrl-C ends it" served
-{asked} -sS >answered 2>&1
-kill -INT $!; wait $!; echo $? >>served
+{python} -m {served} >served 2>&1 & server=$!; until_said "Ctrl-C ends it" served
+{asked} -sS >answered 2>&1 & asking=$!
+until [ -e began ] || ! kill -0 $asking; do sleep 0.1; done
+kill -INT $server; wait $asking; wait $server; echo $? >>served
 """
 
 
@@ -177,7 +178,7 @@ def test_the_command_of_the_page_serves_until_ctrl_c_and_says_why_where_it_can_n
     commands = [line for block in PAGE.blocks if block.language == "sh" for line in block.code.splitlines()]
     served = next(line for line in commands if line.startswith("virtex ray "))
     asked = next(line for line in commands if line.startswith("curl "))
-    (folder / "ray_server.py").write_text(PAGE.files["ray_server.py"] + BROKEN)
+    (folder / "ray_server.py").write_text(PAGE.files["ray_server.py"] + SLOW.format(folder=folder) + BROKEN)
     script = SCRIPT.format(folder=folder, python=PYTHON, served=served, asked=asked)
     with ended(subprocess.Popen(alone(script), env=ENVIRONMENT, start_new_session=True)) as process:
         process.wait(SECONDS)
@@ -185,10 +186,24 @@ def test_the_command_of_the_page_serves_until_ctrl_c_and_says_why_where_it_can_n
     assert taken.endswith("can't listen on ('127.0.0.1', 8000): Address already in use\n1\n")
     assert broken.endswith("virtex: the replicas did not start: OSError: no weights at /models/x\n1\n")
     assert 'ray_server.py", line' in broken and "in setup" in broken
+    # It was asked 3 seconds ahead of its answer, and Ctrl-C came meanwhile
     assert answer == next(block.code for block in PAGE.blocks if block.language == "json").strip()
     assert "serving ray_server:make at http://127.0.0.1:8000/; Ctrl-C ends it\n" in said and said.endswith("\n0\n")
 
 
+SLOW = """
+import time
+from pathlib import Path
+
+quickly = Linear.run_inference
+
+def slowly(self, batch):
+    Path("{folder}/began").touch()
+    time.sleep(3)
+    return quickly(self, batch)
+
+Linear.run_inference = slowly
+"""
 BROKEN = """
 
 def broken():

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..serial._needs import library
@@ -48,6 +49,8 @@ def serve(asked: argparse.Namespace) -> None:
         print(f"serving {asked.app} at {_url(asked.host, asked.port)}; Ctrl-C ends it", flush=True)
         stop.wait()
         print("stopping: requests in flight are answered", flush=True)
+        with suppress(TimeoutError):  # after a minute
+            rays.delete(APP)  # the proxy stays meanwhile: shutdown() ends it at once
     finally:
         rays.shutdown()
         ray.shutdown()
