@@ -33,7 +33,7 @@ def test_a_wait_over_the_target_wants_more_in_proportion_and_at_most_twice_as_ma
 
 
 def test_who_has_not_begun_yet_is_waited_for_before_more_are_wanted() -> None:
-    assert decided(2, 0.5, 1.0, intended=4) == 4
+    assert decided(2, 0.5, 1.0, intended=3) == 3
 
 
 def test_a_busy_model_that_keeps_its_waits_short_is_left_alone() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -144,13 +145,14 @@ def test_a_model_asks_another_and_refuses_what_that_would(facts: Any) -> None:
     assert status == 422 and answer["error"] == "item 0: expected a text"
 
 
-def test_ray_keeps_the_traceback_of_a_setup_that_raises(facts: Any) -> None:
-    assert "Failed to update the deployments" in facts["broken_said"]
-    assert "in setup" in facts["broken"] and facts["broken"].rstrip().endswith("OSError: no weights at /models/x")
+def test_a_setup_that_raises_is_shown_with_its_traceback(facts: Any) -> None:
+    assert facts["broken_said"] == "the replicas did not start: OSError: no weights at /models/x"
+    assert facts["broken"].startswith("deployment 'broken': Traceback (most recent call last):\n")
+    assert "in setup\n" in facts["broken"] and "/ray/serve/_private/" not in facts["broken"]
 
 
-def test_ray_keeps_which_module_the_replicas_have_not(facts: Any) -> None:
-    assert "Failed to update the deployments" in facts["absent_said"]
+def test_a_function_that_replicas_can_not_import_is_shown_as_that(facts: Any) -> None:
+    assert facts["absent_said"].startswith("the replicas did not start: ")
     assert "ModuleNotFoundError: No module named 'only_here'" in facts["absent"]
 
 
@@ -166,7 +168,6 @@ until_said() {{ until grep -q "$1" $2 || ! kill -0 $!; do sleep 0.1; done; }}
 {python} -u -m http.server 8000 --bind 127.0.0.1 >other 2>&1 & until_said Serving other
 virtex ray ray_server:make >taken 2>&1; echo $? >>taken
 kill %1
-virtex ray ray_server:broken >broken 2>&1; echo $? >>broken
 {python} -m {served} >served 2>&1 & server=$!; until_said "Ctrl-C ends it" served
 {asked} -sS >answered 2>&1 & asking=$!
 until [ -e began ] || ! kill -0 $asking; do sleep 0.1; done
@@ -174,21 +175,34 @@ kill -INT $server; wait $asking; wait $server; echo $? >>served
 """
 
 
-def test_the_command_of_the_page_serves_until_ctrl_c_and_says_why_where_it_can_not(folder: Path) -> None:
+def test_the_command_of_the_page_serves_until_ctrl_c_and_answers_what_it_has(folder: Path) -> None:
     commands = [line for block in PAGE.blocks if block.language == "sh" for line in block.code.splitlines()]
     served = next(line for line in commands if line.startswith("virtex ray "))
     asked = next(line for line in commands if line.startswith("curl "))
-    (folder / "ray_server.py").write_text(PAGE.files["ray_server.py"] + SLOW.format(folder=folder) + BROKEN)
+    (folder / "ray_server.py").write_text(PAGE.files["ray_server.py"] + SLOW.format(folder=folder))
     script = SCRIPT.format(folder=folder, python=PYTHON, served=served, asked=asked)
     with ended(subprocess.Popen(alone(script), env=ENVIRONMENT, start_new_session=True)) as process:
         process.wait(SECONDS)
-    taken, broken, said, answer = ((folder / name).read_text() for name in ("taken", "broken", "served", "answered"))
+    taken, said, answer = ((folder / name).read_text() for name in ("taken", "served", "answered"))
     assert taken.endswith("can't listen on ('127.0.0.1', 8000): Address already in use\n1\n")
-    assert broken.endswith("virtex: the replicas did not start: OSError: no weights at /models/x\n1\n")
-    assert 'ray_server.py", line' in broken and "in setup" in broken
     # It was asked 3 seconds ahead of its answer, and Ctrl-C came meanwhile
     assert answer == next(block.code for block in PAGE.blocks if block.language == "json").strip()
     assert "serving ray_server:make at http://127.0.0.1:8000/; Ctrl-C ends it\n" in said and said.endswith("\n0\n")
+
+
+def test_the_deployment_of_the_page_builds_what_ray_deploys(tmp_path: Path) -> None:
+    written = {block.code.partition("\n")[0]: block.code for block in PAGE.blocks if block.language == "python"}
+    for name in ("ray_server.py", "on_ray.py"):
+        (tmp_path / name).write_text(written[f"# {name}"])
+    commands = [line for block in PAGE.blocks if block.language == "sh" for line in block.code.splitlines()]
+    words = shlex.split(next(line for line in commands if line.startswith("serve build ")))
+    build = [PYTHON, "-c", "from ray.serve.scripts import cli; cli()", *words[1:]]
+    run = subprocess.run(build, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert run.returncode == 0, run.stderr
+    built = (tmp_path / "serve.yaml").read_text()
+    for line in ("import_path: on_ray:app", "policy_function: virtex.ray.policy.QueueWait", "target_queue_wait: 0.05"):
+        assert line in built
+    assert "max_ongoing_requests: 1024" in built and "graceful_shutdown_timeout_s: 75.0" in built
 
 
 SLOW = """
@@ -203,13 +217,4 @@ def slowly(self, batch):
     return quickly(self, batch)
 
 Linear.run_inference = slowly
-"""
-BROKEN = """
-
-def broken():
-    class Broken(Linear):
-        def setup(self, worker):
-            raise OSError("no weights at /models/x")
-
-    return http_server("broken", Broken)
 """

@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +38,7 @@ PATIENCE = 60.0  # seconds for what takes a few on an idle machine
 import ray  # noqa: E402
 from ray import serve  # noqa: E402
 
-from virtex.ray import deployment  # noqa: E402
+from virtex.ray import command, deployment  # noqa: E402
 
 facts: dict[str, Any] = {}
 began = time.monotonic()
@@ -114,10 +115,10 @@ async def post(path: str, item: Any, reader: Any = None, writer: Any = None) -> 
 
 
 class Load:
-    """Clients that ask again as soon as they are answered, each its own items, until stop()."""
+    """Clients that ask again as soon as they are answered, or a while later, each its own items, until stop()."""
 
-    def __init__(self, path: str, clients: int) -> None:
-        self.path = path
+    def __init__(self, path: str, clients: int, pause: float = 0.0) -> None:
+        self.path, self.pause = path, pause
         self.asked: list[tuple[float, float, int, bool, Any]] = []  # begun, ended, status, right, who
         self.at = 0
         self._stop = False
@@ -137,6 +138,7 @@ class Load:
             right = status == 200 and answer["data"][0][0] == item
             who = tuple(answer["data"][0][1:]) if status == 200 else answer
             self.asked.append((begun, time.monotonic(), status, right, who))
+            await asyncio.sleep(self.pause)
         if writer is not None:
             writer.close()
 
@@ -262,15 +264,15 @@ async def scale() -> None:
         "look_back_period_s": 1.1,
     }
     made = deployment(make, name="scaled", autoscaling=scaled, ray_actor_options={"num_cpus": 0})
-    await asyncio.to_thread(deploy, made.bind(str(FOLDER / "log"), "scaled", 0.1, 2), "scaled")
+    await asyncio.to_thread(deploy, made.bind(str(FOLDER / "log"), "scaled", 0.4, 1), "scaled")
     counts = Counts("scaled")
     counts.start()
     await until(lambda: counts.seen[-1:] == [1], "one replica")
-    load = Load("/scaled", 32)
-    up = await until(lambda: counts.seen[-1] == 3, "three replicas")
-    await until(lambda: len({who for *_, status, _, who in load.asked[-64:] if status == 200}) == 3, "all to answer")
+    load = Load("/scaled", 16)  # each replica takes 2.5 items a second
+    up = await until(lambda: counts.seen[-1] == 3, "three replicas", 2 * PATIENCE)
+    await until(lambda: len({who for *_, status, _, who in load.asked[-32:] if status == 200}) == 3, "all to answer")
     await load.stop()
-    trickle = Load("/scaled", 1)
+    trickle = Load("/scaled", 1, pause=1.5)
     down = await until(lambda: counts.seen[-1] == 1, "one replica again")
     await trickle.stop()
     await until(lambda: counts.seen[-1] == 0, "none")
@@ -305,18 +307,27 @@ def only_here() -> Any:
 
 
 async def fail() -> None:
-    """A setup() that raises, and a function that is not there: what Ray keeps of it."""
+    """A setup() that raises, and a function that is not there: what Ray keeps of it, and what `virtex ray` prints."""
     for name, factory in (("broken", broken), ("absent", only_here())):
         made = deployment(factory, name=name, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=1)
-        try:
-            await asyncio.to_thread(deploy, made.bind(), name)
-        except RuntimeError as error:
-            note(**{f"{name}_said": str(error), name: serve.status().applications[name].deployments[name].message})
+        with redirect_stderr(StringIO()) as printed:
+            try:
+                await asyncio.to_thread(command._deploy, serve, made.bind())
+            except RuntimeError as error:
+                said = str(error)
+        note(**{f"{name}_said": said, name: printed.getvalue()})
 
 
 async def main() -> None:
     bad_arguments()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 << 20,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT}, proxy_location="HeadOnly", logging_config=QUIET)
         for step in (kill, sick, scale, compose, fail):
