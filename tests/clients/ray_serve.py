@@ -287,6 +287,7 @@ async def scale() -> None:
         from_none=[status, answer["data"][0][0]],
     )
     counts.over = True
+    await asyncio.to_thread(counts.join)  # Ray's configurations are made by one thread at a time
 
 
 async def compose() -> None:
