@@ -1305,7 +1305,7 @@ def lists_in(body):
     cdef _Input source = _open_bytes(body)
     cdef const char *text = <const char *>source.data
     cdef vx_list lists[LISTS]
-    cdef size_t at = 0
+    cdef size_t at = 0, left = source.size
     cdef int i, count
     if source.size < RELEASE_GIL:
         count = vx_find_data(source.data, source.data + source.size, lists, LISTS)
@@ -1314,13 +1314,23 @@ def lists_in(body):
             count = vx_find_data(source.data, source.data + source.size, lists, LISTS)
     if count < 0:
         return None
-    cdef bytes rest = b""
     cdef list places = []
     for i in range(count):
-        rest += text[at:lists[i].start] + b"[%d]" % i
+        left -= lists[i].end - lists[i].start - (3 if i < 10 else 4)  # those of [i]
         places.append((lists[i].start, lists[i].end))
+    cdef bytes rest = PyBytes_FromStringAndSize(NULL, left)
+    cdef char *to = PyBytes_AS_STRING(rest)
+    for i in range(count):
+        memcpy(to, text + at, lists[i].start - at)
+        to += lists[i].start - at
+        to[0], to[1] = c"[", c"0" + (i if i < 10 else i // 10)
+        if i >= 10:
+            to[2] = c"0" + i % 10
+        to[2 if i < 10 else 3] = c"]"
+        to += 3 if i < 10 else 4
         at = lists[i].end
-    return rest + text[at:source.size], places
+    memcpy(to, text + at, source.size - at)
+    return rest, places
 
 
 @cython.final

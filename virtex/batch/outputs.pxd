@@ -13,6 +13,7 @@ cdef class Rows:
     cdef public dict _arrays
     cdef dict _values
     cdef Py_ssize_t _start, _stop
+    cpdef dict arrays(self, str nameless=*)
     cpdef Rows part(self, Py_ssize_t start, Py_ssize_t stop)
     cpdef json(self, bint in_numbers=*)
     cdef _json(self, bint in_numbers)

@@ -146,9 +146,12 @@ class Rows:
     def __len__(self) -> int:
         return self._stop - self._start
 
-    def arrays(self) -> dict[str, Array]:
-        """Views of the rows, by name."""
-        return {name: self._view(name) for name in self._arrays}
+    def arrays(self, nameless: str = "") -> dict[str, Array]:
+        """Views of the rows, by name. nameless: that of the array that has none."""
+        views = {}
+        for name in self._arrays:
+            views[name or nameless] = self._view(name)
+        return views
 
     def part(self, start: int, stop: int) -> Rows:
         """The rows [start, stop) of these, in the same memory."""

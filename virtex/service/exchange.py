@@ -197,8 +197,7 @@ class Exchange(Promise):
 
     def answer_as(self, writes: Format, patience: int) -> None:
         """Its body says how its answer is to be written, and for how many ns its client waits; 0: it does not."""
-        wants = self._wants
-        self._wants = Wants(wants.reads, wants.writes.in_place(writes), wants.accept, "", wants.answers)
+        self._wants = self._wants.answered_as(writes)
         if 0 < patience < self.deadline - self.begun:
             self.deadline, self.has_own_time = self.begun + patience, True
 

@@ -27,6 +27,10 @@ cdef class Other(Format):
 cdef class Wants:
     cdef readonly Format reads, writes
     cdef readonly str accept, coding, answers
+    cdef tuple _latest
+
+    @cython.locals(latest=tuple)
+    cpdef Wants answered_as(self, Format writes)
 
     @cython.locals(values=list)
     cpdef Response reply(self, rows, bint in_numbers=*)

@@ -253,6 +253,15 @@ class Wants:
         self.accept = accept
         self.coding = coding
         self.answers = answers
+        self._latest: tuple[Format, Wants] | None = None
+
+    def answered_as(self, writes: Format) -> Wants:
+        """The same, of a body that says how its answer is written. Clients say the same again and again: it is kept."""
+        latest = self._latest
+        if latest is None or latest[0] is not writes:
+            wants = Wants(self.reads, self.writes.in_place(writes), self.accept, "", self.answers)
+            latest = self._latest = writes, wants
+        return latest[1]
 
     def inflated(self) -> Wants:
         """The same, of a body that was coded until now."""

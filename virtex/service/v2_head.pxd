@@ -4,8 +4,8 @@ from .v2_write cimport Asked
 cdef class Place:
     cdef readonly str name, datatype, kind
     cdef readonly tuple shape
-    cdef readonly object at, size, each
-    cdef public object signature
+    cdef readonly object at, size, each, count
+    cdef public object signature, text
 
 
 cdef class Call:

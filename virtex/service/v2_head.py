@@ -38,8 +38,10 @@ class Place:
         self.kind = kind
         self.at = at
         self.size = size
-        self.each = math.prod(shape[1:])  # numbers, or texts, of an item
+        self.each = math.prod(shape[1:])  # numbers, or texts, of an item,
+        self.count = self.each * shape[0]  # and of all
         self.signature: object = None  # of a declared tensor that came in bytes
+        self.text: Tensor | None = None  # a declared tensor of text
 
 
 class Call:
@@ -134,7 +136,9 @@ class Served:
             raise RequestError(
                 400, f"input {place.name!r}: expected {expected}, got {place.datatype} {quoted(list(place.shape))}"
             )
-        if place.kind == BYTES and tensor.text is None:
+        if tensor.text is not None:
+            place.text = tensor
+        elif place.kind == BYTES:
             check_size(place, place.shape[0] * tensor.nbytes)
             place.signature = self.signatures[place.name]
 

@@ -15,7 +15,7 @@ cdef class Infer(V2):
     cdef Served _served
     cdef Py_ssize_t _length
 
-    @cython.locals(call=Call, place=Place)
+    @cython.locals(call=Call, place=Place, columns=list)
     cpdef source(self, body, inputs, account)
 
     @cython.locals(length=Py_ssize_t, call=Call)
@@ -23,3 +23,6 @@ cdef class Infer(V2):
     cdef _column(self, Place place, body, text, list lists, account)
     cdef _array(self, Place place, body, text, list lists, account)
     cdef list _texts(self, Place place, body, text, account)
+
+
+cdef _check_room(Place place, Py_ssize_t length, account)

@@ -118,15 +118,13 @@ class Infer(V2):
     def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
         """The tensors as rows of the declared inputs."""
         call, text, lists = self._called(body, account)
-        tensors = self._served.inputs or {}
         columns: list[Any] = []
         for place in call.places:
             _check_room(place, len(body), account)
-            tensor = tensors[place.name]
-            if tensor.text is None:
+            if place.text is None:
                 columns.append(self._column(place, body, text, lists, account))
             else:
-                columns.append(self._text_column(place, tensor, body, text, account))
+                columns.append(self._text_column(place, place.text, body, text, account))
         return Columns(call.places, columns, self._served.is_one)
 
     def _text_column(self, place: Place, tensor: Tensor, body: Body, text: Body, account: Account) -> TextColumn:
@@ -207,7 +205,7 @@ class Infer(V2):
     def _array(self, place: Place, body: Body, text: Body, lists: list[tuple[int, int]], account: Account) -> Any:
         """A tensor of numbers that is not declared, as an array."""
         dtype = _dtype(place)
-        size = math.prod(place.shape) * dtype.itemsize
+        size = place.count * dtype.itemsize
         if place.kind == BYTES:
             check_size(place, size)
             account.admit_items(place.shape[0], size)
@@ -222,7 +220,7 @@ class Infer(V2):
 
     def _texts(self, place: Place, body: Body, text: Body, account: Account) -> list[Any]:
         """The texts of a tensor of BYTES, one after another."""
-        count = math.prod(place.shape)
+        count = place.count
         if place.kind == BYTES:
             start = len(text) + place.at
             return _texts_in(body[start : start + place.size], count, account)
@@ -306,9 +304,8 @@ def _values(place: Place) -> int:
 
 def _check_room(place: Place, length: int, account: Account) -> None:
     """Raise RequestError where so many numbers can't be in the body, or there are too many lists of nothing."""
-    count = place.shape[0]
     if not place.each:
         account.admit_strings(_values(place))
-    elif place.kind != BYTES and count * place.each > length:
-        wanted = f"{count * place.each} numbers, for a shape of {quoted(list(place.shape))}"
+    elif place.kind != BYTES and place.count > length:
+        wanted = f"{place.count} numbers, for a shape of {quoted(list(place.shape))}"
         raise RequestError(400, f"input {quoted(place.name)!r}: expected {wanted}, in a body of {length} bytes")

@@ -1,3 +1,6 @@
+cimport cython
+
+from ..batch.outputs cimport Rows
 from .formats cimport Format
 from .seam cimport Response
 
@@ -11,11 +14,28 @@ cdef class V2(Format):
     pass
 
 
+cdef class Known:
+    cdef readonly str name
+    cdef readonly object dtype
+    cdef readonly tuple shape
+    cdef readonly bint is_text
+    cdef readonly bytes text, begun
+
+
 cdef class Asked(V2):
     cdef object _served
-    cdef dict _outputs
+    cdef dict _outputs, _known
     cdef bint _binary
-    cdef bytes _lead, _latest_text
-    cdef tuple _latest
+    cdef bytes _lead
+
+    @cython.locals(given=Rows)
+    cpdef Response reply(self, rows, bint in_numbers=*)
+
+    @cython.locals(names=dict, known=Known, text=bytes, pieces=list, blobs=list, left=Py_ssize_t, name=str)
     cdef Response _answer(self, dict tensors)
-    cdef bytes _text_of(self, str name, tensor)
+
+    @cython.locals(known=Known, shape=tuple)
+    cdef Known _known_of(self, str name, tensor)
+
+
+cdef bytes _in_json(Known known, tensor, bytes head, bytes tail)

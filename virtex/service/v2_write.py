@@ -14,12 +14,14 @@ import numpy as np
 import orjson
 
 from .._codec import flat_numbers
+from ..batch.outputs import Rows
 from ..errors import Headers, RequestError, VirtexError
 from ..message import Content, encode_data
 from ..serial._json import check_text
 from . import v2
 from .formats import Format
 from .seam import JSON, Response
+from .v2 import OUTPUT
 
 _BINARY: Headers = ((b"content-type", b"application/octet-stream"),)
 _LENGTH = b"inference-header-content-length"
@@ -67,20 +69,17 @@ class Asked(V2):
         self._binary = binary
         head = b'{"model_name":%b,"model_version":"%b"' % (orjson.dumps(served.name), v2.VERSION.encode())
         self._lead = head + (b"" if id is None else b',"id":%b' % orjson.dumps(id)) + b',"outputs":['
-        self._latest: tuple[str, Any, tuple[int, ...]] | None = None  # the tensor whose text this is:
-        self._latest_text = b""
+        self._known: dict[str, Known] = {}
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """The outputs that were asked for. Raises RequestError: 400 for one that there is not, 501 for a dtype that V2
         has not; HandlerError for rows that can't be sent."""
         if type(rows) is list:
             return self._answer({v2.DATA: tensor_of(rows)})
-        tensors = rows.arrays()
+        given: Rows = rows
         if self._served.outputs is None:
-            self._served.learn(tensors)
-        if "" in tensors:
-            tensors = {v2.OUTPUT: tensors[""]}
-        return self._answer(tensors)
+            self._served.learn(given.arrays())
+        return self._answer(given.arrays(OUTPUT))
 
     def content(self, content: Content) -> Response:
         """The answer that is one Content: its bytes."""
@@ -88,46 +87,55 @@ class Asked(V2):
 
     def _answer(self, tensors: dict[str, Any]) -> Response:
         wanted = self._outputs
-        if wanted is None:
-            wanted = dict.fromkeys(tensors, self._binary)
+        names: dict[str, Any] = tensors if wanted is None else wanted
         text, pieces, blobs = self._lead, [], []
-        left = len(wanted)
-        for name, binary in wanted.items():
+        left = len(names)
+        for name in names:
             left -= 1
-            if name not in tensors:
+            tensor = tensors.get(name)
+            if tensor is None:
                 raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
-            tensor = tensors[name]
-            text += self._text_of(name, tensor)
-            if binary:
+            known = self._known_of(name, tensor)
+            if self._binary if wanted is None else wanted[name]:
                 blob = tensor.blob() if type(tensor) is Texts else _little(tensor)
-                text += b',"parameters":{"binary_data_size":%d}}' % len(blob) + (b"," if left else b"]}")
+                text += known.text + b',"parameters":{"binary_data_size":%d}}' % len(blob) + (b"," if left else b"]}")
                 blobs.append(blob)
             else:
-                pieces.append(_in_json(name, tensor, text + b',"data":[', b"]}," if left else b"]}]}"))
+                pieces.append(_in_json(known, tensor, text + known.begun, b"]}," if left else b"]}]}"))
                 text = b""
         if text:
-            pieces.append(text if wanted else text + b"]}")
-        return _response(pieces, blobs)
+            pieces.append(text if names else text + b"]}")
+        if not blobs:
+            return Response(200, JSON, pieces)
+        length = b"%d" % sum(map(len, pieces))
+        return Response(200, (*_BINARY, (_LENGTH, length)), pieces + blobs)
 
-    def _text_of(self, name: str, tensor: Any) -> bytes:
-        """What stands ahead of a tensor's data."""
+    def _known_of(self, name: str, tensor: Any) -> Known:
+        """What stands ahead of a tensor's data: that of the last one of its name, where nothing else has come since."""
         dtype = None if type(tensor) is Texts else tensor.dtype
         shape = tensor.shape
-        latest = self._latest
-        if latest is None or latest[2] != shape or latest[1] is not dtype or latest[0] != name:
-            datatype = v2.TEXT if dtype is None else v2.datatype_of(dtype)
-            if datatype is None:
-                raise RequestError(501, f"output {name!r} is of {dtype}, for which V2 has no datatype")
-            said = orjson.dumps({"name": name, "datatype": datatype, "shape": shape})
-            self._latest, self._latest_text = (name, dtype, shape), said[:-1]
-        return self._latest_text
+        known = self._known.get(name)
+        if known is None or known.dtype is not dtype or known.shape != shape:
+            known = self._known[name] = Known(name, dtype, shape)
+        return known
 
 
-def _response(pieces: list[bytes], blobs: list[bytes]) -> Response:
-    if not blobs:
-        return Response(200, JSON, pieces)
-    length = b"%d" % sum(map(len, pieces))
-    return Response(200, (*_BINARY, (_LENGTH, length)), pieces + blobs)
+class Known:
+    """What stands ahead of the data of a tensor of that dtype, None for Texts, and shape: text, and begun, in JSON.
+
+    Raises RequestError (501) for a dtype that V2 has not.
+    """
+
+    def __init__(self, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+        datatype = v2.TEXT if dtype is None else v2.datatype_of(dtype)
+        if datatype is None:
+            raise RequestError(501, f"output {name!r} is of {dtype}, for which V2 has no datatype")
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+        self.is_text = datatype == v2.TEXT
+        self.text = orjson.dumps({"name": name, "datatype": datatype, "shape": shape})[:-1]
+        self.begun = self.text + b',"data":['
 
 
 def _little(array: Any) -> bytes:
@@ -138,14 +146,13 @@ def _little(array: Any) -> bytes:
     return little
 
 
-def _in_json(name: str, tensor: Any, head: bytes, tail: bytes) -> bytes:
-    if type(tensor) is not Texts and tensor.dtype.kind in "OSU":
-        tensor = _texts_of(tensor)
-    if type(tensor) is Texts:
+def _in_json(known: Known, tensor: Any, head: bytes, tail: bytes) -> bytes:
+    if known.is_text:
+        texts = tensor if known.dtype is None else _texts_of(tensor)
         try:
-            return head[:-1] + tensor.json() + tail[1:]
+            return head[:-1] + texts.json() + tail[1:]
         except UnicodeDecodeError:
-            raise RequestError(400, f"output {name!r} is no UTF-8: ask for it with binary_data") from None
+            raise RequestError(400, f"output {known.name!r} is no UTF-8: ask for it with binary_data") from None
     try:
         text = flat_numbers(tensor, head, tail)
     except ValueError:  # a number is not finite, of which orjson makes null, and clients of V2 a NaN
