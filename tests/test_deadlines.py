@@ -147,6 +147,19 @@ def test_some_that_are_due_at_the_same_time_may_be_in_order_already(loop):
     assert own.resolved and all(each.resolved for each in waiting)
 
 
+def test_who_is_in_order_already_and_waits_for_less_by_now_expires_then(loop):
+    deadlines = Deadlines(loop, loop.clock, Cutter(), list)
+    early, other = waiting_for(loop, 9, 6)
+    for each in (early, other):
+        deadlines.add(each)
+    (early.deadline,) = [each.deadline for each in waiting_for(loop, 3)]
+    deadlines.add(early)
+    loop.advance(4)
+    assert early.resolved and not other.resolved
+    loop.advance(9)
+    assert other.resolved and loop.timers == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_times_of_their_own_mix_with_the_services_and_each_expires_at_its_own(loop, seed):
     random = Random(seed)

@@ -446,6 +446,7 @@ def test_a_later_loop_is_another_life():
         (([1], {"timeout": 0}), ValueError, r"submit\(timeout=0\): expected seconds above 0, or None"),
         (([1], {"timeout": "1"}), ValueError, "timeout='1'"),
         (([1], {"timeout": float("nan")}), ValueError, "timeout=nan"),
+        (([1], {"timeout": 10**400}), ValueError, "expected seconds above 0"),
         (([1], {"timeout": True}), ValueError, "timeout=True"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 import pytest
 from kit.asks import Echo, ask_asgi, ask_direct, run
+from kit.services import Gate
 from kit.v2 import error_of, infer, outputs_of, sent, tensor
 from kit.wire import LiveWire
 
@@ -289,6 +290,34 @@ def test_the_timeout_of_a_request_is_its_deadline_and_its_parameters_reach_the_h
     assert short.status == 200 and parameters == {"timeout": 1500000, "k": "v"}
     assert deadline == pytest.approx(now / 1e9 + 1.5)
     assert late.status in (200, 504)
+
+
+def test_a_timeout_in_the_body_counts_for_a_request_that_waited_for_the_start_with_a_longer_one():
+    class Starts(Gate):
+        def __init__(self):
+            super().__init__()
+            self.starts = asyncio.Event()
+
+        async def setup(self, worker):
+            await self.starts.wait()
+
+    async def main():
+        handler = Starts()
+        app = http_server("starts", handler)
+        longer = [(b"x-request-timeout-ms", b"50000")]
+        asked = infer(app, tensor("x", [b"a"]), parameters={"timeout": 300_000}, headers=longer)
+        waits = asyncio.create_task(asked)
+        starts = asyncio.create_task(app.startup())
+        await asyncio.sleep(0)
+        handler.starts.set()
+        late = await asyncio.wait_for(waits, 20)
+        handler.go.set()
+        await starts
+        await app.shutdown()
+        return late, handler.calls
+
+    late, calls = asyncio.run(main())
+    assert late.status == 504 and "0.3 s" in error_of(late) and calls == [["a"]]
 
 
 # --- several services

@@ -98,6 +98,35 @@ def bodies():
             yield flags + b'{"data":[' + items + b'] , "error" : null }'
 
 
+INPUT_WORDS = [
+    '{\\"inputs\\":[{',
+    '\\"data\\":[',
+    '\\"data\\"',
+    '\\"inputs\\"',
+    '\\"shape\\":[2,3],',
+    '\\"parameters\\":{',
+    "},{",
+    "}]}",
+    "]]",
+    "1.5,",
+    "\\\\u0064",
+    ":",
+]
+
+
+def requests():
+    """Of V2: a byte that says how many lists there may be, then the head."""
+    for most in b"\0\3":
+        for head in (
+            b'{"inputs":[{"name":"a","shape":[2],"datatype":"FP32","data":[1,2.5]}]}',
+            b'{"id":"x\\"y","inputs" : [ {"data" : [[1],[2]] , "name":"a"} ,{"data":[],"parameters":{"data":[3]}}] , "data":[4]}',
+            b'{"inputs":[{"name":"a","datatype":"BYTES","shape":[1],"data":["a]"]}],"outputs":[{"name":"b"}]}',
+            b'{"inputs":{"a":{"data":[1]}},"inputs":[{"data":[true,null]},{"d\\u0061ta":[1]}]}',
+            b'[{"inputs":[{"data":[1]}]}]',
+        ):
+            yield bytes([most]) + head
+
+
 NUMBER_WORDS = [
     "e-308",
     "E+",
@@ -130,6 +159,7 @@ def main(directory):
     write(directory, "base64", [*documents(), *texts, b"1234567890" * 5, b"T" * 700], ["=", "==", "0123456789"])
     write(directory, "numbers", numbers(), NUMBER_WORDS)
     write(directory, "walk", bodies(), WALK_WORDS)
+    write(directory, "inputs", requests(), INPUT_WORDS)
 
 
 if __name__ == "__main__":

@@ -56,13 +56,12 @@ class Deadlines:
             self._arm(exchange.deadline)
 
     def add(self, exchange: Exchange) -> None:
-        """A request waits, which has a time of its own."""
-        if exchange.listed:
-            return  # since it waited for the start
-        self._count += 1
-        exchange.listed = self._count
-        self._listed[self._count] = exchange
-        heappush(self._order, (exchange.deadline, self._count))
+        """A request waits, which has a time of its own. One that is listed already may have a shorter one by now."""
+        if not exchange.listed:
+            self._count += 1
+            exchange.listed = self._count
+            self._listed[self._count] = exchange
+        heappush(self._order, (exchange.deadline, exchange.listed))  # whichever comes first finds it, and the other none
         self._arm(exchange.deadline)
         if len(self._order) > self._most:
             self._list(list(self._listed.values()))

@@ -5,8 +5,8 @@ Rules: values only; nothing is made or started here.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ def is_whole(value: object, least: int, most: int) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can be, and finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def are_observers(value: object) -> bool:
