@@ -64,7 +64,7 @@ def server():
         yield running
 
 
-@pytest.mark.parametrize("program", ["triton", "kserve_sdk"])
+@pytest.mark.parametrize("program", ["triton", "greenlets", "wrong", "kserve_sdk"])
 def test_a_client_finds_all_it_asks_for(server, program):
     told = subprocess.run(
         [PYTHON, CLIENTS / f"{program}.py", f"127.0.0.1:{server.port}"],

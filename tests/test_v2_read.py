@@ -237,6 +237,17 @@ class Numbers(RequestHandler):
         return model_output_item
 
 
+@pytest.mark.parametrize(("handler", "shape"), [(Echo, (3,)), (Numbers, (3, 2))], ids=["numbers", "arrays"])
+def test_of_a_list_handler_too_nan_comes_back(handler, shape):
+    batch = np.full(shape, np.nan, "f4")
+    batch[0] = 1.5
+    app = http_server("a", handler(), max_batch_size=2)  # less than come at once
+    given = tensor("x", batch, True)
+    as_json, as_bytes = run(app, infer(app, given), infer(app, given, parameters={"binary_data_output": True}))
+    assert as_json.json["outputs"][0]["data"] == [None if n != n else n for n in batch.ravel().tolist()]
+    assert np.array_equal(outputs_of(as_bytes)["data"], batch, equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [[1 << 61, 0], [2, 1 << 61, 0], [101, 0]], ids=str)
 def test_items_of_nothing_are_no_more_than_values_may_be(shape):
     said = {"name": "input", "datatype": "FP32", "shape": shape}

@@ -119,6 +119,8 @@ def test_a_content_is_a_text_which_must_be_asked_for_as_bytes_where_it_is_no_utf
         ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]])),
         ([1 << 63], np.array([1 << 63], "u8")),
         ([np.float32(1.5)], np.array([1.5])),
+        ([np.float32(0.1), np.float64(0.1), np.float16(0.1), 1], np.array([0.1, 0.1, 0.099975586, 1])),
+        ([np.float32(np.inf), 1], np.array([np.inf, 1])),
         ([np.ones(2, "f4"), np.zeros(2, "f4")], np.array([[1, 1], [0, 0]], "f4")),
         (["a", "ä"], [b"a", "ä".encode()]),
         ([["a"], ["b"]], [b"a", b"b"]),

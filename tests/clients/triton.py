@@ -6,6 +6,7 @@ python tests/clients/triton.py HOST:PORT    in an environment with tritonclient
 import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import ml_dtypes
 import numpy as np
@@ -37,19 +38,40 @@ assert client.is_server_live() and client.is_server_ready() and client.is_model_
 assert not client.is_model_ready("none") and "binary_tensor_data" in client.get_server_metadata()["extensions"]
 assert client.get_model_metadata("as f4")["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3]}]
 
-for dtype in [*DTYPES, ml_dtypes.bfloat16]:
-    model = "as bf16" if dtype is ml_dtypes.bfloat16 else f"as {dtype}"
-    for n in (1, 4, 12):
-        array = np.random.default_rng(n).integers(0, 2, (n, 3)).astype(dtype)
-        for binary in (True,) if model == "as bf16" else (True, False):
-            if dtype == "f2" and not binary:
-                continue
-            outputs = [http.InferRequestedOutput("output", binary_data=binary)]
-            for wanted in (None, outputs):
-                answer = client.infer(model, [given(http, "input", array, binary)], outputs=wanted, request_id="7")
-                got = answer.as_numpy("output")
-                assert (got == array).all() and got.shape == array.shape, (dtype, n, binary)
-                assert answer.get_response()["id"] == "7"
+
+
+def asked(module, model, dtype, n, binary, back, coding):
+    """What to ask with, and the array that it asks for again. back: in bytes, in JSON, or as the client chooses: None."""
+    array = np.random.default_rng(n).integers(0, 2, (n, 3)).astype(dtype)
+    outputs = None if back is None else [module.InferRequestedOutput("output", binary_data=back)]
+    codings = {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
+    more = {"outputs": outputs, "request_id": "7", **codings}
+    return ((model, [given(module, "input", array, binary)]), more), array
+
+
+def every_way(module):
+    """Every datatype, up to three batches of 4, each way in and out, each coding."""
+    for dtype in [*DTYPES, ml_dtypes.bfloat16]:
+        model = "as bf16" if dtype is ml_dtypes.bfloat16 else f"as {dtype}"
+        forms = (True,) if model in ("as bf16", "as f2") else (True, False)  # the client writes no JSON of the others
+        for n, binary, coding in product((1, 4, 12), forms, (None, "gzip", "deflate")):
+            for back in (None, *forms):
+                yield asked(module, model, dtype, n, binary, back, coding)
+
+
+def check(answer, array):
+    got = answer.as_numpy("output")
+    assert (got == array).all() and got.shape == array.shape and got.dtype == array.dtype, (got, array)
+    assert answer.get_response()["id"] == "7"
+
+
+for (of, more), array in every_way(http):
+    check(client.infer(*of, **more), array)
+
+large = np.random.default_rng(1).integers(0, 3, (2000, 3)).astype("f4")
+for coding in ("gzip", "deflate"):
+    answer = client.infer("as f4", [given(http, "input", large)], response_compression_algorithm=coding)
+    assert (answer.as_numpy("output") == large).all()
 
 a, b = np.float32([[1, 2], [3, np.nan]]), np.int64([1, 2])
 two = [given(http, "b", b, False), given(http, "a", a)]
@@ -75,23 +97,29 @@ refused(client, 400, "as f4", [given(http, "input", np.float32([[1, 2, np.nan]])
 refused(client, 504, "as f4", [given(http, "input", np.zeros((1, 3), "f4"))], timeout=1)
 
 
-def one(n):
+ASKS = list(every_way(http))
+
+
+def several(n):
+    """Some of them, by a client of its own: it is for one thread."""
     own = http.InferenceServerClient(URL)
-    array = np.full((1 + n % 5, 3), n, "f4")
-    return all((own.infer("as f4", [given(http, "input", array)]).as_numpy("output") == array).all() for _ in range(3))
+    for (of, more), array in ASKS[n::64]:
+        check(own.infer(*of, **more), array)
 
 
 with ThreadPoolExecutor(64) as pool:
-    assert all(pool.map(one, range(64)))
+    assert len(list(pool.map(several, range(64)))) == 64
 
 
 async def main():
     async with aio.InferenceServerClient(URL) as client:
         assert await client.is_server_live() and await client.is_model_ready("sums")
-        array = np.float32([[1, 2, 3]])
-        for binary in (True, False):
-            answer = await client.infer("as f4", [given(aio, "input", array, binary)])
-            assert answer.as_numpy("output").tolist() == [[1, 2, 3]]
+        asks = list(every_way(aio))
+        for start in range(0, len(asks), 64):
+            some = asks[start : start + 64]
+            answers = await asyncio.gather(*(client.infer(*of, **more) for (of, more), _ in some))
+            for answer, (_, array) in zip(answers, some, strict=True):
+                check(answer, array)
 
 
 asyncio.run(main())

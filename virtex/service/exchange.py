@@ -15,7 +15,7 @@ import numpy as np
 from .._codec import count_values, weigh
 from ..batch.batcher import Batcher
 from ..batch.company import Peer
-from ..errors import RETRY_SOON, ItemError, RequestError, VirtexError, too_large
+from ..errors import RETRY_SOON, HandlerError, ItemError, RequestError, VirtexError, too_large
 from ..limits import Limits
 from ..message import decode_message, encode_data
 from ..metrics._metrics import Cells, Clock
@@ -292,8 +292,11 @@ class Exchange(Promise):
 
     def foresee(self, rows: Any) -> None:
         """The rows of all its batches count from the first of them on: an answer may be far larger than its request."""
-        is_list = type(rows) is list
-        first = len(encode_data(rows)) if is_list else sum([array.nbytes for array in rows.arrays().values()])
+        try:
+            is_list = type(rows) is list
+            first = len(encode_data(rows)) if is_list else sum([array.nbytes for array in rows.arrays().values()])
+        except HandlerError:
+            return  # no JSON: whoever writes the answer says so, unless it has a form of its own
         size = first * self.count // len(rows)
         if size > LARGE:
             self.charge(size)

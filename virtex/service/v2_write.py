@@ -25,6 +25,7 @@ from .v2 import OUTPUT
 
 _BINARY: Headers = ((b"content-type", b"application/octet-stream"),)
 _LENGTH = b"inference-header-content-length"
+DEEP = 32  # dimensions that any NumPy takes
 
 
 class Texts:
@@ -190,23 +191,42 @@ def tensor_of(rows: list[Any]) -> Any:
     )
     if are_arrays and len({(row.dtype, row.shape) for row in rows}) == 1:
         return np.stack(rows)
-    values = orjson.loads(encode_data(rows))
+    found = _tensor(rows)  # as they are: JSON has no numbers that are not finite
+    if found is None:
+        values = orjson.loads(encode_data(rows))
+        found = _tensor(values)
+        if found is None:
+            found = Texts([orjson.dumps(value) for value in values], (len(values),))
+    return found
+
+
+def _tensor(values: list[Any]) -> Any:
+    """Texts, or an array, of texts or numbers in lists of one shape; None for anything else."""
     leaves: list[Any] = []
     shape = _shape_of(values)
-    if _flatten(values, shape, 0, leaves):
-        kinds = set(map(type, leaves))
-        if kinds == {str}:
-            return Texts([leaf.encode() for leaf in leaves], shape)
-        if kinds == {bool} or (kinds and kinds <= {int, float}):
-            array = np.array(leaves)
-            if array.dtype in (np.bool_, np.int64, np.uint64) or float in kinds:
-                return array.astype("f8" if float in kinds else array.dtype).reshape(shape)
-    return Texts([orjson.dumps(value) for value in values], (len(values),))
+    if not _flatten(values, shape, 0, leaves):
+        return None
+    leaves = list(map(_plain, leaves))
+    kinds = set(map(type, leaves))
+    if kinds == {str}:
+        return Texts([leaf.encode() for leaf in leaves], shape)
+    if kinds == {bool} or (kinds and kinds <= {int, float}):
+        array = np.array(leaves)
+        if array.dtype in (np.bool_, np.int64, np.uint64) or (float in kinds and array.dtype == np.float64):
+            return array.reshape(shape)
+    return None
+
+
+def _plain(leaf: Any) -> Any:
+    """A float of NumPy as JSON has it, if it is finite."""
+    if isinstance(leaf, (np.float16, np.float32)):
+        return float(str(np.float32(leaf)))
+    return float(leaf) if type(leaf) is np.float64 else leaf
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:
-    shape = []
-    while isinstance(value, list):
+    shape: list[int] = []
+    while isinstance(value, list) and len(shape) < DEEP:
         shape.append(len(value))
         value = value[0] if value else None
     return tuple(shape)
