@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 import pytest
 from kit.asks import Echo, ask_asgi, ask_direct, run
-from kit.services import Gate
+from kit.services import Gate, Watching
 from kit.v2 import error_of, infer, outputs_of, sent, tensor
 from kit.wire import LiveWire
 
@@ -318,6 +318,22 @@ def test_a_timeout_in_the_body_counts_for_a_request_that_waited_for_the_start_wi
 
     late, calls = asyncio.run(main())
     assert late.status == 504 and "0.3 s" in error_of(late) and calls == [["a"]]
+
+
+@both_lanes
+def test_messages_and_requests_of_v2_that_come_at_once_share_batches(ask):
+    app = http_server("doubles", Double(), max_batch_size=4, observer=(watching := Watching()))
+    rows = np.arange(18, dtype="f4").reshape(6, 3)
+
+    def message(some):
+        return ask(app, orjson.dumps({"data": some.tolist()}))
+
+    asked = [message(rows[:1]), infer(app, tensor("input", rows[1:2]), ask=ask), message(rows[2:3])]
+    asked += [infer(app, tensor("input", rows[3:5], True), ask=ask), message(rows[5:])]
+    answers = run(app, *asked)
+    got = [outputs_of(answer)["output"] if i in (1, 3) else answer.json["data"] for i, answer in enumerate(answers)]
+    assert np.concatenate(got).tolist() == (rows * 2).tolist()
+    assert watching.batches == [4, 2], "one request of V2 is in both"
 
 
 # --- several services
