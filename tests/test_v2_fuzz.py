@@ -12,7 +12,6 @@ import sys
 import time
 
 import numpy as np
-import orjson
 import pytest
 from kit.asks import Echo, ask_asgi, ask_direct
 from kit.v2 import body_of, error_of, outputs_of, sent, tensor
@@ -55,9 +54,50 @@ class Floats(TensorHandler):
         return model_input
 
 
-HANDLERS: dict[str, type[RequestHandler]] = {"texts": Texts, "numbers": Lists, "arrays": Arrays, "named": Named, "floats": Floats}
-ODD = [0, 1, -1, 2, 3, 255, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 61, 1 << 62, 1 << 63, 10**19, 1.5, True, None, "a", [], {}]
-VALUES = [b"NaN", b"Infinity", b"1e999", b"null", b"true", b'"a"', b"[[[[", b"]", b'"', b"{}", b"\\", b"\xff", b"\0", b"-"]
+HANDLERS: dict[str, type[RequestHandler]] = {
+    "texts": Texts,
+    "numbers": Lists,
+    "arrays": Arrays,
+    "named": Named,
+    "floats": Floats,
+}
+ODD = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    255,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+    1 << 61,
+    1 << 62,
+    1 << 63,
+    10**19,
+    1.5,
+    True,
+    None,
+    "a",
+    [],
+    {},
+]
+VALUES = [
+    b"NaN",
+    b"Infinity",
+    b"1e999",
+    b"null",
+    b"true",
+    b'"a"',
+    b"[[[[",
+    b"]",
+    b'"',
+    b"{}",
+    b"\\",
+    b"\xff",
+    b"\0",
+    b"-",
+]
 
 
 def tensors_of(rng: random.Random, kind: str, n: int):
@@ -161,7 +201,8 @@ async def shoot(kind, rng, shots):
     for start in range(0, shots, SHOTS):
         asked = [request(rng, kind) for _ in range(min(SHOTS, shots - start))]
         asks = [
-            sent(app, head, blob, ask=rng.choice([ask_direct, ask_asgi]), headers=headers) for head, blob, headers in asked
+            sent(app, head, blob, ask=rng.choice([ask_direct, ask_asgi]), headers=headers)
+            for head, blob, headers in asked
         ]
         answers = await asyncio.wait_for(asyncio.gather(*asks), 60)
         for answer, what in zip(answers, asked, strict=True):

@@ -1,4 +1,4 @@
-"""What tritonclient asks of the services of test_v2_clients.py in a program that gevent has patched: 64 greenlets at once.
+"""What tritonclient asks of the services of test_v2_clients.py where gevent has patched the program: 64 greenlets.
 
 python tests/clients/greenlets.py HOST:PORT    in an environment with tritonclient
 """

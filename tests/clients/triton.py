@@ -39,9 +39,8 @@ assert not client.is_model_ready("none") and "binary_tensor_data" in client.get_
 assert client.get_model_metadata("as f4")["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3]}]
 
 
-
 def asked(module, model, dtype, n, binary, back, coding):
-    """What to ask with, and the array that it asks for again. back: in bytes, in JSON, or as the client chooses: None."""
+    """What to ask, and the array that is to come back: in bytes, in JSON, or as the client chooses (None)."""
     array = np.random.default_rng(n).integers(0, 2, (n, 3)).astype(dtype)
     outputs = None if back is None else [module.InferRequestedOutput("output", binary_data=back)]
     codings = {"request_compression_algorithm": coding, "response_compression_algorithm": coding}

@@ -119,7 +119,8 @@ def requests():
     for most in b"\0\3":
         for head in (
             b'{"inputs":[{"name":"a","shape":[2],"datatype":"FP32","data":[1,2.5]}]}',
-            b'{"id":"x\\"y","inputs" : [ {"data" : [[1],[2]] , "name":"a"} ,{"data":[],"parameters":{"data":[3]}}] , "data":[4]}',
+            b'{"id":"x\\"y","inputs" : [ {"data" : [[1],[2]] , "name":"a"} ,'
+            b'{"data":[],"parameters":{"data":[3]}}] , "data":[4]}',
             b'{"inputs":[{"name":"a","datatype":"BYTES","shape":[1],"data":["a]"]}],"outputs":[{"name":"b"}]}',
             b'{"inputs":{"a":{"data":[1]}},"inputs":[{"data":[true,null]},{"d\\u0061ta":[1]}]}',
             b'[{"inputs":[{"data":[1]}]}]',

@@ -61,7 +61,9 @@ class Deadlines:
             self._count += 1
             exchange.listed = self._count
             self._listed[self._count] = exchange
-        heappush(self._order, (exchange.deadline, exchange.listed))  # whichever comes first finds it, and the other none
+        heappush(
+            self._order, (exchange.deadline, exchange.listed)
+        )  # whichever comes first finds it, and the other none
         self._arm(exchange.deadline)
         if len(self._order) > self._most:
             self._list(list(self._listed.values()))
