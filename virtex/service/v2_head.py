@@ -158,7 +158,7 @@ def check_size(place: Place, expected: int) -> None:
         raise RequestError(
             400,
             f"input {quoted(place.name)!r}: expected {expected} bytes for {place.datatype} "
-            f"{quoted(list(place.shape))}, got binary_data_size {place.size}",
+            f"{quoted(list(place.shape))}, got {place.size}",
         )
 
 

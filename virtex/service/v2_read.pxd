@@ -19,7 +19,7 @@ cdef class Infer(V2):
     cpdef source(self, body, inputs, account)
 
     @cython.locals(length=Py_ssize_t, call=Call)
-    cdef tuple _called(self, body, account)
+    cpdef tuple _called(self, body, account)
     cdef _column(self, Place place, body, text, list lists, account)
     cdef _array(self, Place place, body, text, list lists, account)
     cdef list _texts(self, Place place, body, text, account)

@@ -117,7 +117,7 @@ class Infer(V2):
 
     def source(self, body: Body, inputs: Inputs, account: Account) -> Source:
         """The tensors as rows of the declared inputs."""
-        call, text, lists = self._called(body, account)
+        call, body, text, lists = self._called(body, account)
         columns: list[Any] = []
         for place in call.places:
             _check_room(place, len(body), account)
@@ -135,7 +135,7 @@ class Infer(V2):
 
     def items(self, body: Body, account: Account) -> list[Any]:
         """The one tensor's rows: texts, numbers, or lists of them."""
-        call, text, lists = self._called(body, account)
+        call, body, text, lists = self._called(body, account)
         place = call.places[0]
         try:
             if place.datatype == v2.TEXT:
@@ -148,7 +148,7 @@ class Infer(V2):
 
     def array(self, body: Body, dtype: np.dtype[Any], account: Account) -> Any:
         """The one tensor, as an array of that dtype."""
-        call, text, lists = self._called(body, account)
+        call, body, text, lists = self._called(body, account)
         place = call.places[0]
         try:
             _check_room(place, len(body), account)
@@ -162,8 +162,8 @@ class Infer(V2):
         except (ItemError, RequestError) as error:
             raise _of_input(place.name, error) from None
 
-    def _called(self, body: Body, account: Account) -> tuple[Call, Body, list[tuple[int, int]]]:
-        """What the head says, and where in it the lists are."""
+    def _called(self, body: Body, account: Account) -> tuple[Call, Body, Body, list[tuple[int, int]]]:
+        """What the head says; the body, where its bytes are; and where in the head the lists are."""
         length = self._length
         if length > len(body):
             raise RequestError(400, f"Inference-Header-Content-Length {length}: the body has {len(body)} bytes")
@@ -189,7 +189,7 @@ class Infer(V2):
         if call.parameters:
             account.parameters = dict(call.parameters)
         account.answer_as(call.asked, call.patience)
-        return call, text, lists
+        return call, body, text, lists
 
     def _column(self, place: Place, body: Body, text: Body, lists: list[tuple[int, int]], account: Account) -> Items:
         count = place.shape[0]

@@ -32,7 +32,7 @@ cdef class Asked(V2):
     cpdef Response reply(self, rows, bint in_numbers=*)
 
     @cython.locals(names=dict, known=Known, text=bytes, pieces=list, blobs=list, left=Py_ssize_t, name=str)
-    cdef Response _answer(self, dict tensors)
+    cpdef Response _answer(self, dict tensors)
 
     @cython.locals(known=Known, shape=tuple)
     cdef Known _known_of(self, str name, tensor)

@@ -98,7 +98,7 @@ class Asked(V2):
                 raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
             known = self._known_of(name, tensor)
             if self._binary if wanted is None else wanted[name]:
-                blob = tensor.blob() if type(tensor) is Texts else _little(tensor)
+                blob = tensor.blob() if type(tensor) is Texts else little(tensor)
                 text += known.text + b',"parameters":{"binary_data_size":%d}}' % len(blob) + (b"," if left else b"]}")
                 blobs.append(blob)
             else:
@@ -139,7 +139,7 @@ class Known:
         self.begun = self.text + b',"data":['
 
 
-def _little(array: Any) -> bytes:
+def little(array: Any) -> bytes:
     """Its values in C order, the lowest byte first."""
     if array.dtype.kind in "OSU":
         return _texts_of(array).blob()

@@ -1,0 +1,311 @@
+"""What is called: each method of GRPCInferenceService, asked of the services by the calls that wire makes, too.
+
+A call is a request: POST, the method's path, its metadata as headers. Its message is a body, which is read once the
+head was let in; its deadline is the request's; a call that ends early gives its exchange up.
+
+Rules: no sockets. What grpc gives is a context, from which messages are read and which is told how a call ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from grpc.aio import EOF
+
+from ..errors import RETRY_SOON, RequestError, quoted
+from ..service import routes, v2
+from ..service.exchange import Exchange
+from ..service.failures import reason_of
+from ..service.formats import LATER, Wants
+from ..service.model import retrieve
+from ..service.seam import IDS, LEFT, Head, Response
+from . import messages
+from .codes import code_of, metadata_of
+from .cut import cut, length_of, name_in
+from .reading import Reader, check_model, no_model
+from .writing import Refusing, refused
+
+SERVICE = "/inference.GRPCInferenceService/"
+MOST_SECONDS = 1e9  # of a deadline: beyond it, ns leave 64 bits
+MOST_SAID = 2000  # bytes of a reason: it travels in a header, of which clients take 8 KB
+REFUSING = Wants(LATER, Refusing())
+
+
+class Calls:
+    """The methods, for the services of one app. taken: how many infer requests there were."""
+
+    def __init__(self, app: Any) -> None:
+        self._servers: dict[str, Any] = {server.name: server for server in getattr(app, "servers", (app,))}
+        self._only = None if hasattr(app, "servers") else app
+        self._pipelined: int = app.limits.pipelined
+        self._wants: dict[str, tuple[Any, Wants]] = {}
+        self._reading: set[asyncio.Task[None]] = set()  # of streams
+        self.taken = 0
+
+    def drain(self) -> None:
+        """No stream is read any further; what was read is answered."""
+        for task in self._reading:
+            task.cancel()
+
+    # ---- infer
+
+    async def infer(self, _: Any, context: Any) -> bytes:
+        """ModelInfer."""
+        head = self._head("ModelInfer", context)
+        exchange: Exchange | None = None
+        try:
+            answer: Any = self._refusal(head) if self._only is None else self._opened(self._only, head)
+            if answer is None or type(answer) is Exchange:
+                exchange = answer
+                if exchange is not None:
+                    exchange.await_rest(exchange.begun)
+                message = await context.read()
+                answer = self._asked(head, b"" if message is EOF else message, exchange)
+                if type(answer) is Exchange:
+                    exchange = answer
+                    answer = await exchange
+        except BaseException:
+            if exchange is not None:
+                exchange.cancel(LEFT)
+            raise
+        return await _ended(answer, exchange, head, context)
+
+    def _asked(self, head: Head, message: bytes, exchange: Exchange | None) -> Any:
+        """A message is all there: its answer, or the exchange that will have it. exchange: of its head, if any."""
+        if exchange is None:
+            name = name_in(message)
+            server = self._servers.get(name)
+            if server is None:
+                return refused(no_model(name, "", list(self._servers)))
+            exchange = self._opened(server, head)
+            if type(exchange) is not Exchange:
+                return exchange
+        try:
+            return exchange.complete(message)
+        except RequestError as error:
+            return _broken_off(exchange, error)
+
+    def _opened(self, server: Any, head: Head) -> Any:
+        """A service has the head of a request: its refusal, or the exchange."""
+        self.taken += 1
+        server.begin()
+        if type(head.peer) is tuple:
+            head.peer = server.shell.peer(head.peer)
+        admission, now = server.model.admission, server.options.clock()
+        served = admission.served
+        if served is None:
+            return _unready(server, head, now)
+        known = self._wants.get(server.name)
+        if known is None or known[0] is not served:
+            known = self._wants[server.name] = served, Wants(Reader(served), REFUSING.writes)
+        head.wants = known[1]
+        return server.open(head, now)
+
+    # ---- a stream of them
+
+    async def stream(self, _: Any, context: Any) -> None:
+        """ModelStreamInfer: an answer for each request, in order. One that is refused does not end the stream."""
+        head = self._head("ModelStreamInfer", context)
+        refusal = self._refusal(head)
+        if refusal is not None:
+            await _ended(refusal, None, head, context)
+        asked: asyncio.Queue[Any] = asyncio.Queue()
+        room = asyncio.Semaphore(self._pipelined)
+        reading = asyncio.get_running_loop().create_task(self._read(context, asked, room))
+        reading.add_done_callback(retrieve)
+        self._reading.add(reading)
+        answer: Any = None
+        try:
+            while (next_ := await asked.get()) is not None:
+                answer, message = next_
+                response = await answer if type(answer) is Exchange else answer
+                answer = None
+                await context.write(_in_stream(response, message))
+                room.release()
+        finally:
+            self._reading.discard(reading)
+            reading.cancel()
+            while not asked.empty():
+                _give_up(asked.get_nowait())
+            _give_up((answer, b""))
+        if reading.cancelled():
+            error = RequestError(503, "the server is stopping", RETRY_SOON)
+            await _ended(refused(error), None, head, context)
+
+    async def _read(self, context: Any, asked: asyncio.Queue[Any], room: asyncio.Semaphore) -> None:
+        """Put what the stream asks where it waits for its turn to be answered."""
+        try:
+            await room.acquire()
+            while (message := await context.read()) is not EOF:
+                head = self._head("ModelStreamInfer", context)
+                asked.put_nowait((self._asked(head, message, None), message))
+                await room.acquire()
+        finally:
+            asked.put_nowait(None)
+
+    # ---- what is told
+
+    async def live(self, _: Any, context: Any) -> bytes:
+        """ServerLive: open to everybody."""
+        return self._are("live")
+
+    async def ready(self, _: Any, context: Any) -> bytes:
+        """ServerReady: open to everybody."""
+        return self._are("ready")
+
+    def _are(self, what: str) -> bytes:
+        head = Head("GET", f"{v2.HEALTH}{what}", [], 0, None)
+        try:
+            for server in self._servers.values():
+                server.begin()
+                routes.answer(head, server.model)
+        except RequestError:
+            return b""
+        return _dumped(messages.State(holds=True))
+
+    async def server(self, _: Any, context: Any) -> bytes:
+        """ServerMetadata."""
+        head = self._head("ServerMetadata", context)
+        said = messages.ServerMetadata(**orjson.loads(v2.server_metadata()))
+        answer = self._refusal(head) or Response(200, (), [_dumped(said)])
+        return await _ended(answer, None, head, context)
+
+    async def model_ready(self, _: Any, context: Any) -> bytes:
+        """ModelReady: false for a model that there is not, as Triton has it."""
+
+        def tell(server: Any) -> Any:
+            head = Head("GET", f"{v2.HEALTH}ready", [], 0, None)
+            try:
+                return messages.State(holds=routes.answer(head, server.model).status == 200)
+            except RequestError:
+                return messages.State()
+
+        return await self._of_model("ModelReady", context, tell, messages.State())
+
+    async def model(self, _: Any, context: Any) -> bytes:
+        """ModelMetadata."""
+
+        def tell(server: Any) -> Any:
+            served = server.model.admission.served
+            if served is None:
+                raise RequestError(503, f"not ready: the service is {server.model.state}", RETRY_SOON, "draining")
+            return messages.ModelMetadata(**orjson.loads(served.metadata()))
+
+        return await self._of_model("ModelMetadata", context, tell, None)
+
+    async def _of_model(self, method: str, context: Any, tell: Callable[[Any], Any], unknown: Any) -> bytes:
+        """What is told of the model that a message names. unknown: of one that there is not; None: it is refused."""
+        head = self._head(method, context)
+        answer = self._refusal(head)
+        if answer is None:
+            message = await context.read()
+            answer = self._told(head, b"" if message is EOF else message, tell, unknown)
+        return await _ended(answer, None, head, context)
+
+    def _told(self, head: Head, message: bytes, tell: Callable[[Any], Any], unknown: Any) -> Response:
+        try:
+            asked = messages.ModelName.FromString(message)
+        except (DecodeError, UnicodeDecodeError) as error:
+            return refused(RequestError(400, f"expected the name of a model: {quoted(error)}"))
+        try:
+            check_model(asked.name, asked.version, list(self._servers))
+        except RequestError as error:
+            return refused(error) if unknown is None else Response(200, (), [_dumped(unknown)])
+        server = self._servers[asked.name]
+        admission, now = server.model.admission, server.options.clock()
+        head.wants = REFUSING
+        try:
+            if self._only is None:
+                server.check_admits(head)
+            return admission.answer(Response(200, (), [_dumped(tell(server))]), head, now)  # type: ignore[no-any-return]
+        except RequestError as error:
+            return admission.refuse(error, head, now)  # type: ignore[no-any-return]
+
+    # ---- heads
+
+    def _head(self, method: str, context: Any) -> Head:
+        """A call, as the head of a request; its peer is the client's address, until a service knows it."""
+        headers = [
+            (name.encode(), value if type(value) is bytes else value.encode("latin-1", "replace"))
+            for name, value in context.invocation_metadata()
+        ]
+        host, _, port = context.peer().rpartition(":")
+        head = Head("POST", SERVICE + method, headers, None, (host, port) if port.isdigit() else None)
+        left = context.time_remaining()
+        if left is not None:
+            head.patience = max(1, int(min(left, MOST_SECONDS) * 1e9))
+        return head
+
+    def _refusal(self, head: Head) -> Response | None:
+        """The refusal of a call ahead of its message: where none of the services lets it in."""
+        refusal = None
+        for server in self._servers.values():
+            server.begin()
+            try:
+                server.check_admits(head)
+                return None
+            except RequestError as error:
+                if refusal is None:
+                    head.wants = REFUSING
+                    refusal = server.model.admission.refuse(error, head, server.options.clock())
+        return refusal
+
+
+def _unready(server: Any, head: Head, now: int) -> Response:
+    """The refusal of a request ahead of its service's handler."""
+    head.wants = REFUSING
+    try:
+        server.check_admits(head)
+        server.model.check_takes()
+        raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
+    except RequestError as error:
+        return server.model.admission.refuse(error, head, now)  # type: ignore[no-any-return]
+
+
+def _broken_off(exchange: Exchange, error: RequestError) -> Response:
+    """The refusal of a message that found no room."""
+    admission: Any = exchange.keeper
+    exchange.cancel(error.reason)
+    admission.cells.request(error.status, -1, 0)
+    admission.lost(reason_of(error), error.status, 0, exchange.name(), error.reason)
+    return exchange.refuse(error)
+
+
+def _give_up(asked: Any) -> None:
+    """Nobody waits for that answer any more. asked: of a stream's queue."""
+    if asked is not None and type(asked[0]) is Exchange:
+        asked[0].cancel(LEFT)
+
+
+def _dumped(message: Any) -> bytes:
+    said: bytes = message.SerializeToString()
+    return said
+
+
+def _in_stream(response: Response, message: bytes) -> bytes:
+    """An answer as one of a stream. message: what it answers, whose id is told where it is refused."""
+    said = b"".join(response.buffers)
+    if response.status == 200:
+        return b"\x12" + length_of(len(said)) + said
+    found = cut(message)
+    request_id = "" if found is None else found.id.decode(errors="replace")
+    error = f"{code_of(response.status).name}: {said.decode()}"
+    return _dumped(messages.StreamResponse(error_message=error, infer_response={"id": request_id}))
+
+
+async def _ended(response: Response, exchange: Exchange | None, head: Head, context: Any) -> bytes:
+    """Tell how a call ends: gives its message, or raises what ends it without one."""
+    request_id = b"" if exchange is None else exchange.request_id
+    request_id = request_id or response.request_id or head.request_id or IDS.next()
+    said = response.buffers[0] if len(response.buffers) == 1 else b"".join(response.buffers)
+    if response.status == 200:
+        context.set_trailing_metadata((("x-request-id", request_id.decode()),))
+        return said
+    code: StatusCode = code_of(response.status)
+    await context.abort(code, said[:MOST_SAID].decode(errors="ignore"), metadata_of(response, request_id))
+    raise AssertionError("abort() raises")

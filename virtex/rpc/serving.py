@@ -1,0 +1,116 @@
+"""serve_grpc(): services over gRPC, on the running loop. Rules: knows grpc's server, its options, and when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Any
+
+from ..serial._needs import needs
+from ..service.seam import Service
+
+with needs("gRPC", "grpcio and protobuf", "grpc"):
+    import google.protobuf  # noqa: F401
+    import grpc
+
+from .calls import SERVICE, Calls
+
+IDENTITY = 1  # of grpc's bit set of compressions: that there is none
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Which method is whose. Each reads its own message, once its head was let in."""
+
+    def __init__(self, calls: Calls) -> None:
+        unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        self._methods = {
+            SERVICE + "ModelInfer": unary(calls.infer),
+            SERVICE + "ModelMetadata": unary(calls.model),
+            SERVICE + "ModelReady": unary(calls.model_ready),
+            SERVICE + "ModelStreamInfer": stream(calls.stream),
+            SERVICE + "ServerLive": unary(calls.live),
+            SERVICE + "ServerMetadata": unary(calls.server),
+            SERVICE + "ServerReady": unary(calls.ready),
+        }
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The method that a call is for."""
+        method: str = handler_call_details.method
+        return self._methods.get(method) or grpc.stream_stream_rpc_method_handler(self._unknown(method))
+
+    def _unknown(self, method: str) -> Any:
+        there = ", ".join(name.removeprefix(SERVICE) for name in self._methods)
+
+        async def refuse(_: Any, context: Any) -> None:
+            reason = f"there is no {method[:200]!r}: expected one of {SERVICE[1:]}{there}"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+
+        return refuse
+
+
+class GrpcServer:
+    """An app over gRPC; `async with` stops it at the end. Made by serve_grpc()."""
+
+    def __init__(self, app: Any, addresses: list[str], shares: bool) -> None:
+        if not isinstance(app, Service) or app.streams:
+            kind = type(app).__name__
+            raise TypeError(f"gRPC: expected what http_server() or Services() made, got a {kind} (docs/grpc.md)")
+        limits = app.limits
+        options = [
+            ("grpc.so_reuseport", int(shares)),
+            ("grpc.max_receive_message_length", limits.body),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", limits.header_bytes),
+            ("grpc.absolute_max_metadata_size", limits.header_bytes),
+            ("grpc.compression_enabled_algorithms_bitset", IDENTITY),
+        ]
+        self.calls = Calls(app)
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
+        self._server.add_generic_rpc_handlers((_Methods(self.calls),))
+        self.ports = [self._listen(address) for address in addresses]
+
+    def _listen(self, address: str) -> int:
+        try:
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise OSError(errno.EADDRINUSE, f"can't listen on {address} for gRPC: {error}") from None
+
+    @property
+    def port(self) -> int:
+        """The port of the first address: the one chosen, where 0 was asked for."""
+        return self.ports[0]
+
+    async def start(self) -> None:
+        """Take calls."""
+        await self._server.start()
+
+    async def stop(self, grace: float = 30.0, delay: float = 0.0) -> None:
+        """Take no more calls, and answer those that were taken.
+
+        grace: seconds after which what is not answered is cut. delay: so many of these seconds calls are still taken.
+        """
+        if delay:
+            await asyncio.sleep(min(delay, grace))
+        self.calls.drain()
+        await self._server.stop(max(0.0, grace - delay))
+
+    async def __aenter__(self) -> GrpcServer:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+
+async def serve_grpc(app: Any, host: str = "127.0.0.1", port: int = 8001) -> GrpcServer:
+    """Start `app`, where nobody has, and serve it over gRPC on the running loop; returns when it takes calls.
+
+    app: what http_server() or Services() made. host: a name or an address to listen on. port: 0 is any free one. It goes
+    with serve() of the same app, which shuts it down; without that, `await app.shutdown()` does once this has stopped.
+
+    Raises what the app's startup raised, OSError when the address can't be had, TypeError for another app, ImportError
+    without grpcio.
+    """
+    server = GrpcServer(app, [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"], shares=False)
+    await app.startup()
+    await server.start()
+    return server
