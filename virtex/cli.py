@@ -64,6 +64,7 @@ first worker is ready, the log says where the service is, and how to ask it by c
 SERVE_EXAMPLES = """examples:
   virtex serve server:app
   virtex serve server:app --host 0.0.0.0 --port 8081 --workers 2
+  virtex serve server:app --grpc-port 8001                                 # V2 over gRPC, too
   virtex serve server:app --reload                                         # while you write it
   virtex serve server:app --max-requests 10000 --certfile cert.pem --keyfile key.pem
 
@@ -177,8 +178,9 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("app", metavar="MODULE:APP", type=_app, help="as gunicorn is told it")
     parser.add_argument("--host", metavar="HOST", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="PORT", help="where to listen (8000)")
+    parser.add_argument("--grpc-port", type=_above(int), metavar="PORT", help="where V2 is answered over gRPC, too")
     parser.set_defaults(passes_on=True)
-    parser.usage = "virtex serve MODULE:APP [--host HOST] [--port PORT] [OPTIONS OF GUNICORN]"
+    parser.usage = "virtex serve MODULE:APP [--host HOST] [--port PORT] [--grpc-port PORT] [OPTIONS OF GUNICORN]"
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
@@ -367,7 +369,7 @@ def run_serve(asked: argparse.Namespace) -> int:
     from .workers import starting
 
     try:
-        starting.serve(asked.app, asked.host, asked.port, asked.options)
+        starting.serve(asked.app, asked.host, asked.port, asked.options, asked.grpc_port)
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from error
 

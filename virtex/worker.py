@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -41,8 +40,9 @@ from .wire.guests import limits_of
 from .wire.listener import Listener
 from .workers import logs, settings, signals, systemd, uvicorn
 from .workers.access_log import AccessLog
+from .workers.grpc_port import GrpcPort, keep
 from .workers.loading import load, stand_in
-from .workers.memory import keep_freed_memory
+from .workers.memory import freeze, keep_freed_memory
 from .workers.program import Program
 from .workers.scoreboard import DRAINING, READY, RESTARTING, Scoreboard
 from .workers.share import Share
@@ -83,6 +83,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._said: set[str] = set()
         self._is_ready = False
         self._share = Share(self.scoreboard, self.index)
+        self._grpc = GrpcPort()
 
     @classmethod
     def setup(cls) -> None:
@@ -97,6 +98,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         """Called by gunicorn in the master, ahead of the first fork."""
         settings.check(cfg)
         systemd.report(cfg, lambda: VirtexWorker._scoreboard)
+        keep(cfg)
         for line in uvicorn.ignored(cls):
             log.warning("%s", line)
 
@@ -257,6 +259,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             starting.cancel()
         try:
             await starting
+            await self._grpc.start(self.wsgi, self.cfg, self.log)
             return True
         except asyncio.CancelledError:
             if REGISTER.has_to_tear_down():  # it warms up: once its batch is back
@@ -270,7 +273,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         return False
 
     def _be_ready(self, connections: Connections) -> None:
-        self._freeze()
+        freeze(self.cfg.preload_app)
         connections.closing = self.cfg.keepalive == 0
         connections.heads_taken = 0  # those that were refused meanwhile don't count towards max_requests
         self._is_ready = True
@@ -279,15 +282,6 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._tell("ready", "is ready", workers=self.count)
         if self.index == 0 and isinstance(self.app, Program):
             self.app.greet(self, self.wsgi)
-
-    def _freeze(self) -> None:
-        """Spare the garbage collector what lives as long as the worker: model and libraries, 10 to 100 ms each time.
-
-        A heap that was loaded ahead of the fork is not collected first: that would write to every page it shares.
-        """
-        if not self.cfg.preload_app:
-            gc.collect()
-        gc.freeze()
 
     def _configure(self, connections: Connections) -> None:
         connections.closing = True  # until it is ready
@@ -314,7 +308,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             self.scoreboard.publish(self.index, len(listener.connections.members))
             if os.getppid() != self.ppid:
                 self._stop_because("the master is gone: stopping")
-            elif self._is_ready and listener.connections.heads_taken >= self.max_requests:
+            elif self._is_ready and listener.connections.heads_taken + self._grpc.taken >= self.max_requests:
                 self._stop_because(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so
                 self._stop.set()
@@ -348,11 +342,12 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._tell("drain", "drains", connections=connections, seconds=grace, by_signal=self._told)
         waits = self._is_ready and not self._quick and not self._share.has_ready_sibling()
         delay = settings.drain_delay() if waits else 0.0  # else a check would find who leaves, not who serves on
-        draining = asyncio.ensure_future(listener.drain(grace, delay))
+        draining = asyncio.ensure_future(self._grpc.stop(listener.drain(grace, delay), grace, delay))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             listener.connections.abort()
+            await self._grpc.cut()
             await asyncio.wait({draining}, timeout=QUICK_SECONDS)
         hurry.cancel()
         if draining.done() and draining.exception() is not None:

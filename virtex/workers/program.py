@@ -94,7 +94,11 @@ def _check_free(address: Any) -> None:
         try:
             sock.bind((host, port))
         except OSError as error:
-            why = _REASONS.get(error.errno or 0)
-            if why is not None:
-                print(f"virtex: can't listen on {host}:{port}: {why}. Choose another port", file=sys.stderr)
+            if error.errno in _REASONS:
+                print(f"virtex: can't listen on {host}:{port}: {why_not(error)}. Choose another port", file=sys.stderr)
                 sys.exit(1)
+
+
+def why_not(error: OSError) -> str:
+    """Why an address can't be listened on, in words."""
+    return _REASONS.get(error.errno or 0) or str(error)

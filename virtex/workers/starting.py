@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from gunicorn.config import Config, make_settings  # type: ignore[import-untyped]
 
 from ..service.seam import Service
+from . import grpc_port as grpc
 from . import script, settings, uvicorn
 
 _OWN = {
@@ -35,11 +36,17 @@ def run(service: Service, host: str, port: int, workers: int, more: dict[str, An
     become(asked)
 
 
-def serve(app: str, host: str | None, port: int | None, options: list[str]) -> NoReturn:
-    """Serve an application by its name, module:app. options: of gunicorn's command line.
+def serve(
+    app: str, host: str | None, port: int | None, options: list[str], grpc_port: int | None = None
+) -> NoReturn:
+    """Serve an application by its name, module:app. options: of gunicorn's command line. grpc_port: where V2 is answered
+    over gRPC, too.
 
     Raises ValueError for a host and port that are none.
     """
+    if grpc_port is not None:
+        address("localhost", grpc_port)  # that it is a port
+        os.environ[grpc.VARIABLE] = str(grpc_port)
     flags = {flag for setting in make_settings().values() for flag in setting.cli or ()}
     for option in options:
         flag = option.partition("=")[0]

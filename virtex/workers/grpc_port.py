@@ -1,0 +1,106 @@
+"""The port of gRPC: which one, that nobody else has it, and a worker's server there.
+
+gunicorn has no setting for it: VIRTEX_GRPC_PORT of the environment says it, which `virtex serve --grpc-port` sets. Each
+worker listens there itself, by SO_REUSEPORT, and the kernel gives each connection to one of them. Whoever else sets that
+option would get some, too, unnoticed: so the master looks first, and keeps the port bound as long as it lives.
+
+Rules: knows gunicorn's settings, and what serves gRPC where a worker has loaded its application: grpc is no fork's friend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Coroutine
+from importlib.util import find_spec
+from typing import Any
+
+from .program import why_not
+
+VARIABLE = "VIRTEX_GRPC_PORT"
+_kept: list[socket.socket] = []  # of the master, bound, never listening
+
+
+def port() -> int | None:
+    """The port, None for none. Raises ValueError for what is no port."""
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ValueError(f"{VARIABLE}={text!r}: expected a port from 1 to 65535 (virtex serve --grpc-port)")
+    return int(text)
+
+
+def addresses(cfg: Any) -> list[tuple[str, int]]:
+    """Where to listen: the hosts of gunicorn's bind, with the port. Raises ValueError where it has none."""
+    number = port()
+    if number is None:
+        return []
+    hosts = dict.fromkeys(address[0] for address in cfg.address if isinstance(address, tuple))
+    if not hosts:
+        raise ValueError(f"{VARIABLE}={number}: expected a host in bind, which has unix sockets alone")
+    return [(host, number) for host in hosts]
+
+
+def keep(cfg: Any) -> None:
+    """Keep the port for the workers to come: in the master, ahead of the first fork. Ends the process where it can't."""
+    wanted = addresses(cfg)
+    if not wanted or _kept:
+        return
+    if find_spec("grpc") is None or find_spec("google.protobuf") is None:
+        _end(f"{VARIABLE} needs grpcio and protobuf: install the extra [grpc]")
+    inherits = "GUNICORN_FD" in os.environ  # after SIGUSR2, beside the workers of the master before
+    for host, number in wanted:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        for shares in (True,) if inherits else (False, True):
+            sock = socket.socket(family)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shares:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                sock.bind((host, number))
+            except OSError as error:
+                _end(f"can't listen on {host}:{number} for gRPC: {why_not(error)}. Choose another port")
+            if shares:
+                _kept.append(sock)
+            else:
+                sock.close()
+
+
+def _end(why: str) -> None:
+    print(f"virtex: {why}", file=sys.stderr)
+    sys.exit(1)
+
+
+class GrpcPort:
+    """A worker's server there, where there is to be one."""
+
+    def __init__(self) -> None:
+        self._server: Any = None
+
+    @property
+    def taken(self) -> int:
+        """How many infer requests it had."""
+        return 0 if self._server is None else self._server.calls.taken  # type: ignore[no-any-return]
+
+    async def start(self, app: Any, cfg: Any, log: Any) -> None:
+        """Take calls. Raises what GrpcServer does."""
+        wanted = [f"[{host}]:{number}" if ":" in host else f"{host}:{number}" for host, number in addresses(cfg)]
+        if wanted:
+            from ..rpc.serving import GrpcServer
+
+            self._server = GrpcServer(app, wanted, shares=True)
+            await self._server.start()
+            log.info("gRPC at %s", " and ".join(wanted))
+
+    async def stop(self, drained: Coroutine[Any, Any, None], grace: float, delay: float) -> None:
+        """Beside the listener, which drains: returns when both are done. As GrpcServer.stop()."""
+        stopped = () if self._server is None else (self._server.stop(grace, delay),)
+        await asyncio.gather(drained, *stopped)
+
+    async def cut(self) -> None:
+        """Answer nothing more."""
+        if self._server is not None:
+            await self._server.stop(0)
