@@ -43,7 +43,7 @@ class Calls:
         self._servers: dict[str, Any] = {server.name: server for server in getattr(app, "servers", (app,))}
         self._only = None if hasattr(app, "servers") else app
         self._pipelined: int = app.limits.pipelined
-        self._wants: dict[str, tuple[Any, Wants]] = {}
+        self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
 
@@ -93,17 +93,15 @@ class Calls:
     def _opened(self, server: Any, head: Head) -> Any:
         """A service has the head of a request: its refusal, or the exchange."""
         self.taken += 1
-        server.begin()
-        if type(head.peer) is tuple:
-            head.peer = server.shell.peer(head.peer)
-        admission, now = server.model.admission, server.options.clock()
-        served = admission.served
-        if served is None:
-            return _unready(server, head, now)
-        known = self._wants.get(server.name)
-        if known is None or known[0] is not served:
-            known = self._wants[server.name] = served, Wants(Reader(served), REFUSING.writes)
-        head.wants = known[1]
+        now: int = server.options.clock()
+        met = self._met.get(server.name)
+        if met is None or met[0] is not server.model:
+            server.begin()
+            model = server.model
+            if model.admission.served is None:
+                return _unready(server, head, now)
+            met = self._met[server.name] = model, Wants(Reader(model.admission.served), REFUSING.writes)
+        head.peer, head.wants = server.shell.peer(head.peer), met[1]
         return server.open(head, now)
 
     # ---- a stream of them

@@ -20,8 +20,6 @@ class Cut:
     """What a message is made of. head: all but id and tensors. id: as it came. raws: where each tensor's bytes begin
     and end."""
 
-    __slots__ = ("head", "id", "raws")
-
     def __init__(self, head: bytes, id: bytes, raws: tuple[tuple[int, int], ...]) -> None:  # noqa: A002
         self.head = head
         self.id = id

@@ -44,8 +44,7 @@ class Answer(Asked):
         super().__init__(served, None, None, True)
         self._model = served
         self._wanted = wanted
-        said = InferResponse(model_name=served.name, model_version=v2.VERSION)
-        self._head: bytes = said.SerializeToString() + (b"\x1a" + length_of(len(id)) + id if id else b"")
+        self._head = _named(served.name) + (b"\x1a" + length_of(len(id)) + id if id else b"")
 
     def with_id(self, id: bytes) -> Answer:  # noqa: A002
         """The same, of another request. Raises RequestError (400) for what is no UTF-8."""
@@ -74,6 +73,12 @@ class Answer(Asked):
                 size = len(blob)
             blobs += (_RAW + length_of(size), blob)
         return Response(200, (), [b"".join(said + blobs)])
+
+
+@lru_cache(256)
+def _named(name: str) -> bytes:
+    said: bytes = InferResponse(model_name=name, model_version=v2.VERSION).SerializeToString()
+    return said
 
 
 @lru_cache(256)
