@@ -51,7 +51,7 @@ def cut(message: bytes) -> Cut | None:
             elif tag == _ID:
                 request_id = message[at:end]
             else:
-                break
+                return None
             head += message[start:begin]
             start = at = end
     except IndexError:

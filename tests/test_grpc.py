@@ -1,0 +1,699 @@
+"""V2 over gRPC: each method, what it says of what is wrong, and that its requests are those of everybody else."""
+
+import asyncio
+import logging
+
+import grpc
+import ml_dtypes
+import numpy as np
+import pytest
+import uvloop
+from kit import needs
+from kit.asks import Echo, ask_direct
+from kit.servers import eventually
+from kit.v2 import infer, outputs_of, tensor
+
+needs.library("grpc")
+
+from kit.grpc import CONTENTS, SERVICE, Client, request, texts  # noqa: E402
+
+from virtex import ItemError, Limits, RequestHandler, Services, Tensor, TensorHandler, http_server  # noqa: E402
+from virtex.rpc.messages import (  # noqa: E402
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ModelName,
+    ServerMetadata,
+    State,
+    StreamResponse,
+)
+from virtex.rpc.serving import serve_grpc  # noqa: E402
+
+DTYPES = ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "bf16"]
+ROWS = np.float32([[1, 2, 3]])
+
+
+def identity(dtype="f4", **options):
+    class Identity(TensorHandler):
+        inputs = outputs = Tensor(dtype, (3,))
+
+        def run_inference(self, model_input):
+            return model_input
+
+    return http_server(options.pop("name", "identity"), Identity, **options)
+
+
+class Sums(TensorHandler):
+    """Two inputs, two outputs, which are not declared."""
+
+    inputs = {"a": Tensor("f4", (2, 2)), "b": Tensor("i8")}
+
+    def run_inference(self, model_input):
+        return {"s": model_input["a"].sum((1, 2)), "t": model_input["b"]}
+
+
+class Upper(RequestHandler):
+    def process_request(self, data):
+        return data
+
+    def run_inference(self, model_input):
+        return [text.upper() for text in model_input]
+
+    def process_response(self, item):
+        return item
+
+
+class Gated(TensorHandler):
+    """Runs when it is let, and says how large its batches were."""
+
+    inputs = outputs = Tensor("f4", (3,))
+
+    def __init__(self):
+        self.gate = asyncio.Event()
+        self.sizes = []
+        self.torn_down = False
+
+    async def run_inference(self, model_input):
+        self.sizes.append(len(model_input))
+        await self.gate.wait()
+        return model_input
+
+    def teardown(self):
+        self.torn_down = True
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """grpc.aio has one poller in a process, which had better see one loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        yield runner
+
+
+@pytest.fixture
+def run(runner):
+    def run(app, main, *options):
+        async def whole():
+            async with await serve_grpc(app, port=0) as server:
+                client = Client(server.port, *options)
+                try:
+                    return await asyncio.wait_for(main(client), 30)
+                finally:
+                    await client.close()
+                    await app.shutdown()
+
+        return runner.run(whole())
+
+    return run
+
+
+def refused(told, code, *parts):
+    assert told.code == code and all(part in told.details for part in parts), told
+
+
+# ---- what there is
+
+
+def test_a_server_and_a_model_say_what_they_are(run):
+    app = http_server("sums", Sums)
+
+    async def main(client):
+        live, ready = [await client.ask(method=f"Server{what}") for what in ("Live", "Ready")]
+        assert State.FromString(live.message).holds and State.FromString(ready.message).holds
+        server = ServerMetadata.FromString((await client.ask(method="ServerMetadata")).message)
+        assert server.name == "virtex" and server.version
+        told = await client.ask(ModelName(name="sums", version="1"), "ModelMetadata")
+        model = ModelMetadata.FromString(told.message)
+        assert (model.name, list(model.versions), model.platform) == ("sums", ["1"], "virtex")
+        inputs = [(one.name, one.datatype, list(one.shape)) for one in model.inputs]
+        assert inputs == [("a", "FP32", [-1, 2, 2]), ("b", "INT64", [-1])] and not model.outputs
+        found = await client.infer(request("sums", ("b", np.arange(2)), ("a", np.ones((2, 2, 2), "f4"))))
+        assert found["s"].tolist() == [4, 4] and found["t"].tolist() == [0, 1]
+        learnt = ModelMetadata.FromString((await client.ask(ModelName(name="sums"), "ModelMetadata")).message)
+        assert [(one.name, one.datatype) for one in learnt.outputs] == [("s", "FP32"), ("t", "INT64")]
+        for name, version, holds in (("sums", "", True), ("sums", "1", True), ("sums", "2", False), ("x", "", False)):
+            told = await client.ask(ModelName(name=name, version=version), "ModelReady")
+            assert told.code == "OK" and State.FromString(told.message).holds is holds
+        refused(await client.ask(ModelName(name="x"), "ModelMetadata"), "NOT_FOUND", "model 'x': expected sums")
+        refused(await client.ask(b"\x0a\x7f", "ModelMetadata"), "INVALID_ARGUMENT", "expected the name of a model")
+
+    run(app, main)
+
+
+def test_a_method_that_there_is_not_names_those_that_there_are(run):
+    async def main(client):
+        refused(await client.ask(method="ModelConfig"), "UNIMPLEMENTED", "ModelConfig", "ModelInfer, ModelMetadata")
+        stream = client.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        with pytest.raises(grpc.aio.AioRpcError, match="there is no"):
+            await stream(iter([b""])).read()
+
+    run(identity(), main)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_datatype_comes_as_it_went_raw_and_as_numbers(run, dtype):
+    app = identity(ml_dtypes.bfloat16 if dtype == "bf16" else dtype, max_batch_size=4)
+
+    async def main(client):
+        for n in (1, 4, 12):
+            rows = np.random.default_rng(n).integers(0, 2, (n, 3)).astype(app.model.admission.inputs.dtype)
+            found = await client.infer(request("identity", rows, id=str(n)))
+            assert found["output"].tobytes() == rows.tobytes() and found["output"].shape == rows.shape
+            asked = request("identity", rows)
+            del asked.raw_input_contents[:]
+            if dtype in CONTENTS:
+                getattr(asked.inputs[0].contents, f"{CONTENTS[dtype]}_contents").extend(rows.ravel().tolist())
+                assert (await client.infer(asked))["output"].tobytes() == rows.tobytes()
+            else:
+                asked.inputs[0].contents.fp32_contents.extend([0] * rows.size)
+                refused(await client.ask(asked), "INVALID_ARGUMENT", "has no contents: send raw_input_contents")
+
+    run(app, main)
+
+
+def test_text_is_bytes_both_ways(run):
+    class Joined(TensorHandler):
+        inputs = {"a": Tensor("str", (2,)), "b": Tensor("bytes")}
+        outputs = {"joined": Tensor("str"), "b": Tensor("bytes")}
+
+        def run_inference(self, model_input):
+            return {"joined": np.array(["+".join(row) for row in model_input["a"]], object), "b": model_input["b"]}
+
+    upper, joined = http_server("upper", Upper), http_server("joined", Joined)
+
+    async def main(client):
+        assert await client.infer(request("upper", [b"a", "ä".encode(), b""])) == {"data": [b"A", "Ä".encode(), b""]}
+        asked = request("joined", ("a", [b"1", b"2", "ü".encode(), b""]), ("b", [b"\xff", b"x"]))
+        asked.inputs[0].shape[:] = [2, 2]
+        assert await client.infer(asked) == {"joined": [b"1+2", "ü+".encode()], "b": [b"\xff", b"x"]}
+        asked = InferRequest(model_name="upper")
+        asked.inputs.add(name="x", datatype="BYTES", shape=[2]).contents.bytes_contents.extend([b"ab", b"c"])
+        assert await client.infer(asked) == {"data": [b"AB", b"C"]}
+        asked = request("joined", ("a", [b"\xff", b"2"]), ("b", [b"x"]))
+        asked.inputs[0].shape[:] = [1, 2]
+        refused(await client.ask(asked), "INVALID_ARGUMENT", "item 0: input 'a': expected UTF-8")
+
+    run(Services(upper, joined), main)
+
+
+def test_a_list_handler_takes_numbers_and_gives_them(run):
+    async def main(client):
+        found = await client.infer(request("echo", np.float64([[1.5, 2], [3, 4]]), name="any"))
+        assert found["data"].tolist() == [[1.5, 2], [3, 4]]
+        ten = await client.infer(request("echo", np.arange(10)))
+        assert ten["data"].tolist() == list(range(10))
+
+    run(http_server("echo", Echo), main)
+
+
+def test_outputs_are_those_that_are_asked_for_and_the_id_comes_back(run):
+    async def main(client):
+        asked = request("sums", ("a", np.ones((1, 2, 2), "f4")), ("b", np.arange(1)), id="ä7")
+        asked.outputs.add(name="t")
+        answer = InferResponse.FromString((await client.ask(asked)).message)
+        assert (answer.model_name, answer.model_version, answer.id) == ("sums", "1", "ä7")
+        assert [output.name for output in answer.outputs] == ["t"] and len(answer.raw_output_contents) == 1
+        asked.outputs.add(name="u")
+        refused(await client.ask(asked), "INVALID_ARGUMENT", "outputs: there is no 'u'; expected of s, t")
+
+    run(http_server("sums", Sums), main)
+
+
+# ---- what is wrong
+
+
+def changed(**changes):
+    asked = request("identity", ROWS)
+    for name, value in changes.items():
+        if name == "shape":
+            asked.inputs[0].shape[:] = value
+        elif name == "raws":
+            asked.raw_input_contents[:] = value
+        elif hasattr(asked.inputs[0], name):
+            setattr(asked.inputs[0], name, value)
+        else:
+            setattr(asked, name, value)
+    return asked
+
+
+def with_contents(field, values, datatype="FP32", shape=(1, 3)):
+    asked = InferRequest(model_name="identity")
+    asked.inputs.add(name="input", datatype=datatype, shape=shape)
+    getattr(asked.inputs[0].contents, field).extend(values)
+    return asked
+
+
+def with_parameter(where, name, **value):
+    asked = request("identity", ROWS)
+    if where == "output":
+        asked.outputs.add(name="output")
+    place = {"request": asked, "input": asked.inputs[0], "output": asked.outputs and asked.outputs[0]}[where]
+    for kind, one in value.items():
+        setattr(place.parameters[name], kind, one)
+    return asked
+
+
+WRONG = {
+    "nothing": (b"", "NOT_FOUND", "model ''"),
+    "no protobuf": (b"\x0a\x08identity\xff\xff\xff", "INVALID_ARGUMENT", "expected a ModelInferRequest"),
+    "breaks off": (request("identity", ROWS).SerializeToString()[:-5], "INVALID_ARGUMENT", "ModelInferRequest"),
+    "model": (changed(model_name="x"), "NOT_FOUND", "model 'x': expected identity"),
+    "version": (changed(model_version="2"), "NOT_FOUND", "version '2'"),
+    "no inputs": (InferRequest(model_name="identity"), "INVALID_ARGUMENT", "expected a tensor at least"),
+    "name": (changed(name="x"), "INVALID_ARGUMENT", "inputs: expected input, got x"),
+    "datatype": (changed(datatype="FP64"), "INVALID_ARGUMENT", "input 'input': expected FP32 [n, 3], got FP64 [1, 3]"),
+    "no datatype": (changed(datatype="fp32"), "INVALID_ARGUMENT", "expected FP32 [n, 3], got fp32 [1, 3]"),
+    "shape": (changed(shape=[1, 4]), "INVALID_ARGUMENT", "expected FP32 [n, 3], got FP32 [1, 4]"),
+    "no dimension": (changed(shape=[]), "INVALID_ARGUMENT", "expected whole numbers in 'shape'"),
+    "no items": (changed(shape=[0, 3]), "INVALID_ARGUMENT", "expected an item at least"),
+    "negative": (changed(shape=[-1, 3]), "INVALID_ARGUMENT", "expected whole numbers in 'shape'"),
+    "huge": (changed(shape=[2**62 - 1, 3]), "INVALID_ARGUMENT", "expected "),
+    "2**63": (changed(shape=[2**63 - 1, 3]), "INVALID_ARGUMENT", "expected whole numbers in 'shape'"),
+    "truncated": (changed(raws=[b"123"]), "INVALID_ARGUMENT", "expected 12 bytes for FP32 [1, 3], got 3"),
+    "too long": (changed(raws=[bytes(16)]), "INVALID_ARGUMENT", "expected 12 bytes for FP32 [1, 3], got 16"),
+    "two raws": (changed(raws=[bytes(12)] * 2), "INVALID_ARGUMENT", "raw_input_contents: expected 1"),
+    "no raws": (changed(raws=[]), "INVALID_ARGUMENT", "input 'input': expected 3 values in fp32_contents"),
+    "other contents": (with_contents("int_contents", [1, 2, 3]), "INVALID_ARGUMENT", "fp32_contents for FP32, got int"),
+    "few contents": (with_contents("fp32_contents", [1, 2]), "INVALID_ARGUMENT", "expected 3 values in fp32_contents"),
+    "does not fit": (with_contents("int_contents", [1, 300, 3], "INT8"), "INVALID_ARGUMENT", "INT8, got 300 (value 1)"),
+    "unknown type": (with_contents("int_contents", [1], "INT4"), "INVALID_ARGUMENT", "datatype 'INT4'"),
+    "timeout": (with_parameter("request", "timeout", string_param="1"), "INVALID_ARGUMENT", "expected microseconds"),
+    "region": (with_parameter("input", "shared_memory_region", string_param="r"), "UNIMPLEMENTED", "shared memory"),
+    "classes": (with_parameter("output", "classification", int64_param=2), "UNIMPLEMENTED", "no classification"),
+    "id": (request("identity", ROWS).SerializeToString() + b"\x1a\x01\xff", "INVALID_ARGUMENT", "id: expected UTF-8"),
+}
+BOTH = changed()
+BOTH.inputs[0].contents.fp32_contents.extend([1, 2, 3])
+WRONG["both"] = BOTH, "INVALID_ARGUMENT", "got contents, and raw_input_contents too"
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_and_does_no_harm(run, wrong, several):
+    app = Services(identity(), http_server("other", Echo)) if several else identity()
+    message, code, says = WRONG[wrong]
+
+    async def main(client):
+        told = await client.ask(message)
+        if wrong in ("nothing", "no protobuf", "breaks off") and not several:
+            assert told.code in ("INVALID_ARGUMENT", "NOT_FOUND") and told.details
+        else:
+            refused(told, code, says)
+        assert told.metadata["x-request-id"]
+        assert (await client.infer(request("identity", ROWS)))["output"].tolist() == ROWS.tolist()
+
+    run(app, main)
+
+
+def test_a_field_that_the_protocol_has_not_is_read_over(run):
+    async def main(client):
+        message = request("identity", ROWS, id="7").SerializeToString() + b"\xf8\x7f\x01"
+        told = await client.ask(message)
+        assert told.code == "OK" and InferResponse.FromString(told.message).id == "7"
+
+    run(identity(), main)
+
+
+def test_an_item_that_the_handler_refuses_is_an_invalid_argument_and_one_it_fails_on_internal(run):
+    class Picky(Upper):
+        def run_inference(self, model_input):
+            if "no" in model_input:
+                raise ItemError("expected yes", model_input.index("no"))
+            if "taken" in model_input:
+                raise ItemError("taken", model_input.index("taken"), status=409)
+            if "fail" in model_input:
+                raise KeyError("a secret")
+            return model_input
+
+    async def main(client):
+        refused(await client.ask(request("upper", [b"yes", b"no"])), "INVALID_ARGUMENT", "item 1: expected yes")
+        refused(await client.ask(request("upper", [b"taken"])), "ABORTED", "item 0: taken")
+        told = await client.ask(request("upper", [b"fail"]), metadata=[("x-request-id", "mine")])
+        refused(told, "INTERNAL", "run_inference", "request id mine")
+        assert "secret" not in told.details and told.metadata["x-request-id"] == "mine"
+
+    run(http_server("upper", Picky), main)
+
+
+def test_a_handler_of_a_dtype_that_v2_has_not_is_unimplemented(run):
+    async def main(client):
+        refused(await client.ask(request("identity", ROWS)), "UNIMPLEMENTED", "V2 has no datatype for input")
+
+    run(identity("c8"), main)
+
+
+# ---- who may, how much, how long
+
+
+def test_a_key_is_asked_for_all_but_health(run):
+    app = identity(api_key="secret")
+
+    async def main(client):
+        key = [("authorization", "Bearer secret")]
+        for method in ("ServerLive", "ServerReady"):
+            assert (await client.ask(method=method)).code == "OK"
+        for method in ("ModelInfer", "ServerMetadata", "ModelMetadata", "ModelReady"):
+            message = request("identity", ROWS) if method == "ModelInfer" else ModelName(name="identity")
+            told = await client.ask(message, method)
+            refused(told, "UNAUTHENTICATED", "not authorized")
+            assert told.metadata["www-authenticate"] == "Bearer"
+            assert (await client.ask(message, method, metadata=key)).code == "OK"
+        stream = client.channel.stream_stream(SERVICE + "ModelStreamInfer")
+        with pytest.raises(grpc.aio.AioRpcError, match="not authorized"):
+            await stream(iter([b""])).read()
+
+    run(app, main)
+
+
+def test_authorize_sees_each_call_as_the_head_of_a_request(run):
+    seen = []
+
+    def authorize(head):
+        seen.append((head.method, head.path, head.header("X-User"), head.length))
+        return {"ann": True, "bob": 403, "eve": 429}.get(head.header("x-user"), False)
+
+    async def main(client):
+        codes = {}
+        for user in ("ann", "bob", "eve", "zoe"):
+            codes[user] = (await client.ask(request("identity", ROWS), metadata=[("x-user", user)])).code
+        assert codes == {"ann": "OK", "bob": "PERMISSION_DENIED", "eve": "RESOURCE_EXHAUSTED", "zoe": "UNAUTHENTICATED"}
+        assert seen[0] == ("POST", SERVICE + "ModelInfer", "ann", None) and len(seen) == 4
+
+    run(identity(authorize=authorize), main)
+
+
+def test_each_of_several_services_has_its_own_key(run):
+    mine, yours = identity(name="mine", api_key="m"), identity(name="yours", api_key="y")
+
+    async def main(client):
+        key = [("authorization", "Bearer m")]
+        assert (await client.ask(request("mine", ROWS), metadata=key)).code == "OK"
+        refused(await client.ask(request("yours", ROWS), metadata=key), "UNAUTHENTICATED")
+        refused(await client.ask(ModelName(name="yours"), "ModelMetadata", metadata=key), "UNAUTHENTICATED")
+        refused(await client.ask(request("none", ROWS)), "UNAUTHENTICATED")
+        refused(await client.ask(request("none", ROWS), metadata=key), "NOT_FOUND", "expected mine, yours")
+
+    run(Services(mine, yours), main)
+
+
+def test_a_message_over_the_limit_is_refused(run):
+    limits = Limits(body=1000)
+    one, other = identity(limits=limits), identity(name="large", limits=Limits(body=10_000))
+
+    async def main(client):
+        refused(await client.ask(request("identity", np.zeros((1000, 3), "f4"))), "RESOURCE_EXHAUSTED")
+        refused(await client.ask(request("identity", np.zeros((100, 3), "f4"))), "RESOURCE_EXHAUSTED", "limit is 1000")
+        assert (await client.infer(request("large", np.zeros((100, 3), "f4"))))["output"].shape == (100, 3)
+
+    run(Services(one, other), main)
+
+
+def test_no_room_is_unavailable_and_says_when_to_come_again(run):
+    app = identity(limits=Limits(max_bytes=4 << 20, body=1 << 20), max_batch_size=4)
+
+    async def main(client):
+        app.budget.held += app.budget.budget
+        told = await client.ask(request("identity", ROWS))
+        refused(told, "UNAVAILABLE", "limits.max_bytes")
+        assert (told.metadata["retry-after"], told.metadata["grpc-retry-pushback-ms"]) == ("1", "1000")
+        app.budget.held -= app.budget.budget
+        large = with_contents("fp32_contents", [1.0] * 120_000, shape=(40_000, 3))
+        refused(await client.ask(large), "UNAVAILABLE", "limits.max_bytes")
+        assert (await client.infer(request("identity", ROWS)))["output"].tolist() == ROWS.tolist()
+        assert app.budget.held == 0
+
+    run(app, main)
+
+
+def test_numbers_one_by_one_are_no_more_than_values_and_raw_ones_are(run):
+    app = identity(limits=Limits(values=100))
+
+    async def main(client):
+        many = with_contents("fp32_contents", [1.0] * 300, shape=(100, 3))
+        refused(await client.ask(many), "RESOURCE_EXHAUSTED", "input 'input': 300 values", "send raw_input_contents")
+        assert len((await client.infer(request("identity", np.zeros((100, 3), "f4"))))["output"]) == 100
+
+    run(app, main)
+
+
+def test_a_compressed_message_is_refused_for_grpc_would_not_bound_it(run):
+    async def main(client):
+        asked = request("identity", ROWS).SerializeToString()
+        call = client.channel.unary_unary(SERVICE + "ModelInfer")(asked, compression=grpc.Compression.Gzip)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(identity(), main)
+
+
+def test_the_calls_deadline_is_the_requests(run):
+    seen = []
+
+    class Slow(Gated):
+        async def run_inference(self, model_input, requests):
+            seen.append(requests[0])
+            return await super().run_inference(model_input)
+
+    handler = Slow()
+
+    async def main(client):
+        refused(await client.ask(request("slow", ROWS), timeout=0.2), "DEADLINE_EXCEEDED")
+        await eventually(lambda: app.model.admission.unsettled == 0)
+        asked = request("slow", ROWS)
+        asked.parameters["timeout"].int64_param = 100_000  # us
+        told = await client.ask(asked, timeout=20)
+        refused(told, "DEADLINE_EXCEEDED", "no answer within 0.1 s")
+        assert seen[0].path == SERVICE + "ModelInfer" and seen[0].method == "POST"
+        handler.gate.set()
+
+    app = http_server("slow", handler)
+    run(app, main)
+
+
+def test_the_inference_of_a_call_that_is_cancelled_is_not_spent(run):
+    handler = Gated()
+    app = http_server("gated", handler)
+
+    async def main(client):
+        first = asyncio.create_task(client.ask(request("gated", ROWS)))
+        await eventually(lambda: handler.sizes == [1])
+        calls = [asyncio.create_task(client.ask(request("gated", ROWS))) for _ in range(2)]
+        await eventually(lambda: app.model.batcher.waiting == 2)
+        for call in calls:
+            call.cancel()
+        await eventually(lambda: app.model.admission.unsettled == 1)
+        handler.gate.set()
+        assert (await first).code == "OK"
+        await client.infer(request("gated", ROWS))
+        assert handler.sizes == [1, 1] and app.budget.held == 0
+
+    run(app, main)
+
+
+def test_what_is_refused_and_lost_is_counted_and_logged(run, caplog):
+    app = identity()
+
+    async def main(client):
+        caplog.set_level(logging.INFO, "virtex")
+        await client.infer(request("identity", ROWS))
+        await client.ask(changed(shape=[1, 4]), metadata=[("x-request-id", "mine")])
+        assert any("request mine: 400" in line for line in caplog.messages)
+        figures = (await ask_direct(app, method="GET", path="/metrics/live")).json
+        assert figures["metrics"]["virtex_requests_total"] == {"200": 1, "400": 1}, figures["metrics"]
+
+    run(app, main)
+
+
+# ---- streams
+
+
+async def streamed(client, *messages, **more):
+    call = client.channel.stream_stream(SERVICE + "ModelStreamInfer")(iter([m.SerializeToString() for m in messages]), **more)
+    return [StreamResponse.FromString(answer) async for answer in call]
+
+
+def test_a_stream_has_an_answer_for_each_request_in_order_whatever_is_wrong_with_some(run):
+    async def main(client):
+        asked = []
+        for k in range(60):
+            rows = np.full((1 + k % 3, 3), k, "f4")
+            asked.append(request("identity", rows, id=str(k)))
+            if k % 7 == 3:
+                asked[-1].inputs[0].shape[1] = 4
+            if k % 7 == 5:
+                asked[-1].model_name = "none"
+        answers = await streamed(client, *asked)
+        assert [answer.infer_response.id for answer in answers] == [str(k) for k in range(60)]
+        for k, answer in enumerate(answers):
+            says = {3: "INVALID_ARGUMENT: input 'input'", 5: "NOT_FOUND: model 'none'"}.get(k % 7, "")
+            assert answer.error_message.startswith(says) and bool(answer.error_message) == bool(says)
+            if not says:
+                (rows,) = outputs(answer.infer_response).values()
+                assert (rows == k).all() and len(rows) == 1 + k % 3
+
+    run(Services(identity(), http_server("echo", Echo)), main)
+
+
+def outputs(answer):
+    from kit.grpc import outputs_of
+
+    return outputs_of(answer.SerializeToString())
+
+
+def test_requests_of_a_stream_share_batches_and_no_more_wait_than_are_pipelined(run):
+    handler = Gated()
+    app = http_server("gated", handler, limits=Limits(pipelined=4))
+
+    async def main(client):
+        asking = asyncio.create_task(streamed(client, *[request("gated", ROWS, id=str(k)) for k in range(12)]))
+        await eventually(lambda: app.model.admission.unsettled == 4)
+        handler.gate.set()
+        answers = await asking
+        assert [answer.infer_response.id for answer in answers] == [str(k) for k in range(12)]
+        assert sum(handler.sizes) == 12 and len(handler.sizes) < 12
+
+    run(app, main)
+
+
+def test_a_stream_that_is_cancelled_gives_up_what_it_asked(run):
+    handler = Gated()
+    app = http_server("gated", handler)
+
+    async def main(client):
+        first = asyncio.create_task(client.ask(request("gated", ROWS)))
+        await eventually(lambda: handler.sizes == [1])
+        asking = asyncio.create_task(streamed(client, *[request("gated", ROWS) for _ in range(5)]))
+        await eventually(lambda: app.model.batcher.waiting == 5)
+        asking.cancel()
+        await eventually(lambda: app.model.admission.unsettled == 1)
+        handler.gate.set()
+        assert (await first).code == "OK"
+        await client.infer(request("gated", ROWS))
+        assert handler.sizes == [1, 1] and app.budget.held == 0
+
+    run(app, main)
+
+
+# ---- the same service as everybody's
+
+
+def test_messages_v2_by_rest_and_grpc_share_a_batch(run):
+    handler = Gated()
+    app = http_server("gated", handler)
+
+    async def main(client):
+        first = asyncio.create_task(client.infer(request("gated", ROWS)))
+        await eventually(lambda: handler.sizes == [1])
+        asked = [
+            asyncio.create_task(client.infer(request("gated", ROWS * 2))),
+            asyncio.create_task(infer(app, tensor("input", ROWS * 3, binary=True))),
+            asyncio.create_task(ask_direct(app, b'{"data":[[4,8,12]]}')),
+        ]
+        await eventually(lambda: app.model.batcher.waiting == 3)
+        handler.gate.set()
+        by_grpc, by_rest, by_message = await asyncio.gather(*asked)
+        assert (await first)["output"].tolist() == [[1, 2, 3]] and by_grpc["output"].tolist() == [[2, 4, 6]]
+        assert outputs_of(by_rest)["output"].tolist() == [[3, 6, 9]] and by_message.json["data"] == [[4, 8, 12]]
+        assert handler.sizes == [1, 3]
+
+    run(app, main)
+
+
+def test_many_clients_at_once_get_their_own_rows(run):
+    async def main(client):
+        async def one(k):
+            rows = np.full((1 + k % 5, 3), k, "f4")
+            assert ((await client.infer(request("identity", rows, id=str(k))))["output"] == rows).all()
+
+        await asyncio.gather(*(one(k) for k in range(300)))
+
+    run(identity(executor="thread"), main)
+
+
+def test_what_is_held_is_given_back(run):
+    app = identity(limits=Limits(body=8 << 20))
+
+    async def main(client):
+        rows = np.zeros((100_000, 3), "f4")
+        for _ in range(3):
+            assert (await client.infer(request("identity", rows)))["output"].shape == rows.shape
+            refused(await client.ask(request("identity", rows[:, :2])), "INVALID_ARGUMENT")
+        assert app.budget.held == 0
+
+    run(app, main, ("grpc.max_receive_message_length", -1))
+
+
+# ---- its life
+
+
+def test_stop_answers_what_was_taken_and_takes_no_more(runner):
+    handler = Gated()
+    app = http_server("gated", handler)
+
+    async def main():
+        server = await serve_grpc(app, port=0)
+        client = Client(server.port)
+        try:
+            asked = asyncio.create_task(client.infer(request("gated", ROWS)))
+            streaming = client.channel.stream_stream(SERVICE + "ModelStreamInfer")()
+            await streaming.write(request("gated", ROWS, id="s").SerializeToString())
+            await eventually(lambda: app.model.admission.unsettled == 2)
+            stopping = asyncio.create_task(server.stop(20))
+            await asyncio.sleep(0)
+            handler.gate.set()
+            assert (await asked)["output"].tolist() == ROWS.tolist()
+            assert StreamResponse.FromString(await streaming.read()).infer_response.id == "s"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await streaming.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await stopping
+            assert (await client.ask(request("gated", ROWS), timeout=5)).code == "UNAVAILABLE"
+            await app.shutdown()
+            assert handler.torn_down
+        finally:
+            await client.close()
+            await app.shutdown()
+
+    runner.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_service_that_drains_is_not_ready_and_one_that_has_shut_down_unavailable(run):
+    app = identity()
+
+    async def main(client):
+        app.drain()
+        assert not State.FromString((await client.ask(method="ServerReady")).message).holds
+        assert State.FromString((await client.ask(method="ServerLive")).message).holds
+        assert not State.FromString((await client.ask(ModelName(name="identity"), "ModelReady")).message).holds
+        assert (await client.infer(request("identity", ROWS)))["output"].tolist() == ROWS.tolist()
+        await app.shutdown()
+        refused(await client.ask(request("identity", ROWS)), "UNAVAILABLE", "has shut down")
+
+    run(app, main)
+
+
+def test_a_taken_port_a_wrong_app_and_a_start_that_fails_are_said(runner):
+    class Broken(Echo):
+        def setup(self, worker):
+            raise OSError("no such model")
+
+    async def main():
+        async with await serve_grpc(identity(), port=0) as server:
+            with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{server.port} for gRPC"):
+                await serve_grpc(identity(), port=server.port)
+        with pytest.raises(TypeError, match="expected what http_server\\(\\) or Services\\(\\) made, got a function"):
+            await serve_grpc(lambda scope, receive, send: None, port=0)
+        with pytest.raises(OSError, match="no such model"):
+            await serve_grpc(http_server("broken", Broken), port=0)
+
+    runner.run(main())
+
+
+def test_texts_of_a_length_beyond_the_tensor_are_refused(run):
+    async def main(client):
+        asked = request("upper", [b"abc"])
+        for raw in (b"\xff\xff\xff\xff", b"\x04\0\0\0abc", texts(b"a") + b"x", b"ab", b""):
+            asked.raw_input_contents[:] = [raw]
+            refused(await client.ask(asked), "INVALID_ARGUMENT", "input 'input'")
+
+    run(http_server("upper", Upper), main)

@@ -1,0 +1,142 @@
+"""Messages of gRPC: inference.desc is what inference.proto says, beside whoever has messages of the same names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit import needs
+from kit.servers import ROOT
+
+needs.library("grpc")
+needs.library("google.protobuf")
+
+from google.protobuf import descriptor_pb2  # noqa: E402
+
+from virtex.errors import RequestError  # noqa: E402
+from virtex.rpc.cut import MOST_FIELDS, cut, length_of, name_in  # noqa: E402
+from virtex.rpc.messages import InferRequest  # noqa: E402
+
+HERE = ROOT / "virtex" / "rpc"
+
+
+def test_the_descriptor_in_the_package_is_what_protoc_makes_of_the_proto(tmp_path):
+    needs.found("grpc_tools")
+    made = tmp_path / "made"
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{HERE}", f"--descriptor_set_out={made}", "inference.proto"]
+    subprocess.run(protoc, check=True)
+    kept = HERE / "inference.desc"
+    read = descriptor_pb2.FileDescriptorSet.FromString
+    assert read(kept.read_bytes()) == read(made.read_bytes()), f"write it anew: {' '.join(protoc)}, into {kept}"
+
+
+def test_whoever_has_messages_of_the_same_names_is_not_in_the_way():
+    """Their packages put such files into protobuf's own pool, as generated code does."""
+    script = """
+from google.protobuf import descriptor_pb2, descriptor_pool
+from pathlib import Path
+file = descriptor_pb2.FileDescriptorSet.FromString(Path({path!r}).read_bytes()).file[0]
+for message in file.message_type:
+    for field in message.field:
+        field.number += 40  # another meaning
+descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+from virtex.rpc.messages import InferRequest
+assert InferRequest.FromString(InferRequest(model_name="x").SerializeToString()).model_name == "x"
+assert InferRequest.DESCRIPTOR.fields_by_name["inputs"].number == 5
+"""
+    code = script.format(path=str(HERE / "inference.desc"))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(not os.environ.get("VIRTEX_V2"), reason="VIRTEX_V2 names no environment with tritonclient")
+def test_the_numbers_are_those_of_tritonclient_in_the_same_process():
+    (site,) = Path(os.environ["VIRTEX_V2"]).resolve().glob("lib/python*/site-packages")
+    script = f"""
+import sys, types
+for name in ("tritonclient", "tritonclient.grpc"):  # without what it imports beside its messages
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = [{str(site)!r} + "/" + name.replace(".", "/")]
+from tritonclient.grpc import service_pb2
+from virtex.rpc import messages
+PAIRS = {{"InferRequest": "ModelInferRequest", "InferResponse": "ModelInferResponse", "State": "ServerLiveResponse"}}
+PAIRS |= {{"StreamResponse": "ModelStreamInferResponse", "ModelName": "ModelMetadataRequest"}}
+PAIRS |= {{"ServerMetadata": "ServerMetadataResponse", "ModelMetadata": "ModelMetadataResponse"}}
+PAIRS |= {{"Parameter": "InferParameter", "Contents": "InferTensorContents"}}
+seen = set()
+def compare(ours, theirs):
+    if ours.name in seen:
+        return
+    seen.add(ours.name)
+    for field in ours.fields:
+        other = theirs.fields_by_number[field.number]
+        assert (field.type, field.is_repeated) == (other.type, other.is_repeated), (ours.name, field.name)
+        assert field.name in (other.name, "holds"), (ours.name, field.name)
+        if field.message_type is not None:
+            compare(field.message_type, other.message_type)
+for ours, theirs in PAIRS.items():
+    compare(getattr(messages, ours).DESCRIPTOR, getattr(service_pb2, theirs).DESCRIPTOR)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+# ---- cut
+
+
+def whole(id="", raws=(), **more):  # noqa: A002
+    asked = InferRequest(model_name="m", id=id, raw_input_contents=raws, **more)
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    return asked
+
+
+@given(st.text(max_size=300), st.lists(st.binary(max_size=300), max_size=4))
+def test_a_message_is_cut_where_its_tensors_are_and_the_rest_is_its_head(request_id, raws):
+    asked = whole(request_id, raws)
+    message = asked.SerializeToString()
+    found = cut(message)
+    assert [message[begin:end] for begin, end in found.raws] == raws and found.id.decode() == request_id
+    asked.ClearField("id")
+    asked.ClearField("raw_input_contents")
+    assert found.head == asked.SerializeToString() and name_in(message) == "m"
+
+
+@given(st.binary(max_size=200))
+def test_what_is_cut_is_what_protobuf_reads_or_left_to_it(message):
+    try:
+        read = InferRequest.FromString(message)
+    except Exception:
+        read = None
+    found = cut(message)
+    name_in(message)
+    if found is not None and read is not None:
+        assert [message[begin:end] for begin, end in found.raws] == list(read.raw_input_contents)
+        assert found.id == read.id.encode()
+
+
+def test_fields_in_another_order_are_cut_too():
+    first = InferRequest(raw_input_contents=[b"abcd"]).SerializeToString()
+    message = first + whole("7").SerializeToString()
+    found = cut(message)
+    assert found.raws == ((2, 6),) and found.id == b"7" and name_in(message) == "m"
+
+
+@pytest.mark.parametrize("tail", [b"\x3a\x05abcd", b"\x3a", b"\x3a\xff\xff\xff\xff\xff\x01", b"\x42\x01a", b"\x08\x01"])
+def test_what_breaks_off_or_is_none_of_the_protocol_is_left_to_protobuf(tail):
+    assert cut(whole().SerializeToString() + tail) is None
+
+
+def test_a_message_of_too_many_fields_is_refused():
+    with pytest.raises(RequestError, match="more than 4096 fields") as caught:
+        cut(b"\x2a\x00" * MOST_FIELDS)
+    assert caught.value.status == 413
+
+
+@given(st.integers(0, 1 << 34))
+def test_a_length_is_a_varint(n):
+    message = b"\x3a" + length_of(n)
+    assert cut(message) is None or n == 0
+    assert InferRequest(id="x" * (n % 5000)).SerializeToString()[:1] in (b"", b"\x1a")
