@@ -16,6 +16,7 @@ from kit.v2 import infer, outputs_of, tensor
 needs.library("grpc")
 
 from kit.grpc import CONTENTS, SERVICE, Client, request, texts  # noqa: E402
+from kit.grpc import outputs_of as outputs_of_message  # noqa: E402
 
 from virtex import ItemError, Limits, RequestHandler, Services, Tensor, TensorHandler, http_server  # noqa: E402
 from virtex.rpc.messages import (  # noqa: E402
@@ -435,15 +436,17 @@ def test_numbers_one_by_one_are_no_more_than_values_and_raw_ones_are(run):
     run(app, main)
 
 
-def test_a_compressed_message_is_refused_for_grpc_would_not_bound_it(run):
+def test_a_compressed_message_is_bounded_by_what_it_becomes(run):
     async def main(client):
-        asked = request("identity", ROWS).SerializeToString()
-        call = client.channel.unary_unary(SERVICE + "ModelInfer")(asked, compression=grpc.Compression.Gzip)
+        call = client.channel.unary_unary(SERVICE + "ModelInfer")
+        asked = request("identity", np.zeros((300, 3), "f4")).SerializeToString()
+        assert len(outputs_of_message(await call(asked, compression=grpc.Compression.Gzip))["output"]) == 300
+        bomb = request("identity", np.zeros((100_000, 3), "f4")).SerializeToString()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            await call(bomb, compression=grpc.Compression.Gzip)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    run(identity(), main)
+    run(identity(limits=Limits(body=10_000)), main)
 
 
 def test_the_calls_deadline_is_the_requests(run):
@@ -491,12 +494,12 @@ def test_the_inference_of_a_call_that_is_cancelled_is_not_spent(run):
 
 
 def test_what_is_refused_and_lost_is_counted_and_logged(run, caplog):
-    app = identity()
+    app = identity(name="counted")
 
     async def main(client):
         caplog.set_level(logging.INFO, "virtex")
-        await client.infer(request("identity", ROWS))
-        await client.ask(changed(shape=[1, 4]), metadata=[("x-request-id", "mine")])
+        await client.infer(request("counted", ROWS))
+        await client.ask(changed(model_name="counted", shape=[1, 4]), metadata=[("x-request-id", "mine")])
         assert any("request mine: 400" in line for line in caplog.messages)
         figures = (await ask_direct(app, method="GET", path="/metrics/live")).json
         assert figures["metrics"]["virtex_requests_total"] == {"200": 1, "400": 1}, figures["metrics"]
@@ -528,16 +531,10 @@ def test_a_stream_has_an_answer_for_each_request_in_order_whatever_is_wrong_with
             says = {3: "INVALID_ARGUMENT: input 'input'", 5: "NOT_FOUND: model 'none'"}.get(k % 7, "")
             assert answer.error_message.startswith(says) and bool(answer.error_message) == bool(says)
             if not says:
-                (rows,) = outputs(answer.infer_response).values()
+                (rows,) = outputs_of_message(answer.infer_response.SerializeToString()).values()
                 assert (rows == k).all() and len(rows) == 1 + k % 3
 
     run(Services(identity(), http_server("echo", Echo)), main)
-
-
-def outputs(answer):
-    from kit.grpc import outputs_of
-
-    return outputs_of(answer.SerializeToString())
 
 
 def test_requests_of_a_stream_share_batches_and_no_more_wait_than_are_pipelined(run):

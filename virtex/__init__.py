@@ -39,6 +39,7 @@ _HOME = {
     "codec_info": "_codec",
     "http_server": "server",
     "serve": "wire.listener",
+    "serve_grpc": "rpc.serving",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of docs/api.md)
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/api.md)
     "Content",
     "Observer",
     "serve",
+    "serve_grpc",
     "HttpProtocol",
     "codec_info",
 ]
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from .load.result import HttpLoadTest, LoadTestMetrics, LoadTestResult
     from .message import Content, HttpMessage
     from .observer import Observer
+    from .rpc.serving import serve_grpc
     from .server import Server, http_server
     from .service.request import Request
     from .services import Services

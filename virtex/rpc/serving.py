@@ -15,8 +15,6 @@ with needs("gRPC", "grpcio and protobuf", "grpc"):
 
 from .calls import SERVICE, Calls
 
-IDENTITY = 1  # of grpc's bit set of compressions: that there is none
-
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Which method is whose. Each reads its own message, once its head was let in."""
@@ -58,11 +56,10 @@ class GrpcServer:
         limits = app.limits
         options = [
             ("grpc.so_reuseport", int(shares)),
-            ("grpc.max_receive_message_length", limits.body),
+            ("grpc.max_receive_message_length", limits.body),  # of what a compressed one becomes, too
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", limits.header_bytes),
-            ("grpc.compression_enabled_algorithms_bitset", IDENTITY),
         ]
         self.calls = Calls(app)
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)

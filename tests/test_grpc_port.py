@@ -1,0 +1,187 @@
+"""gRPC under gunicorn: each worker takes calls on one port, which is theirs alone, and is drained with all else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from kit import needs
+from kit.servers import ROOT, Running, free_port, serving, until
+
+needs.library("grpc")
+
+import grpc  # noqa: E402
+import numpy as np  # noqa: E402
+from kit.grpc import SERVICE, outputs_of, request  # noqa: E402
+
+from virtex.workers import grpc_port  # noqa: E402
+
+SOURCE = """
+import os, time
+import numpy as np
+from virtex import Limits, Tensor, TensorHandler, http_server
+
+class Pids(TensorHandler):
+    inputs, outputs = Tensor("f8"), Tensor("i8")
+    def run_inference(self, seconds):
+        time.sleep(float(seconds.max()))
+        return np.full(len(seconds), os.getpid())
+
+app = http_server("pids", Pids, max_time_on_queue=0)
+"""
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    number = free_port()
+    monkeypatch.setenv(grpc_port.VARIABLE, str(number))
+    return number
+
+
+def ask(port: int, seconds: float = 0.0, timeout: float = 20.0) -> int:
+    """Which worker answers a client that just came."""
+    asked = request("pids", np.float64([seconds])).SerializeToString()
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        answer = channel.unary_unary(SERVICE + "ModelInfer")(asked, timeout=timeout, wait_for_ready=True)
+        return int(outputs_of(answer)["output"][0])
+
+
+def in_flight(server: Running) -> float:
+    return json.loads(server.request("GET", "/metrics/live")[1])["metrics"]["virtex_requests_in_flight"]
+
+
+def test_each_worker_answers_and_one_that_is_killed_is_replaced(port: int) -> None:
+    with serving("gunicorn", SOURCE, "--workers", "2") as server:
+        server.wait_log("gRPC at", 2)
+        both = set(server.workers())
+        seen: set[int] = set()
+        until(lambda: bool(seen.add(ask(port))) or seen == both, "an answer of each worker", server)
+        one = both.pop()
+        server.signal(signal.SIGKILL, one)
+        until(lambda: len(set(server.workers()) - {one}) == 2, "another worker", server)
+        server.wait_log("gRPC at", 3)
+        new = set(server.workers())
+        seen = set()
+        until(lambda: bool(seen.add(ask(port))) or seen >= new, "an answer of the new worker", server)
+
+
+def test_a_call_in_flight_is_answered_when_the_service_stops(port: int) -> None:
+    with serving("gunicorn", SOURCE.replace("max_time", 'executor="thread", max_time'), "--graceful-timeout", "20") as server:
+        server.wait_log("gRPC at")
+        pid, found = server.workers()[0], list[int]()
+        asking = threading.Thread(target=lambda: found.append(ask(port, 0.5)))
+        asking.start()
+        until(lambda: in_flight(server) == 1, "a call in flight", server)
+        server.signal(signal.SIGTERM)
+        asking.join(20)
+        assert found == [pid] and server.wait_exit() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_reload_hands_the_port_over(port: int) -> None:
+    with serving("gunicorn", SOURCE) as server:
+        server.wait_log("gRPC at")
+        old = ask(port)
+        server.signal(signal.SIGHUP)
+        server.wait_log("gRPC at", 2)
+        until(lambda: old not in server.workers(), "the old worker to have left", server)
+        assert ask(port) == server.workers()[0] != old
+
+
+def test_max_requests_counts_calls(port: int) -> None:
+    with serving("gunicorn", SOURCE, "--max-requests", "3") as server:
+        server.wait_log("gRPC at")
+        for _ in range(3):
+            ask(port)
+        server.wait_log("max_requests reached: 3")
+
+
+def test_virtex_serve_has_an_option_for_it() -> None:
+    number = free_port()
+    with serving("virtex", SOURCE, "--grpc-port", str(number)) as server:
+        server.wait_log(f"gRPC at 127.0.0.1:{number}")
+        assert ask(number) in server.workers()
+
+
+def started(*arguments: str, **environment: str) -> tuple[int, str]:
+    """What `virtex serve` says and gives where it ends by itself."""
+    command = [sys.executable, "-m", "virtex", "serve", "service:app", "--port", str(free_port()), *arguments]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, cwd=ROOT / "tests", check=False
+    )
+    return ended.returncode, ended.stderr + ended.stdout
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "SO_REUSEPORT"])
+def taken(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port on which somebody listens already, whatever options they have."""
+    with socket.socket() as sock:
+        if request.param:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_said_at_once_and_never_shared(taken: int) -> None:
+    code, said = started("--grpc-port", str(taken))
+    assert code == 1 and f"can't listen on 127.0.0.1:{taken} for gRPC: another process listens there" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--grpc-port", "70000"], 2, "expected a whole number from 0 to 65535"),
+        (["--grpc-port", "0"], 2, "expected a whole number above 0"),
+        (["--grpc-port", "x"], 2, "expected a whole number above 0"),
+    ],
+)
+def test_what_is_no_port_is_said(arguments: list[str], code: int, says: str) -> None:
+    ended, said = started(*arguments)
+    assert ended == code and says in said
+
+
+class Cfg:
+    def __init__(self, *address: object) -> None:
+        self.address = list(address)
+
+
+def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = Cfg(("127.0.0.1", 80), "unix.sock", ("::1", 80), ("127.0.0.1", 81))
+    assert grpc_port.addresses(cfg) == [("127.0.0.1", port), ("::1", port)]
+    with pytest.raises(ValueError, match="expected a host in bind, which has unix sockets alone"):
+        grpc_port.addresses(Cfg("unix.sock"))
+    monkeypatch.setenv(grpc_port.VARIABLE, "http")
+    with pytest.raises(ValueError, match="VIRTEX_GRPC_PORT='http': expected a port from 1 to 65535"):
+        grpc_port.addresses(cfg)
+    monkeypatch.delenv(grpc_port.VARIABLE)
+    assert grpc_port.addresses(cfg) == []
+
+
+def test_without_grpcio_the_extra_is_named(port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(grpc_port, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        grpc_port.keep(Cfg(("127.0.0.1", 80)))
+    assert "VIRTEX_GRPC_PORT needs grpcio and protobuf: install the extra [grpc]" in capsys.readouterr().err
+    script = "import sys; sys.modules['grpc'] = None; from virtex import serve_grpc"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "ImportError: gRPC needs grpcio and protobuf: install the extra [grpc]" in ended.stderr
+
+
+def test_an_app_that_is_no_service_can_not_be_served_by_grpc(port: int) -> None:
+    with serving("gunicorn", "async def app(scope, receive, send): ...", wait=False) as server:
+        assert server.wait_exit() != 0
+        assert "expected what http_server() or Services() made, got a function (docs/grpc.md)" in server.log
+
+
+def test_that_the_package_is_imported_costs_neither_numpy_nor_grpc() -> None:
+    script = "import sys, virtex.rpc, virtex.workers.grpc_port; print(sorted({'numpy', 'grpc', 'google'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.stdout.strip() == "[]", ended.stderr
