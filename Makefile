@@ -17,7 +17,7 @@ MX_NEEDS := mxnet==1.9.1 numpy==1.23.5
 # Clients of the Open Inference Protocol, in an environment without Virtex: they ask a server of .venv's. What holds
 # deploy/k8s against schemas is there as well, for KServe's come with its client.
 V2 := $(ENVS)/.venv-v2
-V2_NEEDS := tritonclient[http]==2.73.0 kserve==0.21.0 \
+V2_NEEDS := tritonclient[http,grpc]==2.73.0 kserve==0.21.0 \
 	kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 cloudcoil-models-prometheus-operator==0.80.1.0
 
 # Ray, and what Virtex needs, which runs in its replicas from here
@@ -140,6 +140,7 @@ bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (ab
 	@$(BIN)/python -m bench.engine --json build/engine.json
 	@$(BIN)/python -m bench.serve --json build/serve.json
 	@$(BIN)/python -m bench.client --json build/client.json
+	@$(BIN)/python -m bench.rpc --json build/rpc.json
 	@$(BIN)/python -m bench.numbers --json build/numbers.json
 	@$(BIN)/python -m bench.edges --json build/edges.json
 	@$(BIN)/python -m bench.images --json build/images.json

@@ -2,8 +2,8 @@
 
 Both get the same ModelInfer of 1024 float32 as raw bytes, 4 KB, over one channel on which so many calls are always
 under way, and both give the tensor back: the echo the message as it came, Virtex by a batch of an identity. Turns are
-short and interleaved; what counts is the CPU time of the server's process in a turn, all threads of it, and of the turns
-the median. The ratio says how many requests a second of CPU serves, of those that grpc alone would.
+short and interleaved; what counts is the CPU time of the server's process in a turn, of all its threads, and of the
+turns the median. The ratio says how many requests a second of CPU serves, of those that grpc alone would.
 """
 
 from __future__ import annotations
@@ -118,12 +118,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     serving, _ = cpus_apart()
     figures = {}
     with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(
-                running(name, lambda port, name=name: [*PYTHON, "-m", "bench.rpc", "--serve", name, port], check, serving)
-            )
-            for name in SERVERS
-        }
+        servers = {}
+        for name in SERVERS:
+            command = lambda port, name=name: [*PYTHON, "-m", "bench.rpc", "--serve", name, port]  # noqa: E731
+            servers[name] = stack.enter_context(running(name, command, check, serving))
         for at_once in arguments.at_once:
             figures[at_once] = asyncio.run(turns(servers, arguments, at_once))
     return {

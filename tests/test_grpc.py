@@ -511,7 +511,9 @@ def test_what_is_refused_and_lost_is_counted_and_logged(run, caplog):
 
 
 async def streamed(client, *messages, **more):
-    call = client.channel.stream_stream(SERVICE + "ModelStreamInfer")(iter([m.SerializeToString() for m in messages]), **more)
+    call = client.channel.stream_stream(SERVICE + "ModelStreamInfer")(
+        iter([m.SerializeToString() for m in messages]), **more
+    )
     return [StreamResponse.FromString(answer) async for answer in call]
 
 
@@ -562,6 +564,7 @@ def test_a_stream_that_is_cancelled_gives_up_what_it_asked(run):
         asking = asyncio.create_task(streamed(client, *[request("gated", ROWS) for _ in range(5)]))
         await eventually(lambda: app.model.batcher.waiting == 5)
         asking.cancel()
+        await asyncio.wait([asking])
         await eventually(lambda: app.model.admission.unsettled == 1)
         handler.gate.set()
         assert (await first).code == "OK"

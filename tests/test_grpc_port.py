@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -73,7 +72,9 @@ def test_each_worker_answers_and_one_that_is_killed_is_replaced(port: int) -> No
 
 
 def test_a_call_in_flight_is_answered_when_the_service_stops(port: int) -> None:
-    with serving("gunicorn", SOURCE.replace("max_time", 'executor="thread", max_time'), "--graceful-timeout", "20") as server:
+    with serving(
+        "gunicorn", SOURCE.replace("max_time", 'executor="thread", max_time'), "--graceful-timeout", "20"
+    ) as server:
         server.wait_log("gRPC at")
         pid, found = server.workers()[0], list[int]()
         asking = threading.Thread(target=lambda: found.append(ask(port, 0.5)))
@@ -110,12 +111,10 @@ def test_virtex_serve_has_an_option_for_it() -> None:
         assert ask(number) in server.workers()
 
 
-def started(*arguments: str, **environment: str) -> tuple[int, str]:
-    """What `virtex serve` says and gives where it ends by itself."""
+def started(*arguments: str) -> tuple[int, str]:
+    """What `virtex serve` gives and says where it ends by itself."""
     command = [sys.executable, "-m", "virtex", "serve", "service:app", "--port", str(free_port()), *arguments]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, cwd=ROOT / "tests", check=False
-    )
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
     return ended.returncode, ended.stderr + ended.stdout
 
 
@@ -165,7 +164,9 @@ def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch)
     assert grpc_port.addresses(cfg) == []
 
 
-def test_without_grpcio_the_extra_is_named(port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_grpcio_the_extra_is_named(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(grpc_port, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         grpc_port.keep(Cfg(("127.0.0.1", 80)))
@@ -182,6 +183,7 @@ def test_an_app_that_is_no_service_can_not_be_served_by_grpc(port: int) -> None:
 
 
 def test_that_the_package_is_imported_costs_neither_numpy_nor_grpc() -> None:
-    script = "import sys, virtex.rpc, virtex.workers.grpc_port; print(sorted({'numpy', 'grpc', 'google'} & set(sys.modules)))"
+    script = "import sys, virtex.rpc, virtex.workers.grpc_port; "
+    script += "print(sorted({'numpy', 'grpc', 'google'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert ended.stdout.strip() == "[]", ended.stderr

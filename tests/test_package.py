@@ -151,7 +151,7 @@ def test_the_sdist_builds_a_wheel_with_what_runs_and_nothing_else(checkout: Path
         names = wheel.namelist()
         metadata = email.message_from_bytes(wheel.read(f"virtex-{virtex.__version__}.dist-info/METADATA"))
     inside = {name for name in names if name.startswith("virtex/")}
-    assert {Path(name).suffix for name in inside} == {".html", ".py", ".pyi", ".so", ".typed"}
+    assert {Path(name).suffix for name in inside} == {".desc", ".html", ".proto", ".py", ".pyi", ".so", ".typed"}
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "virtex").rglob("*.py")} <= inside
     assert {name.partition("/")[0] for name in names} == {"virtex", f"virtex-{virtex.__version__}.dist-info"}
     assert metadata["Version"] == virtex.__version__

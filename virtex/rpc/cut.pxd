@@ -12,8 +12,10 @@ cdef class Cut:
 )
 cpdef cut(bytes message)
 
+
 @cython.locals(value=Py_ssize_t, shift=Py_ssize_t, byte=Py_ssize_t)
 cdef tuple _varint(bytes message, Py_ssize_t at)
+
 
 @cython.locals(said=bytearray)
 cpdef bytes length_of(Py_ssize_t n)

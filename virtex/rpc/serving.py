@@ -101,8 +101,9 @@ class GrpcServer:
 async def serve_grpc(app: Any, host: str = "127.0.0.1", port: int = 8001) -> GrpcServer:
     """Start `app`, where nobody has, and serve it over gRPC on the running loop; returns when it takes calls.
 
-    app: what http_server() or Services() made. host: a name or an address to listen on. port: 0 is any free one. It goes
-    with serve() of the same app, which shuts it down; without that, `await app.shutdown()` does once this has stopped.
+    app: what http_server() or Services() made. host: a name or an address to listen on. port: 0 is any free one. It
+    goes with serve() of the same app, which shuts it down; without that, `await app.shutdown()` does once this has
+    stopped.
 
     Raises what the app's startup raised, OSError when the address can't be had, TypeError for another app, ImportError
     without grpcio.

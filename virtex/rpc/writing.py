@@ -59,7 +59,8 @@ class Answer(Asked):
         return refused(error)
 
     def _answer(self, tensors: dict[str, Any]) -> Response:
-        said, blobs = [self._head], []
+        said: list[Any] = [self._head]
+        blobs: list[Any] = []
         for name in self._wanted or tensors:
             if name not in tensors:
                 raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")

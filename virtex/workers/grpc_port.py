@@ -1,10 +1,10 @@
 """The port of gRPC: which one, that nobody else has it, and a worker's server there.
 
-gunicorn has no setting for it: VIRTEX_GRPC_PORT of the environment says it, which `virtex serve --grpc-port` sets. Each
-worker listens there itself, by SO_REUSEPORT, and the kernel gives each connection to one of them. Whoever else sets that
-option would get some, too, unnoticed: so the master looks first, and keeps the port bound as long as it lives.
+gunicorn has no setting for it: VIRTEX_GRPC_PORT of the environment says it, which `virtex serve --grpc-port` sets.
+Each worker listens there itself, by SO_REUSEPORT, and the kernel gives each connection to one of them. Whoever else
+sets that option would get some, too, unnoticed: so the master looks first, and keeps the port bound as long as it lives.
 
-Rules: knows gunicorn's settings, and what serves gRPC where a worker has loaded its application: grpc is no fork's friend.
+Rules: knows gunicorn's settings, and what serves gRPC; that is imported in a worker, for grpc must not be forked.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def addresses(cfg: Any) -> list[tuple[str, int]]:
 
 
 def keep(cfg: Any) -> None:
-    """Keep the port for the workers to come: in the master, ahead of the first fork. Ends the process where it can't."""
+    """In the master, ahead of the first fork: keep the port for the workers to come, or end the process."""
     wanted = addresses(cfg)
     if not wanted or _kept:
         return
@@ -83,7 +83,7 @@ class GrpcPort:
     @property
     def taken(self) -> int:
         """How many infer requests it had."""
-        return 0 if self._server is None else self._server.calls.taken  # type: ignore[no-any-return]
+        return 0 if self._server is None else int(self._server.calls.taken)
 
     async def start(self, app: Any, cfg: Any, log: Any) -> None:
         """Take calls. Raises what GrpcServer does."""

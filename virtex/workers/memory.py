@@ -1,4 +1,4 @@
-"""What a worker tells the C library and the garbage collector about memory. Rules: knows nothing of gunicorn or Virtex."""
+"""What a worker tells the C library and the garbage collector about memory. Rules: knows no gunicorn and no Virtex."""
 
 from __future__ import annotations
 

@@ -36,11 +36,9 @@ def run(service: Service, host: str, port: int, workers: int, more: dict[str, An
     become(asked)
 
 
-def serve(
-    app: str, host: str | None, port: int | None, options: list[str], grpc_port: int | None = None
-) -> NoReturn:
-    """Serve an application by its name, module:app. options: of gunicorn's command line. grpc_port: where V2 is answered
-    over gRPC, too.
+def serve(app: str, host: str | None, port: int | None, options: list[str], grpc_port: int | None = None) -> NoReturn:
+    """Serve an application by its name, module:app. options: of gunicorn's command line. grpc_port: where V2 is
+    answered over gRPC, too.
 
     Raises ValueError for a host and port that are none.
     """

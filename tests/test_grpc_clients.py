@@ -1,0 +1,42 @@
+"""tritonclient over gRPC, as it is, against a server under gunicorn; and the block of the page that shows it.
+
+It needs an environment of its own: `make test-all` makes it, and names it in VIRTEX_V2.
+"""
+
+import os
+import subprocess
+
+import pytest
+from kit.pages import Page
+from kit.servers import ROOT, free_port, serving
+
+pytest.skip("VIRTEX_V2 names no environment with tritonclient", True) if not os.environ.get("VIRTEX_V2") else None
+
+from test_v2_clients import CLIENTS, PYTHON, SOURCE  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def port():
+    number = free_port()
+    os.environ["VIRTEX_GRPC_PORT"] = str(number)
+    try:
+        with serving("gunicorn", SOURCE) as server:
+            server.wait_log("gRPC at")
+            yield number
+    finally:
+        del os.environ["VIRTEX_GRPC_PORT"]
+
+
+def ask(*command):
+    told = subprocess.run([PYTHON, *command], capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stderr[-3000:]
+    return told.stdout
+
+
+def test_tritonclient_finds_all_it_asks_for(port):
+    ask(CLIENTS / "triton_grpc.py", f"127.0.0.1:{port}")
+
+
+def test_the_block_of_the_page_prints_what_it_says(port):
+    code = Page(ROOT / "docs" / "grpc.md").files["triton.py"]
+    assert ask("-c", code.replace("8001", str(port))).strip() == code.strip().rpartition("# ")[2]
