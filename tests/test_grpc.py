@@ -561,10 +561,10 @@ def test_a_stream_that_is_cancelled_gives_up_what_it_asked(run):
     async def main(client):
         first = asyncio.create_task(client.ask(request("gated", ROWS)))
         await eventually(lambda: handler.sizes == [1])
-        asking = asyncio.create_task(streamed(client, *[request("gated", ROWS) for _ in range(5)]))
+        asking = [asyncio.create_task(streamed(client, *[request("gated", ROWS) for _ in range(5)]))]
         await eventually(lambda: app.model.batcher.waiting == 5)
-        asking.cancel()
-        await asyncio.wait([asking])
+        asking[0].cancel()
+        await asyncio.wait(asking)
         await eventually(lambda: app.model.admission.unsettled == 1)
         handler.gate.set()
         assert (await first).code == "OK"

@@ -27,7 +27,7 @@ from ..service.seam import IDS, LEFT, Head, Response
 from . import messages
 from .codes import code_of, metadata_of
 from .cut import cut, length_of, name_in
-from .reading import Reader, check_model, no_model
+from .reading import GrpcInfer, check_model, no_model
 from .writing import Refusing, refused
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -100,7 +100,7 @@ class Calls:
             model = server.model
             if model.admission.served is None:
                 return _unready(server, head, now)
-            met = self._met[server.name] = model, Wants(Reader(model.admission.served), REFUSING.writes)
+            met = self._met[server.name] = model, Wants(GrpcInfer(model.admission.served), REFUSING.writes)
         head.peer, head.wants = server.shell.peer(head.peer), met[1]
         return server.open(head, now)
 

@@ -6,7 +6,7 @@ from .cut cimport Cut
 from .writing cimport Answer
 
 
-cdef class Reader(Infer):
+cdef class GrpcInfer(Infer):
     cdef Served _model
     cdef object _usual
 

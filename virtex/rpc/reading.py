@@ -24,7 +24,7 @@ from .writing import Answer
 Raws = tuple[tuple[int, int], ...]  # of each tensor, from the first one's beginning on: where its bytes begin, how many
 
 
-class Reader(Infer):
+class GrpcInfer(Infer):
     """Requests of one model."""
 
     def __init__(self, served: Served) -> None:

@@ -2,7 +2,7 @@
 
 gunicorn has no setting for it: VIRTEX_GRPC_PORT of the environment says it, which `virtex serve --grpc-port` sets.
 Each worker listens there itself, by SO_REUSEPORT, and the kernel gives each connection to one of them. Whoever else
-sets that option would get some, too, unnoticed: so the master looks first, and keeps the port bound as long as it lives.
+sets that option would get some, too, unnoticed. So the master looks first, and keeps the port bound while it lives.
 
 Rules: knows gunicorn's settings, and what serves gRPC; that is imported in a worker, for grpc must not be forked.
 """
