@@ -289,7 +289,8 @@ class TensorHandler(RequestHandler):
     what the handler keeps of it stays its own.
     outputs: the same for what run_inference returns, one row per item; declared ones are checked and published.
     device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
-    results come back by one copy. Needs executor="thread": the thread waits for the device, the event loop does not.
+    results come back by one copy. On CUDA it runs on a stream that is current meanwhile, and need not wait for it: the
+    next batch is copied there, and answers back, while one computes. That needs executor="thread".
 
     run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a list of rows, of
     which one may be an exception. When it raises, it is called again with parts of the batch, decoded anew.

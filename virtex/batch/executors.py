@@ -108,6 +108,7 @@ class ThreadExecutor:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
+        self._name = name
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -119,9 +120,9 @@ class ThreadExecutor:
                     compute(batch, steps)
             except BaseException:
                 log.exception("a batch broke off")
-            self._tell(done, batch)
+            self.tell(done, batch)
 
-        self._jobs.put(job)
+        self.put(job)
 
     def call(self, f: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Run f(*args) on the thread; the future has its result or what it raised."""
@@ -131,12 +132,20 @@ class ThreadExecutor:
             try:
                 result = f(*args)
             except BaseException as error:
-                self._tell(_settle, future, None, error)
+                self.tell(_settle, future, None, error)
             else:
-                self._tell(_settle, future, result, None)
+                self.tell(_settle, future, result, None)
 
-        self._jobs.put(job)
+        self.put(job)
         return future
+
+    def beside(self, part: str) -> ThreadExecutor:
+        """Another thread of the same loop, with its part's name behind this one's."""
+        return ThreadExecutor(self._loop, f"{self._name} {part}")
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Have the thread do that, after what it was asked before. A job raises nothing."""
+        self._jobs.put(job)
 
     def stop(self) -> None:
         """End the thread once its jobs are done; does not wait for it."""
@@ -146,7 +155,8 @@ class ThreadExecutor:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _tell(self, f: Callable[..., None], *args: Any) -> None:
+    def tell(self, f: Callable[..., None], *args: Any) -> None:
+        """Have the loop call f(*args) on its own thread."""
         try:
             self._loop.call_soon_threadsafe(f, *args)
         except RuntimeError:

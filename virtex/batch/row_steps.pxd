@@ -7,8 +7,10 @@ cdef list _parts(Rows rows, list counts)
 
 
 cdef class TensorSteps(Steps):
-    cdef bint _shares, _encodes, _has_told
-    cdef object _inputs, _outputs, _device
+    cdef readonly bint encodes
+    cdef readonly object device
+    cdef bint _shares, _has_told
+    cdef object _inputs, _outputs
 
     @cython.locals(counts=list, asked=list)
     cpdef list run(self, work, list askers=*)

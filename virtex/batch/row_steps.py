@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import ItemError
 from ..tensor import Inputs
 from .asked import each
-from .device import Device
 from .outputs import Rows, answers_of, as_rows, has_errors, on_host
 from .parts import after_failure, in_fitting_parts
 from .rows import allocate, tensors_of
@@ -36,11 +36,18 @@ class RowMethods(Methods, Protocol):
     def outputs(self) -> Inputs | None: ...
 
 
+class Elsewhere(Protocol):
+    """A device. infer() calls a function with a batch that is copied there, and gives what it returned, copied back."""
+
+    def infer(self, batch: Any, infer: Callable[[Any], Any]) -> Any: ...
+
+
 class TensorSteps(Steps):
     """The steps of a handler whose batch is decoded before, and whose output rows are the answers.
 
     encodes: whether its process_response makes a JSON value of each row instead. shares: whether the next batch may run
-    before the replies of this one are made; then no answer lies where the handler could write to.
+    before the replies of this one are made; then no answer lies where the handler could write to. device: where the
+    model finds its batches, if not in host memory.
     """
 
     def __init__(
@@ -48,15 +55,15 @@ class TensorSteps(Steps):
         handler: RowMethods,
         encodes: bool,
         clock: Callable[[], int] | None = None,
-        device: Device | None = None,
+        device: Elsewhere | None = None,
         shares: bool = False,
     ) -> None:
         Steps.__init__(self, handler, clock)
-        self._encodes = encodes
+        self.encodes = encodes
         self._shares = shares
         self._inputs = handler.inputs
         self._outputs = handler.outputs
-        self._device = device
+        self.device = device
         self._has_told = False
 
     def run(self, work: Any, askers: list[Any] | None = None) -> list[Outcome]:
@@ -72,7 +79,7 @@ class TensorSteps(Steps):
             return drive(in_fitting_parts(self, work, counts, asked))  # type: ignore[no-any-return]
         self.came = False
         try:
-            if not self._encodes:
+            if not self.encodes:
                 return self._answers(self._inferred(work[0], asked), counts)
             rows = self._rows_of(on_host(self._inferred(work[0], asked)), sum(counts))
         except Exception as error:
@@ -93,7 +100,7 @@ class TensorSteps(Steps):
     ) -> list[Outcome]:
         """One outcome per request of a batch, as Steps has it."""
         self.came = False
-        if not self._encodes:
+        if not self.encodes:
             return self._answers(await self._inferred_async(batch, asked), counts, is_part)
         rows = self._rows_of(on_host(await self._inferred_async(batch, asked)), sum(counts))
         return await self._encoded_async(rows, counts, asked)
@@ -141,20 +148,27 @@ class TensorSteps(Steps):
         return batch
 
     def _inferred(self, batch: Any, asked: list[Any] | None) -> Any:
-        if self._device is None:
-            return self._call("run_inference", batch, asked)
-        with self._device.running():
-            return self._device.fetch(self._call("run_inference", self._device.load(batch), asked))
+        if self.device is None:
+            outputs = self._call("run_inference", batch, asked)
+        else:
+            outputs = self.device.infer(batch, partial(self.called, asked=asked))
+        self.came = True
+        return outputs
 
     async def _inferred_async(self, batch: Any, asked: list[Any] | None) -> Any:
-        if self._device is None:
-            return await self._step("run_inference", batch, asked)
-        with self._device.running():
-            return self._device.fetch(await self._step("run_inference", self._device.load(batch), asked))
+        if "run_inference" not in self._awaits:
+            return self._inferred(batch, asked)
+        device: Any = self.device  # one that runs a batch at a time, where a method is async
+        if device is None:
+            outputs = await self._step("run_inference", batch, asked)
+        else:
+            with device.running():
+                outputs = await self._step("run_inference", device.load(batch), asked)
+        self.came = True
+        return outputs
 
     def _answers(self, outputs: Any, counts: list[int], is_part: bool = False) -> list[Outcome]:
         """The rows of each request as they are; in memory of their own where others may write to it."""
-        self.came = True
         if type(outputs) is list and has_errors(outputs):
             return answers_of(outputs, counts, self._outputs)
         rows = as_rows(outputs, sum(counts), self._outputs)
@@ -164,6 +178,24 @@ class TensorSteps(Steps):
             del outputs
             rows = rows.unshared()
         return _parts(rows, counts)
+
+    # ---- what flights.py asks for: the same in pieces, for batches of which one runs while another comes and goes
+
+    def called(self, batch: Any, asked: list[Any] | None) -> Any:
+        """Call run_inference with a batch on the device."""
+        outputs = self._call("run_inference", batch, asked)
+        self.came = True  # what is wrong with what it gave is found before the device has answered, too
+        return outputs
+
+    def answered(self, outputs: Any, counts: list[int]) -> list[Outcome]:
+        """The answers without process_response, on any thread. outputs: in memory that no handler writes to."""
+        if type(outputs) is list and has_errors(outputs):
+            return answers_of(outputs, counts, self._outputs)
+        return _parts(as_rows(outputs, sum(counts), self._outputs), counts)
+
+    def encoded(self, outputs: Any, counts: list[int], asked: list[Any] | None) -> list[Outcome]:
+        """The answers with it, on the thread of the handler."""
+        return self._encoded(self._rows_of(on_host(outputs), sum(counts)), counts, asked)
 
 
 def _parts(rows: Rows, counts: list[int]) -> list[Outcome]:

@@ -38,10 +38,11 @@ def allocate(tensor: Tensor, rows: int) -> Array:
     """An array of rows, on a page of its own, that takes memory when it is first written; for text, one of objects."""
     if tensor.text is not None:
         return np.empty((rows, *tensor.shape), object)
-    return np.ndarray((rows, *tensor.shape), tensor.dtype, _pages(max(rows * tensor.nbytes, 1)))
+    return np.ndarray((rows, *tensor.shape), tensor.dtype, pages(max(rows * tensor.nbytes, 1)))
 
 
-def _pages(size: int) -> mmap.mmap:
+def pages(size: int) -> mmap.mmap:
+    """Memory that takes none until it is written; a large one on large pages."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
@@ -289,6 +290,11 @@ class RowRing(Ring):
             slab = self._slabs[number] = Slab(self._pool.pop())
         return slab
 
+    def fill(self) -> None:
+        """Make all buffers now, ahead of the first request: for memory that takes long to make."""
+        while len(self._pool) < self.slabs:
+            self._pool += self._allocate()
+
     def _allocate(self) -> list[list[Array]]:
         """The arrays of one slab or, where they are small, of several that share their pages."""
         rows = self.max_batch_size
@@ -296,7 +302,7 @@ class RowRing(Ring):
         count = min(CHUNK // max(steps, default=CHUNK), self.slabs)
         if count < 2 or self._new is not allocate or self._has_text:
             return [[self._new(tensor, rows) for tensor in self._tensors]]
-        chunks = [_pages(count * step) for step in steps]
+        chunks = [pages(count * step) for step in steps]
         return [
             [
                 np.ndarray((rows, *tensor.shape), tensor.dtype, chunk, i * step)

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -23,10 +23,12 @@ from typing import Any
 from ..batch.arrays import ArrayRing, array_dtype
 from ..batch.batcher import Batcher
 from ..batch.costs import CostRing
-from ..batch.device import Device
+from ..batch.device import Cuda, Device, device_for
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
-from ..batch.items import refuse_declared, steps_for
+from ..batch.flights import FlightExecutor
+from ..batch.items import steps_for
 from ..batch.outputs import Rows
+from ..batch.pipeline import Pipeline
 from ..batch.ring import Ring
 from ..batch.row_steps import TensorSteps
 from ..batch.rows import RowRing, allocate, fitting
@@ -38,10 +40,10 @@ from ..logs import event, show
 from ..metrics._metrics import Cells
 from ..metrics.export import Export
 from ..resident import most_resident
-from ..tensor import Tensor
 from .about import declared, described, example_shown
 from .admission import Admission
 from .bodies import Bodies
+from .declared import check_declared
 from .health import Health
 from .options import Options
 from .seam import REGISTER
@@ -93,6 +95,7 @@ class Model:
             self.batcher.judge = self.health.judge
         self._handler: RequestHandler | None = None  # from the end of setup() to teardown()
         self._thread: ThreadExecutor | None = None
+        self._flights: FlightExecutor | None = None  # where batches go to a GPU
         self._buffers: dict[str, int] = {}
         self._context = copy_context()
         self._ending: asyncio.Future[None] | None = None
@@ -148,13 +151,20 @@ class Model:
             await self.call(handler.setup, worker)
             self._handler = handler
             REGISTER.set_up.add(self)
-            executor, self.steps, ring = self._plan(handler)
+            device = await self.call(device_for, handler.device if isinstance(handler, TensorHandler) else None)
+            executor, self.steps, ring = self._plan(handler, device)
             more = declared(handler) | (
                 await example_shown(options.name, handler, self.call) if options.status_page else {}
             )
             self.info = described(options, self.max_queue_size, self.admission.kinds, more)
+            if self._flights is not None:
+                doing = "making its page-locked buffers"
+                await self.call(self._flights.prepare, ring)
             doing = "the warm-up"
             await self._warm_up(handler)
+            if self._flights is not None:
+                self._flights.count()
+                self._buffers |= self._flights.bytes
         except BaseException as error:
             self._fail(doing, error)
             if self.export is not None:
@@ -189,43 +199,32 @@ class Model:
             raise TypeError(f"handler: expected a RequestHandler, the factory made a {type(handler).__name__}")
         return handler
 
-    def _plan(self, handler: RequestHandler) -> tuple[Executor, Steps, Ring | None]:
+    def _plan(self, handler: RequestHandler, device: Device | None) -> tuple[Executor, Steps, Ring | None]:
         """How batches of this handler run; raises for what can't be."""
-        executor = self._choose(handler)
-        clock = self.options.clock
+        executor, options = self._choose(handler), self.options
+        clock = options.clock
         if not isinstance(handler, TensorHandler):
             self.admission.dtype = dtype = array_dtype(handler)
             self.admission.kinds = kinds_of(handler)
-            self.admission.served = Served(self.options.name, None, None, dtype, True)
+            self.admission.served = Served(options.name, None, None, dtype, True)
             ring = self._ring_for(handler, dtype is not None)
             steps = steps_for(handler, clock)
-            steps.isolates = self.options.isolate_errors
+            steps.isolates = options.isolate_errors
             self.admission.asks = steps.asks
             return executor, steps, ring
-        if not isinstance(getattr(handler, "inputs", None), (Tensor, Mapping)):
-            raise TypeError(f"{type(handler).__name__}.inputs: expected a Tensor or a dict of them")
-        if type(handler).process_request is not TensorHandler.process_request:
-            raise TypeError(f"{type(handler).__name__}.process_request would never run: its inputs are declared")
-        refuse_declared(handler)
-        most = self.options.max_batch_cost
-        if most is not None:
-            raise TypeError(
-                f"max_batch_cost={most!r} means nothing for {type(handler).__name__}: its inputs are declared, so "
-                "every row is as large as any other, and max_batch_size bounds a batch"
-            )
-        device = None if handler.device is None else Device(handler.device)
-        if device is not None and device.is_cuda and executor is not self._thread:
-            raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
-        if device is not None and has_text(handler.inputs):
-            raise TypeError(f"device={handler.device!r}: text can't be copied to a device; its inputs declare some")
+        check_declared(handler, options, device)
         rows = self._rows_for(handler, device)
         self.admission.inputs = handler.inputs
         self.admission.has_text = has_text(handler.inputs)
         self.admission.kinds = kinds_of(handler)
         gives_values = answers_json(handler)
-        self.admission.served = Served(self.options.name, handler.inputs, handler.outputs, None, gives_values)
-        steps = TensorSteps(handler, gives_values, clock, device, executor.depth > 1)
-        steps.isolates = self.options.isolate_errors
+        self.admission.served = Served(options.name, handler.inputs, handler.outputs, None, gives_values)
+        place: Device | Pipeline | None = device
+        if isinstance(device, Cuda) and self._thread is not None:
+            place = Pipeline(device, handler.inputs, options.max_batch_size, handler.outputs)
+            executor = self._flights = FlightExecutor(self._thread, place, self._answers_take)
+        steps = TensorSteps(handler, gives_values, clock, place, executor.depth > 1)
+        steps.isolates = options.isolate_errors
         if steps.isolates:
             self.admission.most_kept = self.admission.bodies.budget // 2
         self.admission.asks = steps.asks
@@ -284,6 +283,13 @@ class Model:
         bodies.budget = room - taken
         self._buffers = {"buffers": ring.slabs, "rows": size, "buffer_bytes": ring.slab_bytes, "all_bytes": taken}
         return ring
+
+    def _answers_take(self, more: int) -> None:
+        """Answers from a device have taken so many bytes of page-locked memory."""
+        bodies, body = self.admission.bodies, self.options.limits.body
+        if self.state is STARTING and more > bodies.budget - body:
+            raise MemoryError(f"answers take {more} bytes; limits.max_bytes leaves {bodies.budget - body} for them")
+        bodies.budget -= more
 
     def _tell(self, name: str, what: str, **fields: Any) -> None:
         service = self.options.name
@@ -365,8 +371,9 @@ class Model:
         except Exception:
             log.exception("teardown of %r raised", self.options.name)
         finally:
-            if self._thread is not None:
-                self._thread.stop()
+            for threads in (self._thread, self._flights):
+                if threads is not None:
+                    threads.stop()
 
 
 def _run_here(method: Callable[..., Any], *args: Any) -> Any:

@@ -1,0 +1,353 @@
+"""Batches through the three threads of a device: the same answers as without one, whatever becomes of a batch.
+
+The device is torch's CPU with copies that are done late; tests/test_gpu.py has what needs a GPU.
+"""
+
+import asyncio
+import threading
+
+import numpy as np
+import orjson
+import pytest
+from kit import needs
+from kit.asks import ask_direct
+from kit.here import Here
+
+from virtex import ItemError, Limits, Tensor, TensorHandler, http_server
+from virtex._codec import decode_numpy, encode_numpy
+from virtex.service import model as models
+
+torch = needs.library("torch")
+
+
+@pytest.fixture
+def device(monkeypatch):
+    made = []
+
+    def device_for(name):
+        if name is not None:
+            made.append(Here())
+        return made[-1] if name is not None else None
+
+    monkeypatch.setattr(models, "device_for", device_for)
+    return made
+
+
+class Doubles(TensorHandler):
+    inputs = Tensor("float32", (3,))
+    device = "cuda"
+
+    def run_inference(self, batch):
+        assert isinstance(batch, torch.Tensor)
+        return batch * 2
+
+
+def asked(handler, *bodies, **kw):
+    """The answers to requests that are all put at once."""
+    app = http_server("flights", handler, executor="thread", **kw)
+
+    async def main():
+        await app.startup()
+        try:
+            return await asyncio.wait_for(asyncio.gather(*(ask_direct(app, one) for one in bodies)), 60)
+        finally:
+            await app.shutdown()
+
+    return asyncio.run(main())
+
+
+def body(*items):
+    return orjson.dumps({"data": [encode_numpy(item) for item in items]})
+
+
+def items(count, seed=0):
+    return list(np.random.default_rng(seed).random((count, 3), np.float32))
+
+
+def rows(answer):
+    assert answer.status == 200, answer.body
+    return np.stack([decode_numpy(item) for item in answer.json["data"]])
+
+
+@pytest.mark.parametrize("warmup", [(), True])
+@pytest.mark.parametrize("outputs", [None, Tensor("float32", (3,))])
+def test_every_reply_has_its_own_rows_over_many_batches(device, outputs, warmup):
+    class Declares(Doubles):
+        pass
+
+    Declares.outputs = outputs
+    sent = [items(1 + seed % 5, seed) for seed in range(200)]
+    answers = asked(Declares(), *(body(*one) for one in sent), max_batch_size=8, max_queue_size=2048, warmup=warmup)
+    for one, answer in zip(sent, answers, strict=True):
+        assert (rows(answer) == np.stack(one) * 2).all()
+
+
+def test_memory_is_made_on_the_thread_of_the_model_before_it_is_ready(device, caplog):
+    class Declares(Doubles):
+        outputs = Tensor("float32", (3,))
+
+    caplog.set_level("INFO")
+    asked(Declares(), *(body(*items(2, seed)) for seed in range(30)), max_batch_size=4, max_queue_size=256)
+    (here,) = device
+    assert set(here.locked_on) == {"virtex flights"} and len(here.locked_on) == 64 + 3 + 2
+    (ready,) = [record for record in caplog.records if "is ready" in record.getMessage()]
+    assert "answer_bytes=128" in ready.getMessage() and "device_bytes=224" in ready.getMessage()
+
+
+def test_answers_count_against_the_limit_of_memory(device):
+    class Large(Doubles):
+        outputs = Tensor("float32", (1 << 20,))
+
+    with pytest.raises(MemoryError, match=r"answers take 33554432 bytes; limits.max_bytes leaves \d+"):
+        asked(Large(), max_batch_size=4, limits=Limits(max_bytes=24 << 20, body=1 << 20))
+
+
+def test_what_grows_later_is_counted_too(device):
+    app = http_server("flights", Doubles(), executor="thread", max_batch_size=4)
+
+    async def main():
+        await app.startup()
+        before = app.model.admission.bodies.budget
+        await asyncio.gather(*(ask_direct(app, body(*items(4, seed))) for seed in range(4)))
+        after = app.model.admission.bodies.budget
+        await app.shutdown()
+        return before - after
+
+    assert asyncio.run(main()) == 2 * 64
+
+
+def test_the_threads_end_with_the_service(device):
+    asked(Doubles(), body(*items(1)))
+    for thread in threading.enumerate():
+        if thread.name.startswith("virtex flights"):
+            thread.join(10)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("virtex flights")]
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda batch: batch * 2,
+        lambda batch: (batch * 2).numpy(),
+        lambda batch: list(batch * 2),
+        lambda batch: list((batch * 2).numpy()),
+        lambda batch: (batch * 2).t().contiguous().t(),
+        lambda batch: batch * torch.nn.Parameter(torch.full((3,), 2.0)),
+    ],
+    ids=["tensor", "array", "tensors", "arrays", "strided", "gradient"],
+)
+def test_whatever_the_model_gives_comes_back(device, give):
+    class Gives(Doubles):
+        def run_inference(self, batch):
+            return give(batch)
+
+    sent = [items(2, seed) for seed in range(10)]
+    for one, answer in zip(sent, asked(Gives(), *(body(*one) for one in sent), max_batch_size=4), strict=True):
+        assert (rows(answer) == np.stack(one) * 2).all()
+
+
+def test_names_of_several_dtypes_and_places_come_back(device):
+    class Several(Doubles):
+        inputs = {"x": Tensor("float32", (3,)), "n": Tensor("int64", ())}
+
+        def run_inference(self, batch):
+            x, n = batch["x"], batch["n"]
+            return {"y": x * 2, "n": n.numpy() + 1, "half": x.bfloat16(), "b": n > 1}
+
+    one = np.arange(3, dtype="float32")
+    sent = orjson.dumps({"data": [{"x": encode_numpy(one + i), "n": encode_numpy(np.array(i))} for i in range(3)]})
+    (answer,) = asked(Several(), sent)
+    for i, item in enumerate(answer.json["data"]):
+        assert (decode_numpy(item["y"]) == (one + i) * 2).all() and item["n"] == i + 1 and item["b"] is (i > 1)
+        assert decode_numpy(item["half"]).dtype.name == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int64", "bool", "complex64", "float8_e4m3fn"])
+def test_dtypes_survive_the_way_there_and_back(device, dtype):
+    class Same(Doubles):
+        inputs = Tensor(dtype, (8,))
+
+        def run_inference(self, batch):
+            assert batch.dtype == getattr(torch, dtype)
+            return batch
+
+    sent = (np.arange(8) % 2).astype(Same.inputs.dtype)
+    (answer,) = asked(Same(), body(sent))
+    (came,) = [decode_numpy(item) for item in answer.json["data"]]
+    assert came.dtype == sent.dtype and came.tobytes() == sent.tobytes()
+
+
+def test_a_model_may_give_the_same_memory_again(device):
+    class Same(Doubles):
+        def setup(self, worker):
+            self.given = torch.zeros(4, 3)
+            self.array = np.zeros((4, 3), np.float32)
+
+        def run_inference(self, batch):
+            torch.mul(batch, 2, out=self.given[: len(batch)])
+            self.array[: len(batch)] = batch.numpy() * 3
+            return {"y": self.given[: len(batch)], "z": self.array[: len(batch)]}
+
+    sent = [items(2, seed) for seed in range(40)]
+    for one, answer in zip(sent, asked(Same(), *(body(*one) for one in sent), max_batch_size=4), strict=True):
+        assert answer.status == 200
+        for item, row in zip(one, answer.json["data"], strict=True):
+            assert (decode_numpy(row["y"]) == item * 2).all() and (decode_numpy(row["z"]) == item * 3).all()
+
+
+def test_what_the_handler_keeps_is_its_own(device):
+    class Keeps(Doubles):
+        def setup(self, worker):
+            self.kept = []
+
+        def run_inference(self, batch):
+            self.kept.append((batch[0], batch[0].tolist()))
+            return batch * 2
+
+    handler = Keeps()
+    asked(handler, *(body(*items(2, seed)) for seed in range(20)), max_batch_size=4)
+    assert len(handler.kept) > 3
+    for tensor, was in handler.kept:
+        assert tensor.tolist() == was
+
+
+def test_process_response_runs_on_the_models_thread_and_sees_arrays(device):
+    threads = set()
+
+    class Sums(Doubles):
+        def process_response(self, row):
+            threads.add(threading.current_thread().name)
+            assert isinstance(row, np.ndarray)
+            return float(row.sum())
+
+    sent = [items(2, seed) for seed in range(20)]
+    for one, answer in zip(sent, asked(Sums(), *(body(*one) for one in sent), max_batch_size=4), strict=True):
+        assert answer.json["data"] == pytest.approx([float(item.sum()) * 2 for item in one], rel=1e-6)
+    assert threads == {"virtex flights"}
+
+
+def test_rows_that_an_iterator_makes_are_drawn_before_the_next_run(device):
+    class Draws(Doubles):
+        def run_inference(self, batch):
+            self.last = batch.numpy() * 2
+            return (self.last[i] for i in range(len(batch)))
+
+        def process_response(self, row):
+            return row.tolist()
+
+    sent = [items(2, seed) for seed in range(20)]
+    for one, answer in zip(sent, asked(Draws(), *(body(*one) for one in sent), max_batch_size=4), strict=True):
+        assert np.allclose(answer.json["data"], np.stack(one) * 2)
+
+
+def test_one_bad_item_costs_only_its_own_request(device):
+    class Picky(Doubles):
+        def run_inference(self, batch):
+            if (batch < 0).any():
+                raise ValueError("no negative ones")
+            return batch * 2
+
+    sent = [items(1, seed) for seed in range(12)]
+    sent[5] = [np.full(3, -1, np.float32)]
+    answers = asked(Picky(), *(body(*one) for one in sent), max_batch_size=4)
+    assert [answer.status for answer in answers] == [200] * 5 + [500] + [200] * 6
+    for one, answer in zip(sent[6:], answers[6:], strict=True):
+        assert (rows(answer) == one[0] * 2).all()
+
+
+def test_an_item_error_in_place_of_a_row_is_its_requests_answer(device):
+    class Refuses(Doubles):
+        def run_inference(self, batch):
+            return [ItemError("negative") if row.min() < 0 else row * 2 for row in batch]
+
+    sent = [items(1, 1), [np.full(3, -1, np.float32)], items(1, 2)]
+    first, second, third = asked(Refuses(), *(body(*one) for one in sent))
+    assert (first.status, second.status, third.status) == (200, 422, 200)
+    assert (rows(third) == sent[2][0] * 2).all()
+
+
+@pytest.mark.parametrize("encodes", [False, True])
+def test_a_wrong_number_of_rows_is_told_and_not_run_again(device, encodes):
+    class Drops(Doubles):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            return batch[1:]
+
+        if encodes:
+
+            def process_response(self, row):
+                return row.tolist()
+
+    handler = Drops()
+    answers = asked(handler, body(*items(2)), body(*items(1)), max_batch_size=3)
+    assert {answer.status for answer in answers} == {500} and handler.calls == 1
+
+
+@pytest.mark.parametrize("given", [lambda t: (t, t), lambda t: {"a": (t, t)}, lambda t: [(t[0], t[0])] * len(t)])
+def test_tuples_of_tensors_are_refused_by_name(device, given, caplog):
+    class Pairs(Doubles):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            return given(batch)
+
+    handler = Pairs()
+    (answer,) = asked(handler, body(*items(2)))
+    assert answer.status == 500 and "a tuple, which may be several results" in answer.error and handler.calls == 1
+
+
+def test_what_the_device_says_late_fails_its_own_batch(device):
+    class Fails(Doubles):
+        def run_inference(self, batch):
+            if (batch == 7).any():
+                device[-1].fails.append(RuntimeError("CUDA error: late"))
+            return batch * 2
+
+    sent = [items(1, 1), [np.full(3, 7, np.float32)], items(1, 2)]
+    first, second, third = asked(Fails(), *(body(*one) for one in sent), max_batch_size=1)
+    assert (first.status, second.status, third.status) == (200, 500, 200)
+    assert "run_inference" in second.error
+
+
+def test_what_ends_a_thread_elsewhere_fails_a_batch_here(device):
+    class Exits(Doubles):
+        def run_inference(self, batch):
+            if (batch == 7).any():
+                raise SystemExit(3)
+            return batch * 2
+
+    first, second = asked(Exits(), body(np.full(3, 7, np.float32)), body(*items(1)), max_batch_size=1)
+    assert first.status == 500 and second.status == 200
+
+
+def test_requests_that_leave_before_the_rows_do_cost_nothing(device):
+    seen = []
+    entered, go = threading.Event(), threading.Event()
+
+    class Slow(Doubles):
+        def run_inference(self, batch):
+            seen.append(len(batch))
+            entered.set()
+            assert go.wait(30)
+            return batch * 2
+
+    app = http_server("flights", Slow(), executor="thread", max_batch_size=2)
+
+    async def main():
+        await app.startup()
+        first = asyncio.ensure_future(ask_direct(app, body(*items(2))))
+        await asyncio.to_thread(entered.wait, 30)
+        second = asyncio.ensure_future(ask_direct(app, body(*items(1, 1))))
+        await asyncio.sleep(0)
+        second.cancel()
+        go.set()
+        assert (await first).status == 200
+        third = await ask_direct(app, body(*items(1, 2)))
+        await app.shutdown()
+        return third
+
+    assert asyncio.run(main()).status == 200
+    assert seen[0] == 2 and sum(seen) <= 4
