@@ -16,6 +16,7 @@ from kit.here import Here
 from virtex import ItemError, Limits, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy
 from virtex.service import model as models
+from virtex.service.seam import REGISTER
 
 torch = needs.library("torch")
 
@@ -310,6 +311,80 @@ def test_what_the_device_says_late_fails_its_own_batch(device):
     first, second, third = asked(Fails(), *(body(*one) for one in sent), max_batch_size=1)
     assert (first.status, second.status, third.status) == (200, 500, 200)
     assert "run_inference" in second.error
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_is_harmed(device, caplog):
+    class Large(Doubles):
+        def run_inference(self, batch):
+            if len(batch) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return batch * 2
+
+    sent = [items(1, seed) for seed in range(40)]
+    for one, answer in zip(sent, asked(Large(), *(body(*one) for one in sent), max_batch_size=8), strict=True):
+        assert (rows(answer) == one[0] * 2).all()
+    assert device[0].freed >= 1
+    assert "from now on at most 2 items at once" in caplog.text
+
+
+def test_a_failed_batch_runs_again_from_its_rows_for_the_model_had_a_copy(device):
+    class Spoils(Doubles):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            given = batch * 2
+            batch.fill_(-1)
+            if self.calls == 1:
+                raise ValueError("the first call")
+            return given
+
+    app = http_server("flights", Spoils(), executor="thread")
+    one = items(3)
+
+    async def main():
+        await app.startup()
+        assert app.model.admission.most_kept == -1  # no body is kept for that
+        answers = await asyncio.gather(*(ask_direct(app, body(item)) for item in one))
+        await app.shutdown()
+        return answers
+
+    for item, answer in zip(one, asyncio.run(main()), strict=True):
+        assert (rows(answer) == item * 2).all()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_device_that_is_lost_fails_its_batches_at_once_and_makes_the_worker_unhealthy(device, late, monkeypatch):
+    monkeypatch.setattr(REGISTER, "lost", "")
+    calls = []
+
+    class Asserts(Doubles):
+        def run_inference(self, batch):
+            calls.append(len(batch))
+            if (batch == 7).any():
+                device[0].lost = RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+                if not late:
+                    raise device[0].lost
+            return batch * 2
+
+    app = http_server("flights", Asserts(), executor="thread", max_batch_size=4)
+
+    async def main():
+        await app.startup()
+        before = await ask_direct(app, body(*items(1)))
+        live = await ask_direct(app, method="GET", path="/health/live")
+        during = await asyncio.gather(*(ask_direct(app, body(np.full(3, 7, np.float32))) for _ in range(4)))
+        dead = await ask_direct(app, method="GET", path="/health/live")
+        after = await ask_direct(app, body(*items(1)))
+        await app.shutdown()
+        return before, live, during, dead, after
+
+    before, live, during, dead, after = asyncio.run(main())
+    assert before.status == live.status == 200
+    assert [answer.status for answer in during] == [500] * 4 and after.status == 500
+    assert len(calls) == 2  # nothing was tried again
+    assert dead.status == 503 and "its device is lost: RuntimeError: CUDA error: device-side assert" in dead.error
+    assert "Compile with" not in dead.error and REGISTER.lost.startswith("service 'flights': its device is lost")
 
 
 def test_what_ends_a_thread_elsewhere_fails_a_batch_here(device):

@@ -8,7 +8,7 @@ What gunicorn asks of a worker, and this file keeps to:
   those that no sibling could answer, and end with their answer, so that a client's next one finds whoever is ready.
 - SIGTERM: answer what was taken within graceful_timeout, with the heartbeat going on; gunicorn repeats the signal.
   SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where every thread stands, and die.
-- A worker whose master is gone leaves too.
+- A worker whose master is gone leaves too, and one whose device is lost.
 - SIGHUP: gunicorn starts new workers and sends SIGTERM to the old ones at once, and again each second. They serve on
   until a worker of the new code is ready, for as long as that takes. Only the master knows a reload from a stop, so its
   signal handlers write that on the scoreboard.
@@ -236,8 +236,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             return True
         finally:
             heart.cancel()
-            seconds = time.monotonic() - begun
-            self._tell("exit", "exits", requests=listener.connections.heads_taken, seconds=seconds)
+            self._tell("exit", "exits", requests=listener.connections.heads_taken, seconds=time.monotonic() - begun)
 
     def _tell(self, name: str, what: str, **fields: Any) -> None:
         event(self.log, f"worker_{name}", f"worker index {self.index} {what}", {"index": self.index}, **fields)
@@ -306,8 +305,9 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             if self._is_ready:
                 self.notify()
             self.scoreboard.publish(self.index, len(listener.connections.members))
-            if os.getppid() != self.ppid:
-                self._stop_because("the master is gone: stopping")
+            over = "the master is gone: stopping" if os.getppid() != self.ppid else REGISTER.lost
+            if over:
+                self._stop_because(over)
             elif self._is_ready and listener.connections.heads_taken + self._grpc.taken >= self.max_requests:
                 self._stop_because(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so

@@ -39,24 +39,32 @@ class HereEvent:
 
     def synchronize(self):
         self._stream.do_all()
+        if self._device.lost is not None:
+            raise self._device.lost
         if self._stream is self._device.out and self._device.fails:
             raise self._device.fails.pop()
 
 
 class Here(Cuda):
-    """fails: what who waits for answers is told, one at a time. locked_on: the names of threads that made memory."""
+    """fails: what who waits for answers is told, one at a time. lost: what all that wait are told from then on.
+
+    locked_on: the names of threads that made memory. freed: how often it was told to keep none for later.
+    """
 
     def __init__(self, name="cpu"):
         Device.__init__(self, name)
         self.is_cuda = True
         self._present = threading.local()
         self.out = None  # the stream that was made last
+        self.streams = []
+        self.lost = None
         self.fails = []
         self.locked_on = []
         self.freed = 0
 
     def stream(self):
         self.out = HereStream()
+        self.streams.append(self.out)
         return self.out
 
     def event(self):
@@ -75,7 +83,10 @@ class Here(Cuda):
         return self._present.stream
 
     def synchronize(self):
-        pass
+        for stream in self.streams:
+            stream.do_all()
+        if self.lost is not None:
+            raise self.lost
 
     def buffer(self, size):
         return np.zeros(max(size, 1), np.uint8)

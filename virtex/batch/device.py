@@ -39,6 +39,7 @@ class Device:
         self._device = torch.device(name)
         torch.empty(1, device=self._device)  # says now what is wrong with it
         self.is_cuda = self._device.type == "cuda"
+        self.copies = self._device.type != "cpu"
 
     def running(self) -> Any:
         """The context in which a model runs."""
@@ -54,6 +55,9 @@ class Device:
         if isinstance(batch, Mapping):
             return {name: self._here(array).to(self._device) for name, array in batch.items()}
         return self._here(batch).to(self._device)
+
+    def free(self) -> None:
+        """Give back what is kept for later."""
 
     def allocate(self, tensor: Tensor, rows: int) -> Array:
         """An array of rows from which batches are copied there."""

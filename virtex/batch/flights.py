@@ -16,6 +16,7 @@ from typing import Any
 
 from .asked import each
 from .executors import Done, ThreadExecutor, fail
+from .isolate import failure
 from .parts import after_failure
 from .pipeline import DEPTH, Pipeline, Slot
 from .ring import Batch
@@ -100,7 +101,9 @@ class Flight:
                 batch.outcomes = steps.encoded(outputs, batch.work[1], self._asked)
             except Exception as error:
                 raised = error
-        if raised is not None:
+        if raised is not None and self._pipeline.lost is not None:
+            batch.outcomes = [failure("run_inference", raised)] * len(batch.spans)
+        elif raised is not None:
             outputs = None
             batch.outcomes = drive(after_failure(steps, batch.work, batch.work[1], self._asked, raised))
         self.is_over = True
@@ -120,14 +123,22 @@ class Flight:
 class FlightExecutor:
     """Runs batches on a device. thread: of the model, where all else of the handler's runs.
 
-    grown: told on the loop's thread of bytes of page-locked memory that answers have taken beyond those before.
+    On the loop's thread, grown is told of bytes of page-locked memory that answers have taken beyond those before, and
+    lost, once, why the device works no more.
     """
 
     depth = DEPTH
 
-    def __init__(self, thread: ThreadExecutor, pipeline: Pipeline, grown: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        thread: ThreadExecutor,
+        pipeline: Pipeline,
+        grown: Callable[[int], None],
+        lost: Callable[[str], None],
+    ) -> None:
         self._pipeline = pipeline
         self._grown = grown
+        self._lost: Callable[[str], None] | None = lost
         self._told = 0
         self._in, self._model, self._out = thread.beside("in"), thread, thread.beside("out")
 
@@ -173,6 +184,9 @@ class FlightExecutor:
         self._model.tell(flight.done, flight.close())
         if self._pipeline.host_bytes != self._told:
             self._model.tell(self.count)
+        if self._pipeline.lost is not None and self._lost is not None:
+            tell, self._lost = self._lost, None
+            self._model.tell(tell, f"its device is lost: {_words(self._pipeline.lost)}")
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -184,3 +198,8 @@ class FlightExecutor:
         size = self._pipeline.host_bytes
         more, self._told = size - self._told, size
         self._grown(more)
+
+
+def _words(error: Exception) -> str:
+    """What it is, and the first line of what it says: torch's go on about how to find out more."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

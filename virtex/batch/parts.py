@@ -1,7 +1,8 @@
 """A batch that is run again in parts: its model raised, or the memory of a device does not hold all of it.
 
-Rules: as of steps.py. A part is computed from what the clients sent, for the model may have written to what it got, and
-its answers are made before the next part runs, for the model may write there again.
+Rules: as of steps.py. A part is computed from what the clients sent, for the model may have written to what it got; where it
+got copies, on a device, from the same rows. Its answers are made before the next part runs, for the model may write
+there again.
 
 A batch that failed is run in four parts. Each part that fails is split in four again; an item that fails alone is a
 culprit, of which its request gets the error. Four parts rather than two: that takes no more runs for one culprit, fewer
@@ -40,6 +41,7 @@ async def after_failure(
 ) -> list[Outcome]:
     """One outcome per request of a batch of which a whole run raised the error. asked: who asked for each item."""
     parts = Parts(steps, work, counts, asked)
+    parts.is_untouched = steps.gives_copies()
     if parts.settles(error, parts.all):
         rest = parts.wanted(parts.all)
         if rest and not steps.may_run_again(work):
@@ -144,6 +146,7 @@ class Parts:
                 self.blame(part[0], error)
             elif is_out_of_memory(error):
                 self.most, self.is_known, self._has_overflowed = (len(part) + 1) // 2, self._fitted > 0, True
+                self._steps.make_room()
                 stack.append((part, None))
             else:
                 stack.extend((each, None) for each in reversed(self._split(part, stack)))

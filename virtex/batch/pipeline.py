@@ -90,8 +90,11 @@ class Pipeline:
     """Batches of up to `most` rows on their way through a device.
 
     outputs: what the model gives, where that is declared: then memory for it is made ahead.
-    host_bytes, device_bytes: memory that it has made for them, without the rows of the ring.
+    host_bytes, device_bytes: memory that it has made for them, without the rows of the ring. lost: what the device says
+    since it works no more, as behind an assertion that failed there: that is no batch's alone, and does not pass.
     """
+
+    copies = True  # the model gets no row of the ring
 
     def __init__(self, device: Streams, inputs: Inputs, most: int, outputs: Inputs | None = None) -> None:
         self.device = device
@@ -102,6 +105,7 @@ class Pipeline:
         self._size = _places([most * tensor.nbytes for tensor in declared])[-1]
         self._slots = [Slot(device, len(self._inputs)) for _ in range(DEPTH)]
         self._free = deque(self._slots)
+        self.lost: Exception | None = None
 
     def prepare(self) -> None:
         """Make all memory that is known to be needed, behind whatever setup() has asked of the device."""
@@ -175,6 +179,10 @@ class Pipeline:
         slot = self.load(batch)
         self.run(slot, infer)
         return self.wait(slot)
+
+    def free(self) -> None:
+        """Have the device keep no memory for later: what runs next needs all of it."""
+        self.device.free()
 
     # ---- what they do
 
@@ -256,11 +264,13 @@ class Pipeline:
         self._free.append(slot)
 
     def _break_off(self, slot: Slot) -> None:
-        """Wait until nothing of the batch is under way; what else goes wrong then is nobody's answer."""
-        for stream in (self._in, self._compute, self._out):
-            with suppress(Exception):
-                slot.fetched.record(stream)
-                slot.fetched.synchronize()
+        """Wait until nothing of the batch is under way on any stream, and see whether the device is lost."""
+        with suppress(Exception):
+            self.device.synchronize()  # it may say once more what was that batch's
+        try:
+            self.device.synchronize()
+        except Exception as error:
+            self.lost = error
         self._let_go(slot)
 
 

@@ -37,9 +37,16 @@ class RowMethods(Methods, Protocol):
 
 
 class Elsewhere(Protocol):
-    """A device. infer() calls a function with a batch that is copied there, and gives what it returned, copied back."""
+    """A device. infer() calls a function with a batch that is copied there, and gives what it returned, copied back.
+
+    copies: whether that is other memory than the rows'. free() has it keep none for later.
+    """
+
+    copies: bool
 
     def infer(self, batch: Any, infer: Callable[[Any], Any]) -> Any: ...
+
+    def free(self) -> None: ...
 
 
 class TensorSteps(Steps):
@@ -114,6 +121,8 @@ class TensorSteps(Steps):
         """Whether the batch may run again, and its bodies were kept for that; where not, the log says so once."""
         if not self.isolates or len(work) < 3:
             return False
+        if self.gives_copies():
+            return True
         if any(ticket.is_pending for ticket, _, _ in work[2]):
             return False  # the loop may decode more of it just now, and a source is not to be read by two
         if all(items is None or len(items) for items in [ticket.items for ticket, _, _ in work[2]]):
@@ -122,6 +131,15 @@ class TensorSteps(Steps):
             self._has_told = True
             log.warning(NOT_KEPT, extra={"event": "not_kept"})
         return False
+
+    def gives_copies(self) -> bool:
+        """Whether the model gets a copy of the rows, on a device."""
+        return self.device is not None and self.device.copies
+
+    def make_room(self) -> None:
+        """Leave the device as much memory as there is."""
+        if self.device is not None:
+            self.device.free()
 
     def given_up(self, sources: Any) -> Iterable[int]:
         """The requests that nobody waits for any more."""

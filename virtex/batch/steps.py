@@ -228,6 +228,13 @@ class Steps:
         """Whether the batch may run again, and what it was made of is still there."""
         return self.isolates
 
+    def gives_copies(self) -> bool:
+        """Whether the model can't write to what a batch is made of."""
+        return False
+
+    def make_room(self) -> None:
+        """A run was out of memory: let go of what is kept for later, where that is known."""
+
     def given_up(self, sources: Any) -> Iterable[int]:
         """The requests that nobody waits for any more, as far as that is seen here."""
         return ()

@@ -222,10 +222,10 @@ class Model:
         place: Device | Pipeline | None = device
         if isinstance(device, Cuda) and self._thread is not None:
             place = Pipeline(device, handler.inputs, options.max_batch_size, handler.outputs)
-            executor = self._flights = FlightExecutor(self._thread, place, self._answers_take)
+            executor = self._flights = FlightExecutor(self._thread, place, self._answers_take, self._lose)
         steps = TensorSteps(handler, gives_values, clock, place, executor.depth > 1)
         steps.isolates = options.isolate_errors
-        if steps.isolates:
+        if steps.isolates and not steps.gives_copies():
             self.admission.most_kept = self.admission.bodies.budget // 2
         self.admission.asks = steps.asks
         return executor, steps, rows
@@ -290,6 +290,11 @@ class Model:
         if self.state is STARTING and more > bodies.budget - body:
             raise MemoryError(f"answers take {more} bytes; limits.max_bytes leaves {bodies.budget - body} for them")
         bodies.budget -= more
+
+    def _lose(self, reason: str) -> None:
+        """The device works no more for this process: whoever looks after it had better replace it."""
+        self.health.lose(reason)
+        REGISTER.lost = f"service {self.options.name!r}: {reason}"
 
     def _tell(self, name: str, what: str, **fields: Any) -> None:
         service = self.options.name
