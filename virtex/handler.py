@@ -291,6 +291,11 @@ class TensorHandler(RequestHandler):
     device: name of a torch device. run_inference then gets tensors there, copied once from page-locked rows, and its
     results come back by one copy. On CUDA it runs on a stream that is current meanwhile, and need not wait for it: the
     next batch is copied there, and answers back, while one computes. That needs executor="thread".
+    graphs: sizes of batches for which run_inference is captured as a CUDA graph when the service starts, over items of
+    example(). A batch is filled up to the next size with its last row, and the answer cut; a larger one runs without.
+    run_inference is Python only while it is captured: it gives tensors of the device that depend on nothing else than
+    the batch, row by row. What can't be captured fails the start, as do answers that differ from those without a graph.
+    graphs_or_eager: such a size runs without a graph instead, and the log says why.
 
     run_inference returns an array or tensor, a dict of them (an item's answer is then an object), or a list of rows, of
     which one may be an exception. When it raises, it is called again with parts of the batch, decoded anew.
@@ -302,6 +307,8 @@ class TensorHandler(RequestHandler):
     inputs: Inputs
     outputs: Inputs | None = None
     device: str | None = None
+    graphs: Sequence[int] = ()
+    graphs_or_eager: bool = False
 
     def process_request(self, data: list[Any]) -> Any:
         """Decode items into a batch of their own, as the server decodes them into its.

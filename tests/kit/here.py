@@ -1,15 +1,23 @@
-"""A Cuda on torch's CPU: each copy is done when somebody waits for it, and no earlier; a model runs at once."""
+"""A Cuda on torch's CPU, and services on it: each copy is done when somebody waits for it; a model runs at once."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from contextlib import contextmanager
 
 import numpy as np
+import orjson
+import pytest
 
+from virtex import Tensor, TensorHandler, http_server
+from virtex._codec import decode_numpy, encode_numpy
 from virtex.batch.device import Cuda, Device
 from virtex.batch.rows import allocate
+from virtex.service import model as models
+
+from .asks import ask_direct
 
 
 class HereStream:
@@ -32,21 +40,24 @@ class HereStream:
 class HereEvent:
     def __init__(self, device):
         self._device = device
-        self._stream = None
+        self._stream = self._fails = None
 
     def record(self, stream):
         self._stream = stream
+        if stream is self._device.out and self._device.fails:
+            self._fails = self._device.fails.pop()
 
     def synchronize(self):
         self._stream.do_all()
         if self._device.lost is not None:
             raise self._device.lost
-        if self._stream is self._device.out and self._device.fails:
-            raise self._device.fails.pop()
+        if self._fails is not None:
+            fails, self._fails = self._fails, None
+            raise fails
 
 
 class Here(Cuda):
-    """fails: what who waits for answers is told, one at a time. lost: what all that wait are told from then on.
+    """fails: what those are told who wait for the answers that are asked for next. lost: what all are told who wait.
 
     locked_on: the names of threads that made memory. freed: how often it was told to keep none for later.
     """
@@ -60,7 +71,7 @@ class Here(Cuda):
         self.lost = None
         self.fails = []
         self.locked_on = []
-        self.freed = 0
+        self.freed = self.replays = 0
 
     def stream(self):
         self.out = HereStream()
@@ -117,5 +128,72 @@ class Here(Cuda):
     def fetch(self, memory, locked, size):
         self.current().ask(lambda: np.copyto(locked[:size], memory[:size]))
 
+    def capture(self, call):
+        """Replays by calling again, over the same memory: of what is given, and of what call() reads."""
+        given = call()
+
+        def replay():
+            self.replays += 1
+            for into, value in zip(leaves(given), leaves(call()), strict=True):
+                into.copy_(value)
+
+        return replay, given
+
     def free(self):
         self.freed += 1
+
+
+def leaves(given):
+    if isinstance(given, (dict, list)):
+        values = given.values() if isinstance(given, dict) else given
+        return [leaf for value in values for leaf in leaves(value)]
+    return [given]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """What stands in for CUDA devices: a list of those that services have made."""
+    made = []
+
+    def device_for(name):
+        if name is not None:
+            made.append(Here())
+        return made[-1] if name is not None else None
+
+    monkeypatch.setattr(models, "device_for", device_for)
+    return made
+
+
+class Doubles(TensorHandler):
+    inputs = Tensor("float32", (3,))
+    device = "cuda"
+
+    def run_inference(self, batch):
+        return batch * 2
+
+
+def asked(handler, *bodies, **kw):
+    """The answers to requests that are all put at once."""
+    app = http_server("flights", handler, executor="thread", **kw)
+
+    async def main():
+        await app.startup()
+        try:
+            return await asyncio.wait_for(asyncio.gather(*(ask_direct(app, one) for one in bodies)), 60)
+        finally:
+            await app.shutdown()
+
+    return asyncio.run(main())
+
+
+def body(*items):
+    return orjson.dumps({"data": [encode_numpy(item) for item in items]})
+
+
+def items(count, seed=0):
+    return list(np.random.default_rng(seed).random((count, 3), np.float32))
+
+
+def rows(answer):
+    assert answer.status == 200, answer.body
+    return np.stack([decode_numpy(item) for item in answer.json["data"]])

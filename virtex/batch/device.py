@@ -98,6 +98,7 @@ class Cuda(Device):
         super().__init__(name)
         if self._device.index is None:
             self._device = self._torch.device("cuda", self._torch.cuda.current_device())
+        self._pool: Any = None
 
     def stream(self) -> Any:
         """Work in order, beside that of other streams."""
@@ -175,6 +176,26 @@ class Cuda(Device):
     def fetch(self, memory: Memory, locked: Array, size: int) -> None:
         """Copy the first bytes of the memory here."""
         self._here(locked[:size]).copy_(memory.bytes[:size], non_blocking=True)
+
+    def capture(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Record what call() asks for instead of doing it; gives what does it, and what call() gave.
+
+        That lies in the same memory each time; what graphs need beside it they share, so one runs at a time. Other
+        threads may use CUDA meanwhile. Raises what torch does for work that can't be recorded.
+        """
+        cuda = self._torch.cuda
+        self._pool = self._pool or cuda.graph_pool_handle()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, pool=self._pool, stream=self.current(), capture_error_mode="thread_local"):
+            given = call()
+        return graph.replay, given
+
+    def fill(self, rows: Any, batch: Any) -> None:
+        """Copy the batch into the first of these rows, and its last row into all others."""
+        count = len(batch)
+        rows[:count].copy_(batch, non_blocking=True)
+        if count < len(rows):
+            rows[count:].copy_(batch[count - 1], non_blocking=True)
 
     def free(self) -> None:
         """Give back to the device what torch keeps for later."""

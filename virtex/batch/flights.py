@@ -181,12 +181,12 @@ class FlightExecutor:
         self._back(flight)
 
     def _back(self, flight: Flight) -> None:
-        self._model.tell(flight.done, flight.close())
-        if self._pipeline.host_bytes != self._told:
-            self._model.tell(self.count)
         if self._pipeline.lost is not None and self._lost is not None:
             tell, self._lost = self._lost, None
             self._model.tell(tell, f"its device is lost: {_words(self._pipeline.lost)}")
+        self._model.tell(flight.done, flight.close())
+        if self._pipeline.host_bytes != self._told:
+            self._model.tell(self.count)
 
     @property
     def bytes(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """A batch that is run again in parts: its model raised, or the memory of a device does not hold all of it.
 
-Rules: as of steps.py. A part is computed from what the clients sent, for the model may have written to what it got; where it
-got copies, on a device, from the same rows. Its answers are made before the next part runs, for the model may write
-there again.
+Rules: as of steps.py. A part is computed from what the clients sent, for the model may have written to what it got; on
+a device it got copies, and a part has the same rows. Its answers are made before the next part runs, for the model may
+write there again.
 
 A batch that failed is run in four parts. Each part that fails is split in four again; an item that fails alone is a
 culprit, of which its request gets the error. Four parts rather than two: that takes no more runs for one culprit, fewer

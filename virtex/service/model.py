@@ -17,15 +17,14 @@ import logging
 import os
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
 from typing import Any
 
-from ..batch.arrays import ArrayRing, array_dtype
+from ..batch.arrays import array_dtype
 from ..batch.batcher import Batcher
-from ..batch.costs import CostRing
 from ..batch.device import Cuda, Device, device_for
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
 from ..batch.flights import FlightExecutor
+from ..batch.graphs import Graphs
 from ..batch.items import steps_for
 from ..batch.outputs import Rows
 from ..batch.pipeline import Pipeline
@@ -35,7 +34,7 @@ from ..batch.rows import RowRing, allocate, fitting
 from ..batch.steps import Steps, async_methods
 from ..batch.texts import has_text
 from ..errors import RETRY_SOON, RequestError
-from ..handler import RequestHandler, TensorHandler, Worker, answers_json, own_cost
+from ..handler import RequestHandler, TensorHandler, Worker, answers_json
 from ..logs import event, show
 from ..metrics._metrics import Cells
 from ..metrics.export import Export
@@ -43,13 +42,13 @@ from ..resident import most_resident
 from .about import declared, described, example_shown
 from .admission import Admission
 from .bodies import Bodies
-from .declared import check_declared
 from .health import Health
 from .options import Options
+from .plans import check_declared, ring_for
 from .seam import REGISTER
 from .uploads import kinds_of
 from .v2_head import Served
-from .warmup import NO_ITEMS, example_of, warm_up
+from .warmup import NO_ITEMS, example_of, rows_of, warm_up
 
 log = logging.getLogger("virtex")
 
@@ -96,6 +95,7 @@ class Model:
         self._handler: RequestHandler | None = None  # from the end of setup() to teardown()
         self._thread: ThreadExecutor | None = None
         self._flights: FlightExecutor | None = None  # where batches go to a GPU
+        self._graphs: Graphs | None = None
         self._buffers: dict[str, int] = {}
         self._context = copy_context()
         self._ending: asyncio.Future[None] | None = None
@@ -160,6 +160,10 @@ class Model:
             if self._flights is not None:
                 doing = "making its page-locked buffers"
                 await self.call(self._flights.prepare, ring)
+            if self._graphs is not None:
+                doing = "capturing its graphs"
+                rows = await rows_of(handler, self._graphs.sizes[-1], self.call)
+                await self.call(self._graphs.capture, rows)
             doing = "the warm-up"
             await self._warm_up(handler)
             if self._flights is not None:
@@ -207,7 +211,7 @@ class Model:
             self.admission.dtype = dtype = array_dtype(handler)
             self.admission.kinds = kinds_of(handler)
             self.admission.served = Served(options.name, None, None, dtype, True)
-            ring = self._ring_for(handler, dtype is not None)
+            ring = ring_for(handler, options, dtype is not None)
             steps = steps_for(handler, clock)
             steps.isolates = options.isolate_errors
             self.admission.asks = steps.asks
@@ -223,7 +227,9 @@ class Model:
         if isinstance(device, Cuda) and self._thread is not None:
             place = Pipeline(device, handler.inputs, options.max_batch_size, handler.outputs)
             executor = self._flights = FlightExecutor(self._thread, place, self._answers_take, self._lose)
-        steps = TensorSteps(handler, gives_values, clock, place, executor.depth > 1)
+            if len(handler.graphs):
+                self._graphs = Graphs(handler, place, handler.graphs, handler.graphs_or_eager)
+        steps = TensorSteps(self._graphs or handler, gives_values, clock, place, executor.depth > 1)
         steps.isolates = options.isolate_errors
         if steps.isolates and not steps.gives_copies():
             self.admission.most_kept = self.admission.bodies.budget // 2
@@ -257,19 +263,6 @@ class Model:
                 'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
             )
         return InlineExecutor(self._context)
-
-    def _ring_for(self, handler: RequestHandler, takes_arrays: bool) -> Ring | None:
-        """Where the items of a handler wait that declares no inputs; None: where they wait anyway."""
-        most = self.options.max_batch_cost
-        new: Callable[[int], Ring] = Ring
-        if most is not None:
-            name, cost = type(handler).__name__, own_cost(handler)
-            if cost is None:
-                raise TypeError(f"max_batch_cost={most!r}: expected {name}.cost(self, item), {name} has none")
-            new = partial(CostRing, cost=cost, most=float(most))
-        if takes_arrays:
-            return ArrayRing(self.max_queue_size, new)
-        return None if most is None else new(self.max_queue_size)
 
     def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
         size, limits, bodies = self.options.max_batch_size, self.options.limits, self.admission.bodies

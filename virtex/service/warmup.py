@@ -29,6 +29,14 @@ async def example_of(handler: RequestHandler, call: Call) -> list[Any]:
     return items_for(handler, HttpMessage(data=items)) if isinstance(items, list) else []
 
 
+async def rows_of(handler: RequestHandler, size: int, call: Call) -> Any:
+    """So many rows of example(), over and over, as run_inference gets them. Raises as example_of(), and ItemError."""
+    items = await example_of(handler, call)
+    if not items:
+        raise TypeError(f"{type(handler).__name__}.example() {NO_ITEMS}")
+    return handler._work_of(list(islice(cycle(items), size)))[0]
+
+
 def as_cut(handler: RequestHandler, items: list[Any], most: float | None) -> list[Any]:
     """As many of these as the server puts into one batch that costs `most` at most; None: all. Raises as fits()."""
     return items if most is None else items[: fits(handler, handler._work_of(items), most)]

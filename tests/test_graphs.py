@@ -1,0 +1,204 @@
+"""Graphs of a few sizes: recorded and replayed by calling again over the same memory. Real ones: tests/test_gpu.py."""
+
+import numpy as np
+import orjson
+import pytest
+from kit import here, needs
+from kit.here import Doubles, Here, asked, body, items, rows
+
+from virtex import Tensor, TensorHandler
+from virtex.batch.graphs import NotCaptured, _distance
+
+needs.library("torch")
+device = here.device
+
+
+class Captured(Doubles):
+    graphs = (1, 4, 8)
+    sizes: list[int]
+
+    def setup(self, worker):
+        self.sizes = []
+
+    def run_inference(self, batch):
+        self.sizes.append(len(batch))
+        return batch * 2
+
+
+def test_batches_are_answered_by_the_next_larger_graph(device):
+    handler = Captured()
+    sent = [items(1 + seed % 5, seed) for seed in range(60)]
+    answers = asked(handler, *(body(*one) for one in sent), max_batch_size=8, max_queue_size=2048)
+    for one, answer in zip(sent, answers, strict=True):
+        assert (rows(answer) == np.stack(one) * 2).all()
+    assert set(handler.sizes) == {1, 4, 8}  # by replays, too
+    assert device[0].replays > 20
+
+
+def test_the_largest_is_captured_first_and_each_runs_without_a_graph_before(device):
+    handler = Captured()
+    asked(handler, max_batch_size=8)
+    # three runs, the capture, its replay, and one more to compare with
+    assert handler.sizes == [8] * 6 + [4] * 6 + [1] * 6
+
+
+def test_a_batch_is_filled_up_with_its_last_row(device):
+    seen = []
+
+    class Looks(Captured):
+        def run_inference(self, batch):
+            seen.append(batch.clone())
+            return batch * 2
+
+    (one,) = items(1)
+    Looks.graphs = (4,)
+    asked(Looks(), body(one), max_batch_size=4)
+    assert (seen[-1].numpy() == np.stack([one] * 4)).all()
+
+
+def test_a_batch_that_is_larger_than_all_graphs_runs_without(device):
+    handler = Captured()
+    Captured.graphs, graphs = (2,), Captured.graphs
+    try:
+        (answer,) = asked(handler, body(*items(7)), max_batch_size=8)
+    finally:
+        Captured.graphs = graphs
+    assert (rows(answer) == np.stack(items(7)) * 2).all() and handler.sizes[-1] == 7
+
+
+def test_names_and_lists_of_rows_are_cut(device):
+    class Named(TensorHandler):
+        inputs = {"x": Tensor("float32", (3,))}
+        device = "cuda"
+        graphs = (4,)
+
+        def run_inference(self, batch):
+            return {"y": batch["x"] * 2, "sum": batch["x"].sum(1)}
+
+    (answer,) = asked(Named(), orjson.dumps({"data": [{"x": [1, 2, 3]}, {"x": [4, 5, 6]}]}), max_batch_size=4)
+    assert answer.json["data"] == [{"y": [2, 4, 6], "sum": 6}, {"y": [8, 10, 12], "sum": 15}]
+
+
+class Differs(Captured):
+    """Answers otherwise when it is replayed."""
+
+    calls = 0
+
+    def run_inference(self, batch):
+        self.calls += 1
+        return batch * 2 + (self.calls > 5) * 0.5
+
+
+def test_a_graph_that_answers_otherwise_fails_the_start_and_says_how_much(device):
+    with pytest.raises(
+        NotCaptured, match=r"a batch of 8 is answered otherwise by its graph: differs by up to 0.5; exp"
+    ):
+        asked(Differs(), max_batch_size=8)
+
+
+class Refuses(Captured):
+    def run_inference(self, batch):
+        if len(batch) == 4 and self.is_capturing():
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nSearch for ...")
+        return batch * 2
+
+
+@pytest.fixture
+def refuses(device, monkeypatch):
+    """A handler that raises while a batch of 4 is captured."""
+    captures = []
+    capture = Here.capture
+
+    def capturing(self, call):
+        captures.append(1)
+        try:
+            return capture(self, call)
+        finally:
+            captures.pop()
+
+    monkeypatch.setattr(Here, "capture", capturing)
+    Refuses.is_capturing = lambda self: bool(captures)
+    return Refuses
+
+
+def test_what_can_not_be_captured_fails_the_start_and_names_the_line(refuses):
+    expected = (
+        r"a batch of 4 can't be captured: RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    )
+    with pytest.raises(NotCaptured, match=expected + r', at test_graphs.py:\d+: raise RuntimeError\("CUDA error'):
+        asked(refuses(), max_batch_size=8)
+
+
+def test_it_falls_back_where_that_is_asked_for(refuses, caplog):
+    class Falls(refuses):
+        graphs_or_eager = True
+
+    sent = [items(3, seed) for seed in range(4)]
+    for one, answer in zip(sent, asked(Falls(), *(body(*one) for one in sent), max_batch_size=8), strict=True):
+        assert (rows(answer) == np.stack(one) * 2).all()
+    assert "a batch of 4 can't be captured" in caplog.text and "such batches run without" in caplog.text
+
+
+def test_a_graph_gives_tensors_only(device):
+    class Leaves(Captured):
+        def run_inference(self, batch):
+            return (batch * 2).numpy()
+
+    with pytest.raises(NotCaptured, match="run_inference gave a ndarray; a graph gives tensors on its device only"):
+        asked(Leaves(), max_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("graphs", "error", "expected"),
+    [
+        ((0,), ValueError, r"graphs=\(0,\): expected whole numbers from 1 to max_batch_size=8"),
+        ((1, 9), ValueError, "from 1 to max_batch_size=8"),
+        ((1.5,), ValueError, "expected whole numbers"),
+    ],
+)
+def test_sizes_that_no_batch_has_are_refused(device, graphs, error, expected):
+    class Wrong(Captured):
+        pass
+
+    Wrong.graphs = graphs
+    with pytest.raises(error, match=expected):
+        asked(Wrong(), max_batch_size=8)
+
+
+@pytest.mark.parametrize("name", [None, "cpu"])
+def test_graphs_need_a_cuda_device(name):
+    class Nowhere(Captured):
+        device = name
+
+    with pytest.raises(ValueError, match=rf"graphs=\(1, 4, 8\) needs a CUDA device; device={name!r} is none"):
+        asked(Nowhere(), max_batch_size=8)
+
+
+def test_a_graph_knows_nobody_who_asks(device):
+    class Asks(Captured):
+        def run_inference(self, batch, requests):
+            return batch * 2
+
+    with pytest.raises(TypeError, match="a graph knows nobody who asks"):
+        asked(Asks(), max_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("came", "expected", "says"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], ""),
+        ([1.0, np.nan], [1.0, np.nan], ""),
+        ([1.0, np.inf], [1.0, np.inf], ""),
+        ([1.0, 2.0001], [1.0, 2.0], ""),
+        ([1.0, 2.1], [1.0, 2.0], "differs by up to 0.1; expected no more than 0.0002"),
+        ([1.0, np.nan], [1.0, 2.0], "differs by up to nan"),
+        ([1.0, np.inf], [1.0, 2.0], "differs by up to inf"),
+    ],
+)
+def test_answers_may_differ_by_rounding(came, expected, says):
+    text = _distance(np.array(came, np.float32), np.array(expected, np.float32))
+    assert text.startswith(says) and bool(text) == bool(says)
+
+
+def test_whole_numbers_may_not_differ():
+    assert _distance(np.array([1, 2]), np.array([1, 3])) == "differs in 1 of 2 values"
