@@ -30,6 +30,58 @@ def ask(handler, *arrays, executor="thread"):
     return asyncio.run(main())
 
 
+NUMBERS = [
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+]
+NAMED = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["one", "by name"])
+@pytest.mark.parametrize("dtype", [*NUMBERS, *NAMED])
+def test_the_answers_are_the_same_as_without_a_device(dtype, as_dict):
+    tensor = Tensor(dtype, (2, 3))
+
+    class Same(TensorHandler):
+        inputs = {"x": tensor} if as_dict else tensor
+        outputs = {"y": tensor} if as_dict else tensor
+
+        def run_inference(self, batch):
+            return {"y": batch["x"]} if as_dict else batch
+
+    class There(Same):
+        device = "cpu"
+
+    bits = np.random.default_rng(0).integers(0, 2, (5, 6 * tensor.dtype.itemsize), np.uint8)
+    arrays = list(bits.view(tensor.dtype).reshape(5, 2, 3))
+    sent = [{"x": encode_numpy(array)} if as_dict else encode_numpy(array) for array in arrays]
+    answers = []
+    for kind in (Same, There):
+        app = http_server("device", kind(), executor="thread")
+
+        async def main(app=app):
+            await app.startup()
+            answer = await ask_direct(app, orjson.dumps({"data": sent}))
+            await app.shutdown()
+            return answer.status, answer.body
+
+        answers.append(asyncio.run(main()))
+    assert answers[0] == answers[1] and answers[0][0] == 200
+
+
+@pytest.mark.parametrize("dtype", [">f4", "datetime64[s]", "S4", "U3", "int4"])
+def test_a_dtype_that_torch_does_not_have_fails_the_start(dtype):
+    class Wrong(TensorHandler):
+        inputs = Tensor(dtype, (2,))
+        device = "cpu"
+
+        def run_inference(self, batch):
+            return batch
+
+    with pytest.raises(TypeError, match=r"an input of .* can't go to a device: torch has no tensors of it"):
+        ask(Wrong())
+
+
 @pytest.mark.parametrize("executor", ["inline", "thread"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool"])
 def test_the_model_gets_tensors_and_their_rows_come_back(dtype, executor):

@@ -20,7 +20,14 @@ from .outputs import on_host
 from .rows import allocate, pages
 
 # What torch takes from NumPy as plain bits: dtypes that it has under the same name, and NumPy only by ml_dtypes
-_BY_BITS = {"bfloat16": "int16", "float8_e4m3fn": "int8", "float8_e5m2": "int8"}
+_BY_BITS = {
+    "bfloat16": "int16",
+    "complex32": "int32",
+    **dict.fromkeys(
+        ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"],
+        "int8",
+    ),
+}
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of the process
 
 
@@ -48,7 +55,7 @@ class Device:
     def infer(self, batch: Any, infer: Callable[[Any], Any]) -> Any:
         """What infer() gives for the batch on the device, its tensors as arrays in host memory."""
         with self.running():
-            return on_host(infer(self.load(batch)))
+            return self._back(infer(self.load(batch)))
 
     def load(self, batch: Array | Mapping[str, Array]) -> Any:
         """The batch, or each input of it, as a tensor on the device; on a CPU, in the same memory."""
@@ -56,12 +63,28 @@ class Device:
             return {name: self._here(array).to(self._device) for name, array in batch.items()}
         return self._here(batch).to(self._device)
 
+    def check(self, tensor: Tensor) -> None:
+        """Raise TypeError for an input of which torch has no tensors."""
+        dtype = tensor.dtype
+        known = dtype.name in _BY_BITS or (dtype.kind in "biufc" and dtype.isnative)
+        if not known or not hasattr(self._torch, dtype.name):
+            raise TypeError(f"an input of {dtype} can't go to a device: torch has no tensors of it")
+
     def free(self) -> None:
         """Give back what is kept for later."""
 
     def allocate(self, tensor: Tensor, rows: int) -> Array:
         """An array of rows from which batches are copied there."""
         return allocate(tensor, rows)
+
+    def _back(self, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            return {name: self._back(value) for name, value in given.items()}
+        name = str(given.dtype).removeprefix("torch.") if isinstance(given, self._torch.Tensor) else ""
+        if name not in _BY_BITS:
+            return on_host(given)
+        bits = given.detach().resolve_conj().cpu().contiguous().view(getattr(self._torch, _BY_BITS[name]))
+        return bits.numpy().view(named_dtype(name))
 
     def _here(self, array: Array) -> Any:
         """The same memory as a tensor."""

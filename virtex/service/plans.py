@@ -14,6 +14,7 @@ from ..batch.costs import CostRing
 from ..batch.device import Device
 from ..batch.items import refuse_declared
 from ..batch.ring import Ring
+from ..batch.rows import tensors_of
 from ..batch.texts import has_text
 from ..handler import RequestHandler, TensorHandler, own_cost
 from ..tensor import Tensor
@@ -59,6 +60,8 @@ def _check_device(handler: TensorHandler, options: Options, device: Device) -> N
         raise ValueError(f'device={handler.device!r} needs executor="thread": waiting for it would block the loop')
     if has_text(handler.inputs):
         raise TypeError(f"device={handler.device!r}: text can't be copied to a device; its inputs declare some")
+    for tensor in tensors_of(handler.inputs)[1]:
+        device.check(tensor)
 
 
 def _check_graphs(handler: TensorHandler, options: Options, device: Device | None) -> None:
