@@ -37,6 +37,9 @@ import os, time
 from virtex import RequestHandler, http_server
 
 class Waits(RequestHandler):
+    def example(self):
+        return ["a"]
+
     def process_request(self, data):
         return data
 
