@@ -144,6 +144,7 @@ bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (ab
 	@$(BIN)/python -m bench.numbers --json build/numbers.json
 	@$(BIN)/python -m bench.edges --json build/edges.json
 	@$(BIN)/python -m bench.images --json build/images.json
+	@$(BIN)/python -m bench.v2 --json build/v2.json
 	@$(BIN)/python -m bench.batching --json build/batching.json
 	@$(BIN)/python -m bench.serial --json build/serial.json
 	@$(BIN)/python -m bench.loadtest --json build/loadtest.json

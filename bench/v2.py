@@ -188,7 +188,8 @@ def measure(model: str, arguments: argparse.Namespace, folder: Path) -> dict[str
         scripts[row] = [f"@{file}", asked.content_type, asked.path, asked.length]
 
     def send(server: Running, seconds: int) -> Load:
-        return load(server, arguments.connections, seconds, loading, *scripts[server.name])
+        connections = arguments.connections if model == "identity" else max(1, arguments.connections // 4)
+        return load(server, connections, seconds, loading, *scripts[server.name])
 
     with ExitStack() as stack, (folder / "log").open("wb") as log:
         servers = [
@@ -200,7 +201,7 @@ def measure(model: str, arguments: argparse.Namespace, folder: Path) -> dict[str
             for row, (_, who) in rows.items()
         ]
         for server in servers:
-            send(server, 1)
+            send(server, arguments.seconds)
         for _ in range(arguments.runs):
             for server in servers:
                 loads[server.name].append(send(server, arguments.seconds))
@@ -247,7 +248,7 @@ def version_of(pytriton: str) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=64, help="a quarter for images (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="runs per server (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=2, help="length of a run (default: %(default)s)")
     parser.add_argument("--pytriton", default="", metavar="PYTHON", help="of an environment with nvidia-pytriton")

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import RequestError, VirtexError
 from ..service import v2
 from ..service.seam import Response
-from ..service.v2_write import V2, Asked, Texts, little
+from ..service.v2_write import V2, Asked, Known, Texts, blob_of
 from .cut import length_of
 from .messages import InferResponse, Tensor
 
@@ -66,11 +66,12 @@ class Answer(Asked):
                 raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
             tensor = tensors[name]
             dtype = None if type(tensor) is Texts else tensor.dtype
-            said.append(_described(name, dtype, tensor.shape))
+            known, described = _described(name, dtype, tensor.shape)
+            said.append(described)
             if dtype is not None and dtype.kind in _AS_IT_IS and dtype.isnative and tensor.flags.c_contiguous:
                 blob, size = tensor, tensor.nbytes
             else:
-                blob = tensor.blob() if dtype is None else little(tensor)
+                blob = blob_of(known, tensor)
                 size = len(blob)
             blobs += (_RAW + length_of(size), blob)
         return Response(200, (), [b"".join(said + blobs)])
@@ -83,10 +84,9 @@ def _named(name: str) -> bytes:
 
 
 @lru_cache(256)
-def _described(name: str, dtype: Any, shape: tuple[int, ...]) -> bytes:
-    """An output without its bytes, as a field. dtype: None for texts. Raises RequestError (501)."""
-    datatype = v2.TEXT if dtype is None else v2.datatype_of(dtype)
-    if datatype is None:
-        raise RequestError(501, f"output {name!r} is of {dtype}, for which V2 has no datatype")
+def _described(name: str, dtype: Any, shape: tuple[int, ...]) -> tuple[Known, bytes]:
+    """An output without its bytes, and as a field. dtype: None for texts. Raises RequestError (501)."""
+    known = Known(name, dtype, shape)
+    datatype = v2.TEXT if known.is_text else v2.datatype_of(dtype)
     said: bytes = Tensor(name=name, datatype=datatype, shape=shape).SerializeToString()
-    return _OUTPUT + length_of(len(said)) + said
+    return known, _OUTPUT + length_of(len(said)) + said

@@ -293,8 +293,7 @@ class Exchange(Promise):
     def foresee(self, rows: Any) -> None:
         """The rows of all its batches count from the first of them on: an answer may be far larger than its request."""
         try:
-            is_list = type(rows) is list
-            first = len(encode_data(rows)) if is_list else sum([array.nbytes for array in rows.arrays().values()])
+            first = len(encode_data(rows)) if type(rows) is list else sum([a.nbytes for a in rows.arrays().values()])
         except HandlerError:
             return  # no JSON: whoever writes the answer says so, unless it has a form of its own
         size = first * self.count // len(rows)
@@ -396,7 +395,6 @@ class Exchange(Promise):
         self.resolved = True
         if self._body:
             self._drop_body()
-        self.budget.held -= self.charged
-        self.charged = 0
+        self.release()
         self.keeper.conclude(self, self._head.peer, response.status)
         return response

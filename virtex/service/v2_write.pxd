@@ -18,7 +18,7 @@ cdef class Known:
     cdef readonly str name
     cdef readonly object dtype
     cdef readonly tuple shape
-    cdef readonly bint is_text
+    cdef readonly bint is_text, is_little
     cdef readonly bytes text, begun
 
 
@@ -27,6 +27,8 @@ cdef class Asked(V2):
     cdef dict _outputs, _known
     cdef bint _binary
     cdef bytes _lead
+    cdef Py_ssize_t _latest_length
+    cdef tuple _latest_headers
 
     @cython.locals(given=Rows)
     cpdef Response reply(self, rows, bint in_numbers=*)
@@ -36,6 +38,8 @@ cdef class Asked(V2):
 
     @cython.locals(known=Known, shape=tuple)
     cdef Known _known_of(self, str name, tensor)
+    cdef tuple _headers_of(self, Py_ssize_t length)
 
 
+cpdef bytes blob_of(Known known, tensor)
 cdef bytes _in_json(Known known, tensor, bytes head, bytes tail)

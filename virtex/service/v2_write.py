@@ -71,6 +71,8 @@ class Asked(V2):
         head = b'{"model_name":%b,"model_version":"%b"' % (orjson.dumps(served.name), v2.VERSION.encode())
         self._lead = head + (b"" if id is None else b',"id":%b' % orjson.dumps(id)) + b',"outputs":['
         self._known: dict[str, Known] = {}
+        self._latest_length = -1
+        self._latest_headers: Headers = ()
 
     def reply(self, rows: Any, in_numbers: bool = False) -> Response:
         """The outputs that were asked for. Raises RequestError: 400 for one that there is not, 501 for a dtype that V2
@@ -98,7 +100,7 @@ class Asked(V2):
                 raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
             known = self._known_of(name, tensor)
             if self._binary if wanted is None else wanted[name]:
-                blob = tensor.blob() if type(tensor) is Texts else little(tensor)
+                blob = blob_of(known, tensor)
                 text += known.text + b',"parameters":{"binary_data_size":%d}}' % len(blob) + (b"," if left else b"]}")
                 blobs.append(blob)
             else:
@@ -106,10 +108,14 @@ class Asked(V2):
                 text = b""
         if text:
             pieces.append(text if names else text + b"]}")
-        if not blobs:
-            return Response(200, JSON, pieces)
-        length = b"%d" % sum(map(len, pieces))
-        return Response(200, (*_BINARY, (_LENGTH, length)), pieces + blobs)
+        return Response(200, self._headers_of(sum(map(len, pieces))) if blobs else JSON, pieces + blobs)
+
+    def _headers_of(self, length: int) -> Headers:
+        """Of an answer with bytes behind a head of that length: the same for the same, by which the wire knows them."""
+        if length != self._latest_length:
+            self._latest_length = length
+            self._latest_headers = (*_BINARY, (_LENGTH, b"%d" % length))
+        return self._latest_headers
 
     def _known_of(self, name: str, tensor: Any) -> Known:
         """What stands ahead of a tensor's data: that of the last one of its name, where nothing else has come since."""
@@ -135,16 +141,18 @@ class Known:
         self.dtype = dtype
         self.shape = shape
         self.is_text = datatype == v2.TEXT
+        self.is_little = self.is_text or dtype == dtype.newbyteorder("<")
         self.text = orjson.dumps({"name": name, "datatype": datatype, "shape": shape})[:-1]
         self.begun = self.text + b',"data":['
 
 
-def little(array: Any) -> bytes:
+def blob_of(known: Known, tensor: Any) -> bytes:
     """Its values in C order, the lowest byte first."""
-    if array.dtype.kind in "OSU":
-        return _texts_of(array).blob()
-    little: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return little
+    if known.is_text:
+        texts: Texts = tensor if known.dtype is None else _texts_of(tensor)
+        return texts.blob()
+    values: bytes = (tensor if known.is_little else tensor.astype(known.dtype.newbyteorder("<"))).tobytes()
+    return values
 
 
 def _in_json(known: Known, tensor: Any, head: bytes, tail: bytes) -> bytes:
