@@ -395,6 +395,6 @@ class Exchange(Promise):
         self.resolved = True
         if self._body:
             self._drop_body()
-        self.release()
+        self.budget.held, self.charged = self.budget.held - self.charged, 0
         self.keeper.conclude(self, self._head.peer, response.status)
         return response
