@@ -307,17 +307,17 @@ def test_a_failed_batch_runs_again_from_its_rows_for_the_model_had_a_copy(device
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_device_that_is_lost_fails_its_batches_at_once_and_makes_the_worker_unhealthy(device, late, monkeypatch):
-    monkeypatch.setattr(REGISTER, "lost", "")
+def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_unhealthy(device, late, monkeypatch):
+    monkeypatch.setattr(REGISTER, "gone", "")
     calls = []
 
     class Asserts(Doubles):
         def run_inference(self, batch):
             calls.append(len(batch))
             if (batch == 7).any():
-                device[0].lost = RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+                device[0].gone = RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
                 if not late:
-                    raise device[0].lost
+                    raise device[0].gone
             return batch * 2
 
     app = http_server("flights", Asserts(), executor="thread", max_batch_size=4)
@@ -336,8 +336,8 @@ def test_a_device_that_is_lost_fails_its_batches_at_once_and_makes_the_worker_un
     assert before.status == live.status == 200
     assert [answer.status for answer in during] == [500] * 4 and after.status == 500
     assert sum(calls) <= 6  # nothing was tried again
-    assert dead.status == 503 and "its device is lost: RuntimeError: CUDA error: device-side assert" in dead.error
-    assert "Compile with" not in dead.error and REGISTER.lost.startswith("service 'flights': its device is lost")
+    assert dead.status == 503 and "its device is gone: RuntimeError: CUDA error: device-side assert" in dead.error
+    assert "Compile with" not in dead.error and REGISTER.gone.startswith("service 'flights': its device is gone")
 
 
 def test_what_ends_a_thread_elsewhere_fails_a_batch_here(device):

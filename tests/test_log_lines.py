@@ -37,7 +37,9 @@ LIFE = [
     *("worker_start", "service_start", "service_ready", "worker_ready"),
     *("request_failure", "worker_drain", "service_drain", "service_end", "worker_exit"),
 ]
-TROUBLE = {"service_warmup", "out_of_memory", "not_kept", "service_unhealthy", "service_healthy"}  # or where asked for
+TROUBLE = {  # or where asked for
+    *("service_warmup", "out_of_memory", "not_kept", "not_captured", "service_unhealthy", "service_healthy"),
+}
 
 
 def lived(source, *arguments, kind="gunicorn", ready="is ready"):

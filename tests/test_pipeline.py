@@ -72,13 +72,13 @@ class Life:
         self.waiting[2].append(batch)
 
     def wait(self):
-        _, _, way, slot, expected = self.waiting[2].pop(0)
+        _, _, way, berth, expected = self.waiting[2].pop(0)
         if way == "fails on the device":
             self.device.fails.append(Boom())
             with pytest.raises(Boom):
-                self.pipeline.wait(slot)
+                self.pipeline.wait(berth)
             return
-        answers = self.pipeline.wait(slot)
+        answers = self.pipeline.wait(berth)
         if way == "by name":
             (answers,) = answers.values()
         elif way == "as rows":
@@ -231,12 +231,12 @@ def test_each_wait_is_needed(deaf, way):
 
 @pytest.mark.parametrize("event", ["loaded", "computed", "fetched"])
 def test_each_event_is_needed(event, monkeypatch):
-    class Forgets(pipelines.Slot):
+    class Forgets(pipelines.Berth):
         def __init__(self, device, inputs):
             super().__init__(device, inputs)
             getattr(self, event).record = lambda stream: None
 
-    monkeypatch.setattr(pipelines, "Slot", Forgets)
+    monkeypatch.setattr(pipelines, "Berth", Forgets)
     with pytest.raises((Race, AssertionError)):
         for seed in range(10):
             walk(seed, ["fresh", "raises"])
@@ -245,30 +245,30 @@ def test_each_event_is_needed(event, monkeypatch):
 class LetsGo(Pipeline):
     """Of what the model gave as soon as the copies of it are asked for."""
 
-    def run(self, slot, infer):
-        super().run(slot, infer)
-        slot.given = None
+    def run(self, berth, infer):
+        super().run(berth, infer)
+        berth.given = None
 
 
 class NoCopy(Pipeline):
     """Copies straight from what the model gave: the next run may write there."""
 
-    def _keep(self, slot, given):
-        size = super()._keep(slot, given)
-        slot.away = [given.owner]
+    def _keep(self, berth, given):
+        size = super()._keep(berth, given)
+        berth.away = [given.owner]
         return size
 
 
 class Reuses(Pipeline):
     """Memory to which somebody else refers."""
 
-    def _make_rows(self, slot):
-        if slot.rows[0] is None:
-            super()._make_rows(slot)
+    def _make_rows(self, berth):
+        if berth.rows[0] is None:
+            super()._make_rows(berth)
 
-    def _make_room(self, slot, size):
-        if slot.size < size:
-            super()._make_room(slot, size)
+    def _make_room(self, berth, size):
+        if berth.size < size:
+            super()._make_room(berth, size)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_memory_that_nobody_keeps_is_used_again():
         life.cut(4, "fresh", start)
         for stage in (life.load, life.run, life.wait):
             stage()
-        used |= {id(slot.rows[0]) for slot in life.pipeline._slots} | {id(s.here[0]) for s in life.pipeline._slots}
+        used |= {id(berth.rows[0]) for berth in life.pipeline._berths} | {id(s.here[0]) for s in life.pipeline._berths}
     assert len(used) == 2 * DEPTH
 
 

@@ -321,20 +321,20 @@ def test_max_requests_restarts_the_worker():
         assert post(server)[0] == 200
 
 
-def test_a_worker_whose_device_is_lost_leaves_and_another_one_serves():
+def test_a_worker_whose_device_is_gone_leaves_and_another_one_serves():
     source = ECHO + (
         "from virtex.service.seam import REGISTER\n"
         "class Loses(Echo):\n"
         "    def run_inference(self, model_input):\n"
         "        if 'lose' in model_input:\n"
-        "            REGISTER.lost = \"service 'x': its device is lost\"\n"
+        "            REGISTER.gone = \"service 'x': its device is gone\"\n"
         "        return model_input\n"
         "app = http_server('x', Loses())\n"
     )
     with serving("gunicorn", source) as server:
         server.wait_log("is ready; workers=1")
         assert post(server, b'{"data":["lose"]}')[0] == 200
-        server.wait_log("service 'x': its device is lost")
+        server.wait_log("service 'x': its device is gone")
         server.wait_log("worker index 0 is ready; workers=1", 2)
         assert post(server)[0] == 200
 

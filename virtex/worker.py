@@ -8,7 +8,7 @@ What gunicorn asks of a worker, and this file keeps to:
   those that no sibling could answer, and end with their answer, so that a client's next one finds whoever is ready.
 - SIGTERM: answer what was taken within graceful_timeout, with the heartbeat going on; gunicorn repeats the signal.
   SIGINT, SIGQUIT: leave at once. SIGABRT: the heartbeat was missed; say where every thread stands, and die.
-- A worker whose master is gone leaves too, and one whose device is lost.
+- A worker whose master or device is gone leaves too.
 - SIGHUP: gunicorn starts new workers and sends SIGTERM to the old ones at once, and again each second. They serve on
   until a worker of the new code is ready, for as long as that takes. Only the master knows a reload from a stop, so its
   signal handlers write that on the scoreboard.
@@ -305,7 +305,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             if self._is_ready:
                 self.notify()
             self.scoreboard.publish(self.index, len(listener.connections.members))
-            over = "the master is gone: stopping" if os.getppid() != self.ppid else REGISTER.lost
+            over = "the master is gone: stopping" if os.getppid() != self.ppid else REGISTER.gone
             if over:
                 self._stop_because(over)
             elif self._is_ready and listener.connections.heads_taken + self._grpc.taken >= self.max_requests:

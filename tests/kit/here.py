@@ -49,15 +49,15 @@ class HereEvent:
 
     def synchronize(self):
         self._stream.do_all()
-        if self._device.lost is not None:
-            raise self._device.lost
+        if self._device.gone is not None:
+            raise self._device.gone
         if self._fails is not None:
             fails, self._fails = self._fails, None
             raise fails
 
 
 class Here(Cuda):
-    """fails: what those are told who wait for the answers that are asked for next. lost: what all are told who wait.
+    """fails: what those are told who wait for the answers that are asked for next. gone: what all are told who wait.
 
     locked_on: the names of threads that made memory. freed: how often it was told to keep none for later.
     """
@@ -68,7 +68,7 @@ class Here(Cuda):
         self._present = threading.local()
         self.out = None  # the stream that was made last
         self.streams = []
-        self.lost = None
+        self.gone = None
         self.fails = []
         self.locked_on = []
         self.freed = self.replays = 0
@@ -96,8 +96,8 @@ class Here(Cuda):
     def synchronize(self):
         for stream in self.streams:
             stream.do_all()
-        if self.lost is not None:
-            raise self.lost
+        if self.gone is not None:
+            raise self.gone
 
     def buffer(self, size):
         return np.zeros(max(size, 1), np.uint8)

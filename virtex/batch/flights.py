@@ -18,7 +18,7 @@ from .asked import each
 from .executors import Done, ThreadExecutor, fail
 from .isolate import failure
 from .parts import after_failure
-from .pipeline import DEPTH, Pipeline, Slot
+from .pipeline import DEPTH, Berth, Pipeline
 from .ring import Batch
 from .row_steps import TensorSteps
 from .rows import RowRing
@@ -38,7 +38,7 @@ class Flight:
         self._laps = Laps()
         self._came = False  # as of steps, for this one
         self._asked: list[Any] | None = None
-        self._slot: Slot | None = None
+        self._berth: Berth | None = None
         self._outputs: Any = None
 
     def stage(self, f: Callable[[], None]) -> None:
@@ -58,12 +58,12 @@ class Flight:
         batch.thin()
         self.is_over = not batch.size
         if batch.size and not 0 < steps.fits < batch.size:  # of what does not fit, only parts are loaded
-            self._slot = self._pipeline.load(batch.work[0])
+            self._berth = self._pipeline.load(batch.work[0])
 
     def run(self) -> None:
         """Thread "model": run_inference."""
         batch, steps = self.batch, self._steps
-        if self._slot is None:
+        if self._berth is None:
             batch.outcomes = steps.run(batch.work, batch.askers)
             self._laps, self.is_over = steps.laps, True
             return
@@ -71,17 +71,17 @@ class Flight:
         steps.laps = self._laps
         steps.came = False
         try:
-            self._pipeline.run(self._slot, partial(steps.called, asked=self._asked))
+            self._pipeline.run(self._berth, partial(steps.called, asked=self._asked))
         finally:
             self._came = steps.came
-        if self._slot.is_foreign:
+        if self._berth.is_foreign:
             self.land()
             self.finish()
 
     def land(self) -> None:
         """Thread "out": the answers come. They are the outcomes, where process_response has no word in it."""
-        assert self._slot is not None
-        outputs = self._pipeline.wait(self._slot)
+        assert self._berth is not None
+        outputs = self._pipeline.wait(self._berth)
         if self._steps.encodes:
             self._outputs = outputs
         else:
@@ -101,7 +101,7 @@ class Flight:
                 batch.outcomes = steps.encoded(outputs, batch.work[1], self._asked)
             except Exception as error:
                 raised = error
-        if raised is not None and self._pipeline.lost is not None:
+        if raised is not None and self._pipeline.gone is not None:
             batch.outcomes = [failure("run_inference", raised)] * len(batch.spans)
         elif raised is not None:
             outputs = None
@@ -124,7 +124,7 @@ class FlightExecutor:
     """Runs batches on a device. thread: of the model, where all else of the handler's runs.
 
     On the loop's thread, grown is told of bytes of page-locked memory that answers have taken beyond those before, and
-    lost, once, why the device works no more.
+    gone, once, why the device works no more.
     """
 
     depth = DEPTH
@@ -134,11 +134,11 @@ class FlightExecutor:
         thread: ThreadExecutor,
         pipeline: Pipeline,
         grown: Callable[[int], None],
-        lost: Callable[[str], None],
+        gone: Callable[[str], None],
     ) -> None:
         self._pipeline = pipeline
         self._grown = grown
-        self._lost: Callable[[str], None] | None = lost
+        self._gone: Callable[[str], None] | None = gone
         self._told = 0
         self._in, self._model, self._out = thread.beside("in"), thread, thread.beside("out")
 
@@ -181,9 +181,9 @@ class FlightExecutor:
         self._back(flight)
 
     def _back(self, flight: Flight) -> None:
-        if self._pipeline.lost is not None and self._lost is not None:
-            tell, self._lost = self._lost, None
-            self._model.tell(tell, f"its device is lost: {_words(self._pipeline.lost)}")
+        if self._pipeline.gone is not None and self._gone is not None:
+            tell, self._gone = self._gone, None
+            self._model.tell(tell, f"its device is gone: {_words(self._pipeline.gone)}")
         self._model.tell(flight.done, flight.close())
         if self._pipeline.host_bytes != self._told:
             self._model.tell(self.count)

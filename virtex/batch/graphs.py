@@ -71,7 +71,7 @@ class Graphs:
             try:
                 self._capture(size, _cut(rows, size))
             except NotCaptured as error:
-                if not self._falls_back or self._pipeline.lost is not None:
+                if not self._falls_back or self._pipeline.gone is not None:
                     raise
                 self.sizes.remove(size)
                 self._captured.pop(size, None)

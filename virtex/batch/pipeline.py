@@ -1,6 +1,6 @@
 """The order of copies and of work on a device: three stages, two batches deep, and no wait that another could use.
 
-    copy in    [ k+1 ]                  from page-locked rows into a slot's memory on the device
+    copy in    [ k+1 ]                  from page-locked rows into a berth's memory on the device
                    \\ loaded
     compute   [  k  ] [ k+1 ]           run_inference, and a copy of what it gave, on the device: the next run may
                      \\ computed         write to the original
@@ -9,15 +9,15 @@
 
 Rules: knows neither torch nor threads nor the ring: it is given a device, whose streams do what is asked of them in
 order, some time, and whose events are points in that. load() asks for the first stage, run() for the others, wait()
-ends them; each may run on a thread of its own, a slot is on one at a time.
+ends them; each may run on a thread of its own, a berth is on one at a time.
 
 What holds a stage back:
     loaded     compute waits for it, so that a model reads no row that is still on its way
     computed   copy out waits for it
-    fetched    wait() does: only then are answers read, rows of the ring and the slot used again, and what the model
+    fetched    wait() does: only then are answers read, rows of the ring and the berth used again, and what the model
                gave let go of
     Where memory is new, copy in waits for compute: the allocator may give what a run used just before.
-Nothing else does: a slot is free when all three stages of its batch are over, so no stage has to wait for one ahead of
+Nothing else does: a berth is free when all three stages of its batch are over, so no stage has to wait for one ahead of
 it. There are two, for the batcher has two batches out: one computes, and one is prefetched or fetched.
 
 When the second one is cut: once it is full, as for any executor with a thread of its own. A partial batch is not cut
@@ -69,7 +69,7 @@ class Streams(Protocol):
     def free(self) -> None: ...
 
 
-class Slot:
+class Berth:
     """The place of one batch: its events, and memory that it may refill.
 
     rows: on the device, of each input. away, here: of what the model gave, on the device and page-locked; each a list,
@@ -92,7 +92,7 @@ class Pipeline:
     """Batches of up to `most` rows on their way through a device.
 
     outputs: what the model gives, where that is declared: then memory for it is made ahead.
-    host_bytes, device_bytes: memory that it has made for them, without the rows of the ring. lost: what the device says
+    host_bytes, device_bytes: memory that it has made for them, without the rows of the ring. gone: what the device says
     since it works no more, as behind an assertion that failed there: that is no batch's alone, and does not pass.
     """
 
@@ -105,21 +105,21 @@ class Pipeline:
         self._in, self._compute, self._out = device.stream(), device.stream(), device.stream()
         declared = [] if outputs is None else tensors_of(outputs)[1]
         self._size = _places([most * tensor.nbytes for tensor in declared])[-1]
-        self._slots = [Slot(device, len(self._inputs)) for _ in range(DEPTH)]
-        self._free = deque(self._slots)
-        self.lost: Exception | None = None
+        self._berths = [Berth(device, len(self._inputs)) for _ in range(DEPTH)]
+        self._free = deque(self._berths)
+        self.gone: Exception | None = None
 
     def prepare(self) -> None:
         """Make all memory that is known to be needed, behind whatever setup() has asked of the device."""
-        for slot in self._slots:
-            self._make_rows(slot)
+        for berth in self._berths:
+            self._make_rows(berth)
             with self.device.on(self._compute):
-                self._make_room(slot, self._size)
+                self._make_room(berth, self._size)
         self.device.synchronize()
 
     @property
     def host_bytes(self) -> int:
-        return sum(slot.size for slot in self._slots)
+        return sum(berth.size for berth in self._berths)
 
     @property
     def device_bytes(self) -> int:
@@ -127,60 +127,60 @@ class Pipeline:
 
     # ---- the stages
 
-    def load(self, batch: Array | Mapping[str, Array]) -> Slot:
+    def load(self, batch: Array | Mapping[str, Array]) -> Berth:
         """Ask for the copy of rows to the device. They stay as they are until wait(), or until this or run() raises."""
-        slot = self._free.popleft()
+        berth = self._free.popleft()
         arrays = list(batch.values()) if isinstance(batch, Mapping) else [batch]
         try:
-            self._make_rows(slot)
+            self._make_rows(berth)
             with self.device.on(self._in):
-                slot.batch = self._sent(slot, arrays)
-                slot.loaded.record(self._in)
+                berth.batch = self._sent(berth, arrays)
+                berth.loaded.record(self._in)
         except BaseException:
-            self._break_off(slot)
+            self._break_off(berth)
             raise
-        return slot
+        return berth
 
-    def run(self, slot: Slot, infer: Callable[[Any], Any]) -> None:
+    def run(self, berth: Berth, infer: Callable[[Any], Any]) -> None:
         """Run the model, which may only ask for work, and ask for the copy of what it gives."""
         device, compute, out = self.device, self._compute, self._out
         try:
             with device.on(compute):
-                compute.wait_event(slot.loaded)
-                batch, slot.batch = slot.batch, None
-                slot.given = given = infer(batch)
+                compute.wait_event(berth.loaded)
+                batch, berth.batch = berth.batch, None
+                berth.given = given = infer(batch)
                 left = device.current()
                 if left != compute:  # the model has set another one, and what it gives is that one's work
-                    slot.computed.record(left)
-                    compute.wait_event(slot.computed)
+                    berth.computed.record(left)
+                    compute.wait_event(berth.computed)
                 with device.on(compute):
-                    size = self._keep(slot, given)
-                    slot.computed.record(compute)
+                    size = self._keep(berth, given)
+                    berth.computed.record(compute)
             with device.on(out):
-                out.wait_event(slot.computed)
+                out.wait_event(berth.computed)
                 if size:
-                    device.fetch(slot.away[0], slot.here[0], size)
-                slot.fetched.record(out)
+                    device.fetch(berth.away[0], berth.here[0], size)
+                berth.fetched.record(out)
         except BaseException:
-            self._break_off(slot)
+            self._break_off(berth)
             raise
 
-    def wait(self, slot: Slot) -> Any:
-        """Sleep until the answers are here; the slot is free then. Raises what went wrong on the device meanwhile."""
+    def wait(self, berth: Berth) -> Any:
+        """Sleep until the answers are here; the berth is free then. Raises what went wrong on the device meanwhile."""
         try:
-            slot.fetched.synchronize()
+            berth.fetched.synchronize()
         except BaseException:
-            self._break_off(slot)
+            self._break_off(berth)
             raise
-        answers = slot.answers
-        self._let_go(slot)
+        answers = berth.answers
+        self._let_go(berth)
         return answers
 
     def infer(self, batch: Any, infer: Callable[[Any], Any]) -> Any:
         """All three stages, here and now: of a warm-up, and of parts of a batch that failed."""
-        slot = self.load(batch)
-        self.run(slot, infer)
-        return self.wait(slot)
+        berth = self.load(batch)
+        self.run(berth, infer)
+        return self.wait(berth)
 
     def free(self) -> None:
         """Have the device keep no memory for later: what runs next needs all of it."""
@@ -188,26 +188,26 @@ class Pipeline:
 
     # ---- what they do
 
-    def _sent(self, slot: Slot, arrays: list[Array]) -> Any:
+    def _sent(self, berth: Berth, arrays: list[Array]) -> Any:
         tensors = []
-        for memory, declared, array in zip(slot.rows, self._inputs, arrays, strict=True):
+        for memory, declared, array in zip(berth.rows, self._inputs, arrays, strict=True):
             tensor = self.device.rows(memory, declared, len(array))
             self.device.send(array, tensor)
             tensors.append(tensor)
         return tensors[0] if self._names is None else dict(zip(self._names, tensors, strict=True))
 
-    def _keep(self, slot: Slot, given: Any) -> int:
+    def _keep(self, berth: Berth, given: Any) -> int:
         """Ask for the copies of what the model gave, so that it may write there again; says how many bytes follow."""
         tensors = [(value, form) for value in self._leaves(given) if (form := self.device.form(value)) is not None]
         sizes = [dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for _, (dtype, shape) in tensors]
         places = _places(sizes)
-        self._make_room(slot, places[-1])
+        self._make_room(berth, places[-1])
         arrays = []
         for (value, (dtype, shape)), start, size in zip(tensors, places, sizes, strict=False):
-            self.device.keep(value, slot.away[0], start)
-            arrays.append(slot.here[0][start : start + size].view(dtype).reshape(shape))
-        slot.is_foreign = False
-        slot.answers = self._owned(slot, given, iter(arrays))
+            self.device.keep(value, berth.away[0], start)
+            arrays.append(berth.here[0][start : start + size].view(dtype).reshape(shape))
+        berth.is_foreign = False
+        berth.answers = self._owned(berth, given, iter(arrays))
         return places[-1]
 
     def _leaves(self, given: Any) -> Iterator[Any]:
@@ -223,57 +223,57 @@ class Pipeline:
         else:
             yield given
 
-    def _owned(self, slot: Slot, given: Any, arrays: Iterator[Array]) -> Any:
+    def _owned(self, berth: Berth, given: Any, arrays: Iterator[Array]) -> Any:
         """The same with arrays for tensors, and nothing where the model may write to."""
         if isinstance(given, Mapping):
-            return {name: self._owned(slot, value, arrays) for name, value in given.items()}
+            return {name: self._owned(berth, value, arrays) for name, value in given.items()}
         if type(given) is list:
-            return [self._owned(slot, value, arrays) for value in given]
+            return [self._owned(berth, value, arrays) for value in given]
         if self.device.form(given) is not None:
             return next(arrays)
         if self.device.is_tensor(given):
-            slot.computed.record(self._compute)  # it may be in host memory already, and what it says under way
-            slot.computed.synchronize()
+            berth.computed.record(self._compute)  # it may be in host memory already, and what it says under way
+            berth.computed.synchronize()
             return on_host(given).copy()
         if isinstance(given, np.ndarray):
             return given.copy()
-        slot.is_foreign |= not isinstance(given, _FIXED)
+        berth.is_foreign |= not isinstance(given, _FIXED)
         return given
 
-    def _make_rows(self, slot: Slot) -> None:
-        """Make the slot's rows, at first and where somebody keeps a tensor of them."""
-        made = [i for i in range(len(slot.rows)) if slot.rows[i] is None or not is_alone(slot.rows, i)]
+    def _make_rows(self, berth: Berth) -> None:
+        """Make the berth's rows, at first and where somebody keeps a tensor of them."""
+        made = [i for i in range(len(berth.rows)) if berth.rows[i] is None or not is_alone(berth.rows, i)]
         if made:
             with self.device.on(self._compute):
                 for i in made:
-                    slot.rows[i] = None
-                    slot.rows[i] = self.device.buffer(self._most * self._inputs[i].nbytes)
-                slot.loaded.record(self._compute)
-            self._in.wait_event(slot.loaded)
+                    berth.rows[i] = None
+                    berth.rows[i] = self.device.buffer(self._most * self._inputs[i].nbytes)
+                berth.loaded.record(self._compute)
+            self._in.wait_event(berth.loaded)
 
-    def _make_room(self, slot: Slot, size: int) -> None:
+    def _make_room(self, berth: Berth, size: int) -> None:
         """Have memory for that many bytes of answers, to which no answer refers that somebody has kept."""
-        if slot.size < size:
-            slot.size, slot.away, slot.here = 0, [], []
-            slot.away.append(self.device.buffer(size))
-            slot.here.append(self.device.locked(size))
-            slot.size = size
-        elif size and not is_alone(slot.here, 0):
-            slot.here = [self.device.locked(slot.size)]
+        if berth.size < size:
+            berth.size, berth.away, berth.here = 0, [], []
+            berth.away.append(self.device.buffer(size))
+            berth.here.append(self.device.locked(size))
+            berth.size = size
+        elif size and not is_alone(berth.here, 0):
+            berth.here = [self.device.locked(berth.size)]
 
-    def _let_go(self, slot: Slot) -> None:
-        slot.batch = slot.given = slot.answers = None
-        self._free.append(slot)
+    def _let_go(self, berth: Berth) -> None:
+        berth.batch = berth.given = berth.answers = None
+        self._free.append(berth)
 
-    def _break_off(self, slot: Slot) -> None:
-        """Wait until nothing of the batch is under way on any stream, and see whether the device is lost."""
+    def _break_off(self, berth: Berth) -> None:
+        """Wait until nothing of the batch is under way on any stream, and see whether the device is gone."""
         with suppress(Exception):
             self.device.synchronize()  # it may say once more what was that batch's
         try:
             self.device.synchronize()
         except Exception as error:
-            self.lost = error
-        self._let_go(slot)
+            self.gone = error
+        self._let_go(berth)
 
 
 def _places(sizes: list[int]) -> list[int]:

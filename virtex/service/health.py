@@ -30,12 +30,12 @@ class Health:
         self._service = service
         self._most = most
         self._failed = 0  # in a row
-        self._lost = ""
+        self._gone = ""
 
     @property
     def reason(self) -> str:
         """Why it is not well; "" where it is."""
-        return self._lost or self.worker.why_unhealthy or (self._row if self._is_over else "")
+        return self._gone or self.worker.why_unhealthy or (self._row if self._is_over else "")
 
     @property
     def _is_over(self) -> bool:
@@ -45,10 +45,10 @@ class Health:
     def _row(self) -> str:
         return f"batches of several clients that failed whole: {self._failed} in a row (unhealthy_after={self._most})"
 
-    def lose(self, reason: str) -> None:
+    def breaks(self, reason: str) -> None:
         """What the model runs on is gone for good: no word of anybody makes it well again."""
-        if not self._lost:
-            self._lost = reason
+        if not self._gone:
+            self._gone = reason
             self._tell("unhealthy", f"is unhealthy, and /health/live says so: {reason}", logging.ERROR)
 
     def judge(self, batch: Batch, answered: int) -> None:

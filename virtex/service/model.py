@@ -226,7 +226,7 @@ class Model:
         place: Device | Pipeline | None = device
         if isinstance(device, Cuda) and self._thread is not None:
             place = Pipeline(device, handler.inputs, options.max_batch_size, handler.outputs)
-            executor = self._flights = FlightExecutor(self._thread, place, self._answers_take, self._lose)
+            executor = self._flights = FlightExecutor(self._thread, place, self._answers_take, self._device_is_gone)
             if len(handler.graphs):
                 self._graphs = Graphs(handler, place, handler.graphs, handler.graphs_or_eager)
         steps = TensorSteps(self._graphs or handler, gives_values, clock, place, executor.depth > 1)
@@ -284,10 +284,10 @@ class Model:
             raise MemoryError(f"answers take {more} bytes; limits.max_bytes leaves {bodies.budget - body} for them")
         bodies.budget -= more
 
-    def _lose(self, reason: str) -> None:
+    def _device_is_gone(self, reason: str) -> None:
         """The device works no more for this process: whoever looks after it had better replace it."""
-        self.health.lose(reason)
-        REGISTER.lost = f"service {self.options.name!r}: {reason}"
+        self.health.breaks(reason)
+        REGISTER.gone = f"service {self.options.name!r}: {reason}"
 
     def _tell(self, name: str, what: str, **fields: Any) -> None:
         service = self.options.name

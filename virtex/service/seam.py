@@ -359,7 +359,7 @@ class Life(Protocol):
 class Register:
     """The services of this process that an application may hold, by wrapping or mounting them, and who hosts such ones.
 
-    Weak: a service that nobody holds any more is none. lost: why no service of this process can answer any more, and
+    Weak: a service that nobody holds any more is none. gone: why no service of this process can answer any more, and
     another process could; "" as a rule.
     """
 
@@ -367,7 +367,7 @@ class Register:
         self._services: WeakKeyDictionary[Service, None] = WeakKeyDictionary()
         self.hosts: WeakSet[Host] = WeakSet()
         self.set_up: WeakSet[Life] = WeakSet()  # those whose setup() has run, and whose teardown() is to come
-        self.lost = ""
+        self.gone = ""
 
     def has_to_tear_down(self) -> bool:
         """Whether a handler of this process is set up, and not torn down."""
