@@ -5,6 +5,7 @@ The device is torch's CPU with copies that are done late; tests/test_gpu.py has 
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import orjson
@@ -338,6 +339,50 @@ def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_un
     assert sum(calls) <= 6  # nothing was tried again
     assert dead.status == 503 and "its device is gone: RuntimeError: CUDA error: device-side assert" in dead.error
     assert "Compile with" not in dead.error and REGISTER.gone.startswith("service 'flights': its device is gone")
+
+
+def test_a_request_in_two_batches_gets_its_rows_in_order_though_the_second_is_done_first(device):
+    app = None
+
+    class Overtakes(Doubles):
+        calls = 0
+
+        def run_inference(self, batch):
+            self.calls += 1
+            given = (batch * 2).numpy().copy()
+            if self.calls == 1:
+                return batch * 2
+            until = time.monotonic() + 30
+            while not app.model._thread._jobs.qsize():  # the end of the first one is behind this run
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            return (row for row in given)  # which are drawn at once
+
+        def process_response(self, row):
+            return row.tolist()
+
+    app = http_server("flights", Overtakes(), executor="thread", max_batch_size=2)
+
+    async def main():
+        await app.startup()
+        answer = await ask_direct(app, body(*items(4)))
+        await app.shutdown()
+        return answer
+
+    assert np.allclose(asyncio.run(main()).json["data"], np.stack(items(4)) * 2)
+
+
+def test_a_run_that_is_told_who_asks_is_told_so_in_parts_too(device):
+    class Asks(Doubles):
+        def run_inference(self, batch, requests):
+            assert len(requests) == len(batch)
+            if len(batch) > 1:
+                raise ValueError("one at a time")
+            return batch * 2
+
+    sent = [items(1, seed) for seed in range(8)]
+    for one, answer in zip(sent, asked(Asks(), *(body(*one) for one in sent), max_batch_size=4), strict=True):
+        assert (rows(answer) == one[0] * 2).all()
 
 
 def test_what_ends_a_thread_elsewhere_fails_a_batch_here(device):

@@ -5,11 +5,13 @@
     out     sleeps until answers are here, and makes outcomes of them
 
 Rules: knows loops, threads and steps, and no device but by its pipeline. What the handler's methods do, and whatever
-runs again, is for the thread of the model. As of any executor, `done` is called once for each batch, on the loop's.
+runs again, is for the thread of the model. As of any executor, `done` is called once for each batch, on the loop's, and
+in the order in which they were cut.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,7 +28,10 @@ from .steps import Laps, drive
 
 
 class Flight:
-    """One batch on its way. error: what a stage raised; then it runs again in parts. is_over: it has its outcomes."""
+    """One batch on its way. error: what a stage raised; then it runs again in parts. is_over: it has its outcomes.
+
+    is_back: the loop may have it.
+    """
 
     def __init__(self, pipeline: Pipeline, batch: Batch, steps: TensorSteps, done: Done) -> None:
         self._pipeline = pipeline
@@ -34,7 +39,7 @@ class Flight:
         self.batch = batch
         self.done = done
         self.error: Exception | None = None
-        self.is_over = False
+        self.is_over = self.is_back = False
         self._laps = Laps()
         self._came = False  # as of steps, for this one
         self._asked: list[Any] | None = None
@@ -56,6 +61,7 @@ class Flight:
         """Thread "in": its rows set out, without those that nobody waits for any more."""
         batch, steps = self.batch, self._steps
         batch.thin()
+        self._asked = None if batch.askers is None else each(batch.askers, batch.work[1])
         self.is_over = not batch.size
         if batch.size and not 0 < steps.fits < batch.size:  # of what does not fit, only parts are loaded
             self._berth = self._pipeline.load(batch.work[0])
@@ -67,7 +73,6 @@ class Flight:
             batch.outcomes = steps.run(batch.work, batch.askers)
             self._laps, self.is_over = steps.laps, True
             return
-        self._asked = None if batch.askers is None else each(batch.askers, batch.work[1])
         steps.laps = self._laps
         steps.came = False
         try:
@@ -113,11 +118,10 @@ class Flight:
         fail(self.batch, error)
         self.is_over = True
 
-    def close(self) -> Batch:
-        """The batch, as it goes back to the loop."""
+    def close(self) -> None:
+        """It goes back to the loop."""
         if self.batch.size:
             self.batch.laps = self._laps
-        return self.batch
 
 
 class FlightExecutor:
@@ -140,6 +144,7 @@ class FlightExecutor:
         self._grown = grown
         self._gone: Callable[[str], None] | None = gone
         self._told = 0
+        self._out_there: deque[Flight] = deque()  # as they were cut, and as they go back: a request may be in several
         self._in, self._model, self._out = thread.beside("in"), thread, thread.beside("out")
 
     def prepare(self, ring: RowRing) -> None:
@@ -148,7 +153,9 @@ class FlightExecutor:
         self._pipeline.prepare()
 
     def start(self, batch: Batch, steps: Any, done: Done) -> None:
-        self._in.put(partial(self._load, Flight(self._pipeline, batch, steps, done)))
+        flight = Flight(self._pipeline, batch, steps, done)
+        self._out_there.append(flight)
+        self._in.put(partial(self._load, flight))
 
     def stop(self) -> None:
         """End its own threads; the batches are answered."""
@@ -184,9 +191,21 @@ class FlightExecutor:
         if self._pipeline.gone is not None and self._gone is not None:
             tell, self._gone = self._gone, None
             self._model.tell(tell, f"its device is gone: {_words(self._pipeline.gone)}")
-        self._model.tell(flight.done, flight.close())
+        flight.close()
+        self._model.tell(self._hand_back, flight)
         if self._pipeline.host_bytes != self._told:
             self._model.tell(self.count)
+
+    def _hand_back(self, flight: Flight | None = None) -> None:
+        """On the loop's thread: this one is back; those whose turn it is are done."""
+        if flight is not None:
+            flight.is_back = True
+        if self._out_there and self._out_there[0].is_back:
+            first = self._out_there.popleft()
+            try:
+                first.done(first.batch)
+            finally:
+                self._hand_back()
 
     @property
     def bytes(self) -> dict[str, int]:
