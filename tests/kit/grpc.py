@@ -60,6 +60,10 @@ def outputs_of(message: bytes) -> dict[str, Any]:
     return found
 
 
+def _pairs(metadata: Any) -> dict[str, str]:
+    return {name: value for name, value in metadata or ()}  # noqa: C416 (dict() of old metadata has another idea)
+
+
 class Client:
     """A channel to a port."""
 
@@ -73,8 +77,8 @@ class Client:
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:
-            return Told(error.code().name, error.details() or "", dict(error.trailing_metadata() or ()))
-        return Told("OK", "", dict(await call.trailing_metadata()), answer)
+            return Told(error.code().name, error.details() or "", _pairs(error.trailing_metadata()))
+        return Told("OK", "", _pairs(await call.trailing_metadata()), answer)
 
     async def infer(self, asked: Any, **more: Any) -> dict[str, Any]:
         """The tensors of an answer that has to come."""
