@@ -28,7 +28,6 @@ PAGES = [README, Page(ROOT / "CONTRIBUTING.md"), *DOCS.values()]
 GUNICORN = next(line for line in README.shell if line.startswith("gunicorn "))
 CODE = [(page.path.stem, name) for page in DOCS.values() for name in page.files]
 ASKED = [(page.path.stem, *pair) for page in DOCS.values() for pair in page.asked]
-COMING = {"containers.md", "grpc.md", "proxies.md", "ray.md", "scale.md", "systemd.md"}  # until all of them are here
 OTHERS = [line for line in DOCS["embedding"].shell if line.split()[0] in ("uvicorn", "granian", "hypercorn")]
 
 
@@ -193,8 +192,6 @@ def test_every_link_within_the_repository_leads_somewhere(page: Page) -> None:
             continue
         path, _, fragment = target.partition("#")
         found = (page.path.parent / path).resolve() if path else page.path
-        if found.name in COMING and not found.exists():
-            continue
         assert found.exists(), target
         assert not fragment or fragment in slugs(Page(found)), target
 
