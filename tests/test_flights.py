@@ -4,6 +4,7 @@ The device is torch's CPU with copies that are done late; tests/test_gpu.py has 
 """
 
 import asyncio
+import re
 import threading
 import time
 
@@ -278,7 +279,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_is_harmed(de
     for one, answer in zip(sent, asked(Large(), *(body(*one) for one in sent), max_batch_size=8), strict=True):
         assert (rows(answer) == one[0] * 2).all()
     assert device[0].freed >= 1
-    assert "from now on at most 2 items at once" in caplog.text
+    assert re.search("from now on at most [23] items at once", caplog.text)
 
 
 def test_a_failed_batch_runs_again_from_its_rows_for_the_model_had_a_copy(device):
@@ -350,12 +351,12 @@ def test_a_request_in_two_batches_gets_its_rows_in_order_though_the_second_is_do
         def run_inference(self, batch):
             self.calls += 1
             given = (batch * 2).numpy().copy()
-            if self.calls == 1:
-                return batch * 2
             until = time.monotonic() + 30
-            while not app.model._thread._jobs.qsize():  # the end of the first one is behind this run
+            while not app.model._thread._jobs.qsize():  # behind this are: the second run; then the end of the first one
                 assert time.monotonic() < until
                 time.sleep(0.001)
+            if self.calls == 1:
+                return batch * 2
             return (row for row in given)  # which are drawn at once
 
         def process_response(self, row):
