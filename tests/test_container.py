@@ -29,7 +29,7 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
 MODEL = DEPLOY / "Dockerfile.model"
 HEALTHY = DEPLOY / "healthy.py"
-KINDS = {".py", ".pyi", ".html", ".typed"}  # of what runs, compiled or not
+KINDS = {".desc", ".html", ".proto", ".py", ".pyi", ".typed"}  # of what runs, compiled or not
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "as", "ld", "make")
 
 SERVICE = """

