@@ -1,6 +1,7 @@
 """Batches on torch's CPU device; tests/test_gpu.py has what needs a GPU."""
 
 import asyncio
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,7 @@ from kit.asks import ask_direct
 from virtex import HttpMessage, Tensor, TensorHandler, http_server
 from virtex._codec import decode_numpy, encode_numpy
 from virtex.batch.device import Device
+from virtex.handler import Worker
 
 torch = needs.library("torch")
 
@@ -145,6 +147,37 @@ def test_a_device_that_is_not_there_fails_the_start():
 
     with pytest.raises((RuntimeError, AssertionError, ValueError)):
         ask(Nowhere())
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [("cuda", 4, [1]), ("cuda", 2, [1]), ("cuda", 1, [0]), ("cuda", 0, []), ("cuda:3", 4, []), ("cpu", 4, [])],
+)
+def test_the_workers_take_turns_at_the_gpus_before_setup_unless_a_number_is_declared(name, count, expected, monkeypatch):
+    taken, seen = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: taken.append((number, threading.current_thread())))
+
+    class Looks(TensorHandler):
+        inputs = Tensor("float32", (2,))
+        device = name
+
+        def setup(self, worker):
+            seen.append([number for number, thread in taken if thread is threading.current_thread()])
+            self.device = "cpu"  # which holds
+
+        def run_inference(self, batch):
+            return batch
+
+    async def main():
+        app = http_server("device", Looks(), executor="thread")
+        await app.startup(Worker(index=5, count=8))
+        answer = await ask_direct(app, b'{"data":[[1, 2]]}')
+        await app.shutdown()
+        return answer.json["data"]
+
+    assert asyncio.run(main()) == [[1, 2]]
+    assert seen == [expected]
 
 
 def test_a_device_keeps_the_rows_of_its_kind():

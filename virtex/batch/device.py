@@ -225,6 +225,16 @@ class Cuda(Device):
         self._torch.cuda.empty_cache()
 
 
+def take_turn(name: str | None, index: int) -> None:
+    """Have "cuda" without a number mean, on this thread, the GPU that is a worker's of that index."""
+    if name == "cuda":
+        import torch
+
+        count = torch.cuda.device_count()
+        if count:  # what is wrong where there is none, device_for() says
+            torch.cuda.set_device(index % count)
+
+
 def device_for(name: str | None) -> Device | None:
     """The device of that name: a Cuda where it is one. Raises as these do."""
     if name is None:

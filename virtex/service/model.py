@@ -21,7 +21,7 @@ from typing import Any
 
 from ..batch.arrays import array_dtype
 from ..batch.batcher import Batcher
-from ..batch.device import Cuda, Device, device_for
+from ..batch.device import Cuda, Device, device_for, take_turn
 from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
 from ..batch.flights import FlightExecutor
 from ..batch.graphs import Graphs
@@ -148,6 +148,8 @@ class Model:
             if options.executor == "thread":
                 self._thread = ThreadExecutor(self.loop, f"virtex {options.name}")
             handler = await self.call(self._make)
+            if isinstance(handler, TensorHandler):
+                await self.call(take_turn, handler.device, worker.index)
             await self.call(handler.setup, worker)
             self._handler = handler
             REGISTER.set_up.add(self)
