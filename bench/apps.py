@@ -6,7 +6,6 @@ function that makes it. The plain ASGI callables are what one would write withou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -360,61 +359,6 @@ def make_replica() -> Any:
     )
 
 
-# A network on a GPU: bench/gpu.py
-
-
-def make_classifier() -> Any:
-    """Batches come on the device, and their scores are fetched from it.
-
-    VIRTEX_BENCH_DEVICE and VIRTEX_BENCH_BATCH say where it runs and how large its batches are. What it saw of
-    each batch goes to the file VIRTEX_BENCH_REPORT when the service ends.
-    """
-    import json
-    from pathlib import Path
-
-    import torch
-
-    from virtex import Tensor, TensorHandler, http_server
-
-    from .gpu import Marks, network
-
-    on = os.environ.get("VIRTEX_BENCH_DEVICE", "cuda")
-    size = int(os.environ.get("VIRTEX_BENCH_BATCH", "64"))
-
-    class Classifier(TensorHandler):
-        inputs = Tensor("float32", IMAGE)
-        outputs = Tensor("float32", (10,))
-        device = on
-
-        def setup(self, worker: Any) -> None:
-            self.model = network().to(on).eval()
-            self.model(torch.zeros((size, *IMAGE), device=on))  # kernels are chosen and loaded now
-            self.marks = Marks(on)
-            self.sizes: list[int] = []
-
-        def run_inference(self, batch: Any) -> Any:
-            self.marks.mark()
-            scores = self.model(batch)
-            self.marks.mark()
-            self.sizes.append(len(batch))
-            return scores
-
-        def teardown(self) -> None:
-            name = os.environ.get("VIRTEX_BENCH_REPORT")
-            if name:
-                between = self.marks.milliseconds()
-                seen = {"sizes": self.sizes, "busy_ms": between[0::2], "idle_ms": between[1::2]}
-                Path(name).write_text(json.dumps(seen))
-
-    return http_server(
-        name="conv",
-        handler=Classifier,
-        executor="thread",
-        max_batch_size=size,
-        max_queue_size=4 * size,
-    )
-
-
 APPS: dict[str, Callable[[], Any]] = {
     "echo": make_echo,
     "plain_echo": make_plain_echo,
@@ -430,5 +374,4 @@ APPS: dict[str, Callable[[], Any]] = {
     "plain_pixel_pickle": make_plain_pixel_pickle,
     "accelerator": make_accelerator,
     "replica": make_replica,
-    "classifier": make_classifier,
 }

@@ -1,38 +1,37 @@
-"""How much of a GPU is left when its images come over HTTP: make bench-gpu, or see --help.
+"""How much of a GPU is left when its batches come over HTTP: make bench-gpu, or see --help.
 
-A small convolutional network classifies float32 images of 602112 bytes. Offline: the same network over batches of the
-same size, first over one that is on the device already ("resident"), then each copied there from page-locked memory and
-its scores copied back ("copied"), as the service does it. Served: a TensorHandler with `device` under the worker,
-clients in processes of their own, more connections than two batches have items. The idle gap is the device's time
-between the end of one batch's network and the start of the next one's, copies included, by its own clock.
+Parts, each with a limit of time, one after another; one that fails is told and stops no other:
 
-Scores are compared with the offline network's before anything is timed. Runs where torch finds the device.
+    tests            tests/test_gpu.py
+    copies           rates there and back, beside a bare copy from torch's own page-locked memory
+    conv, encoder 10, encoder 128, identity    each offline and served: "resident" is a batch that is on the device
+                     already, "copied" one that is copied there and its answer back, one after another
+    conv, 2 workers; conv, 4 workers           as many workers on the GPUs there are
+    conv, graphs; encoder 10, graphs           run_inference as a CUDA graph
+
+The gap is the device's time from the end of one batch's network to the start of the next one's, by its own clock, where
+both were full. Answers are compared with the offline network's before anything is timed. The exit status is 1 where a
+part failed, and 2 where there is no such device. --device cpu tries the program, small.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from .host import conclude, machine, need_proc, table
+from .networks import cases
 
-from .apps import IMAGE
-from .host import GUNICORN, Running, conclude, fine_cpu_seconds, machine, need_proc, post, running, table
-
-Array = npt.NDArray[Any]
+ROOT = Path(__file__).parent.parent
 
 
 def why_not(device: str) -> str | None:
@@ -46,234 +45,156 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def images(count: int) -> Array:
-    return np.random.default_rng(0).random((count, *IMAGE), np.float32)
-
-
-def npy(array: Array) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-# The network, and how long the device was idle between its batches
-
-WIDTHS = (32, 64, 128, 256)  # channels after each convolution, each of which halves the image
-
-
-def network() -> Any:
-    """The same weights in every process."""
+def named(device: str) -> dict[str, str]:
+    """The card, its driver, and what torch was built for."""
     import torch
 
-    torch.manual_seed(0)
-    layers: list[Any] = []
-    channels = IMAGE[0]
-    for width in WIDTHS:
-        layers += [torch.nn.Conv2d(channels, width, 3, 2, 1), torch.nn.ReLU()]
-        channels = width
-    return torch.nn.Sequential(
-        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 10)
+    if torch.device(device).type != "cuda":
+        return {"device": device}
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = "unknown"
+    with suppress(OSError, subprocess.SubprocessError):
+        driver = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.partition("\n")[0].strip()
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "devices": str(torch.cuda.device_count()),
+        "driver": driver,
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def parts(arguments: argparse.Namespace) -> dict[str, tuple[list[str], float]]:
+    """The command of each part, and how many seconds it may take."""
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "tests/test_gpu.py"]
+    base = {"device": arguments.device, "seconds": arguments.seconds, "clients": arguments.clients, "graphs": ()}
+    found = {"tests": (pytest, 75.0), "copies": (part("copies", base), 30.0)}
+    known = cases(arguments.device == "cpu")
+    for name in known:
+        found[name] = part("served", base | {"case": name, "workers": 1, "offline": True}), 40.0
+    for workers in (2, 4):
+        found[f"conv, {workers} workers"] = part("served", base | {"case": "conv", "workers": workers}), 40.0
+    if arguments.device != "cpu":
+        for name in ("conv", "encoder 10"):
+            more = {"case": name, "workers": 1, "graphs": [known[name].batch]}
+            found[f"{name}, graphs"] = part("served", base | more), 40.0
+    return found
+
+
+def part(name: str, said: dict[str, Any]) -> list[str]:
+    return ["-m", "bench.gpu_parts", name, json.dumps(said)]
+
+
+def run(command: list[str], seconds: float) -> dict[str, Any]:
+    """What a part found, or why it found nothing; what it started ends with it."""
+    if seconds <= 0:
+        return {"failed": "no time was left"}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        said = None
+    finally:
+        _end(process)
+    if said is None:
+        return {"failed": f"took more than {seconds:.0f} s"}
+    lines = said.strip().splitlines() or [""]
+    if process.returncode:
+        return {"failed": "\n".join(lines[-15:])}
+    try:
+        found: dict[str, Any] = json.loads(lines[-1])
+    except ValueError:
+        found = {"said": lines[-1]}
+    return found
 
 
-class Marks:
-    """When each batch began and ended, by the device's own clock; by the host's where it is a CPU."""
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        self.torch = torch
-        self.cuda = torch.device(device).type == "cuda"
-        self.marks: list[Any] = []
-
-    def mark(self) -> None:
-        if self.cuda:
-            event = self.torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        """Between each mark and the next."""
-        if self.cuda:
-            self.torch.cuda.synchronize()
-            return [one.elapsed_time(other) for one, other in zip(self.marks, self.marks[1:], strict=False)]
-        return [1e3 * (other - one) for one, other in zip(self.marks, self.marks[1:], strict=False)]
-
-
-# Offline
-
-
-def offline(device: str, batch: int, seconds: float) -> dict[str, float]:
-    """Images per second without a server."""
-    import torch
-
-    model = network().to(device).eval()
-    host = torch.from_numpy(images(batch))
-    host = host.pin_memory() if torch.device(device).type == "cuda" else host
-    resident = host.to(device)
-
-    def copied() -> None:
-        model(host.to(device, non_blocking=True)).cpu()
-
-    def computed() -> None:
-        model(resident)
-
-    with torch.inference_mode():
-        return {name: batch / per_call(f, device, seconds) for name, f in (("resident", computed), ("copied", copied))}
-
-
-def per_call(f: Callable[[], None], device: str, seconds: float) -> float:
-    """Seconds per call, over at least `seconds` of calls, the device's work included."""
-    import torch
-
-    def wait() -> None:
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(3):
-        f()
-    wait()
-    calls = 0
-    started = time.perf_counter()
-    while time.perf_counter() < started + seconds:
-        for _ in range(8):
-            f()
-        calls += 8
-        wait()
-    return (time.perf_counter() - started) / calls
-
-
-def expected(count: int) -> Array:
-    """The scores of the first images, by the network on the host."""
-    import torch
-
-    with torch.inference_mode():
-        return network().eval()(torch.from_numpy(images(count))).numpy()
-
-
-# Served
-
-
-def check(scores: Array, port: int) -> str | None:
-    """Whether the service's scores are the network's; None while nobody answers. Devices round differently."""
-    came = post(port, npy(images(len(scores))), "application/x-npy")
-    if came is None:
-        return None
-    if came[0] != 200:
-        return f"expected 200, got {came[0]} {came[1][:300]!r}"
-    rows = np.stack([np.load(io.BytesIO(base64.b64decode(item))) for item in json.loads(came[1])["data"]])
-    return "" if np.allclose(rows, scores, rtol=0.02, atol=0.01) else f"expected scores {scores}, got {rows}"
-
-
-def served(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Images per second over HTTP, and what the device saw."""
-    seen = folder / "seen.json"
-    environment = {
-        "VIRTEX_BENCH_DEVICE": arguments.device,
-        "VIRTEX_BENCH_BATCH": str(arguments.batch),
-        "VIRTEX_BENCH_REPORT": str(seen),
-    }
-    file = folder / "image.npy"
-    file.write_bytes(npy(images(1)[0]))
-    with running("conv", command, partial(check, expected(3)), os.sched_getaffinity(0), environment) as server:
-        send(server, file, arguments, 1.0)
-        before = fine_cpu_seconds(server.pid)
-        rate = send(server, file, arguments, arguments.seconds)
-        spent = fine_cpu_seconds(server.pid) - before
-    return {
-        "per_second": round(rate),
-        "cpu_us": round(1e6 * spent / (rate * arguments.seconds), 1),
-        **gaps(json.loads(seen.read_text()), arguments.batch),
-    }
-
-
-def command(port: str) -> list[str]:
-    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "bench.apps:classifier"]
-
-
-def send(server: Running, file: Path, arguments: argparse.Namespace, seconds: float) -> float:
-    """Answers per second, of all clients together."""
-    each = -(-arguments.connections // arguments.clients)
-    what = [str(server.port), str(each), str(seconds), "application/x-npy", str(file)]
-    posts = [sys.executable, "-m", "bench.posts", *what]
-    clients = [subprocess.Popen(posts, stdout=subprocess.PIPE, text=True) for _ in range(arguments.clients)]
-    said = [client.communicate(timeout=seconds + 120)[0] for client in clients]
-    if any(client.returncode for client in clients):
-        raise SystemExit("a client ended with an error")
-    return sum(json.loads(one)["answers"] for one in said) / seconds
-
-
-def gaps(seen: dict[str, Any], batch: int) -> dict[str, float]:
-    """The device between neighbouring full batches: how long it was busy with one, and idle until the next."""
-    pairs = list(zip(seen["sizes"], seen["sizes"][1:], seen["busy_ms"], seen["idle_ms"], strict=False))
-    full = [(busy, idle) for one, other, busy, idle in pairs if one == other == batch]
-    sizes = {"batches": len(seen["sizes"]), "full": len(full)}
-    if not full:
-        return sizes
-    busy, idle = (sum(one) for one in zip(*full, strict=True))
-    return {
-        **sizes,
-        "busy_ms": round(median(one for one, _ in full), 3),
-        "idle_ms": round(median(one for _, one in full), 3),
-        "idle_share": round(idle / (busy + idle), 3),
-    }
+def _end(process: subprocess.Popen[str]) -> None:
+    """All that it started, which is a session of its own, as well."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=3)
+        time.sleep(0.2)  # its servers are not ours to wait for
+    process.wait()
 
 
 # The command
 
 
-def report(saved: dict[str, Any]) -> str:
-    served, alone = saved["served"], saved["offline"]
-    rows = [("", "images/s", "of resident", "of copied")]
-    for name, rate in (("resident", alone["resident"]), ("copied", alone["copied"]), ("served", served["per_second"])):
-        rows.append((name, f"{rate:.0f}", f"{rate / alone['resident']:.3f}", f"{rate / alone['copied']:.3f}"))
-    lines = [f"{served['full']} of {served['batches']} batches were full and followed by a full one"]
-    if "idle_ms" in served:
-        lines.append(
-            f"between them the device was idle for {served['idle_ms']:.3f} ms after {served['busy_ms']:.3f} ms of work "
-            f"(medians), {100 * served['idle_share']:.1f} % of the time"
-        )
-    return "\n".join([table(rows), *lines, f"{served['cpu_us']:.0f} us of the server's CPU time per image"])
+def report(found: dict[str, dict[str, Any]]) -> str:
+    head = ("", "ms a batch", "resident/s", "copied/s", "served/s", "of resident", "of copied", "gap us", "CPU us/item")
+    rows: list[Sequence[str]] = [head]
+    for name, one in found.items():
+        if "served" in one:
+            rows.append((name, *(_shown(one, key, digits) for key, digits in COLUMNS)))
+    lines = [table(rows)] if len(rows) > 1 else []
+    if "h2d" in (copied := found.get("copies", {})):
+        for way, name in (("h2d", "to the device"), ("d2h", "back")):
+            share = copied[f"{way}_of_bare"]
+            lines.append(f"copies {name}: {copied[way]} GB/s; bare: {copied[f'{way}_bare']} GB/s; {share:.2f} of it")
+    if "said" in (tests := found.get("tests", {})):
+        lines.append(f"tests: {tests['said']}")
+    return "\n".join([*lines, *(f"FAILED {name}: {one['failed']}" for name, one in found.items() if "failed" in one)])
+
+
+COLUMNS = (
+    *(("batch_ms", 3), ("resident", 0), ("copied", 0), ("served", 0)),
+    *(("of_resident", 3), ("of_copied", 3), ("gap_us", 0), ("cpu_us", 1)),
+)
+
+
+def _shown(one: dict[str, Any], key: str, digits: int) -> str:
+    return f"{one[key]:.{digits}f}" if key in one else "-"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="a torch device; cpu only tries the program (default: cuda)")
-    parser.add_argument("--batch", type=int, default=64, help="images per batch (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=192, help="(default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="those alone (default: all)")
     parser.add_argument("--clients", type=int, default=4, help="processes that send (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of serving (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of serving, for each part (default: %(default)s)")
+    parser.add_argument("--most", type=float, default=270.0, help="seconds, of all parts (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/gpu.json"), help="where the figures go")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    arguments = parse()
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse(words)
     need_proc("bench/gpu.py")
     why = why_not(arguments.device)
     if why is not None:
-        print(f"bench/gpu.py is skipped: {why}")
-        return
-    with TemporaryDirectory(prefix="virtex-") as name:
-        saved = {
-            "what": "a small convolutional network over float32 images (3, 224, 224) as application/x-npy, one worker",
-            "machine": machine("torch", "uvloop", "httptools", "numpy", "gunicorn")
-            | {"device": named(arguments.device)},
-            "batch": arguments.batch,
-            "connections": arguments.connections,
-            "offline": offline(arguments.device, arguments.batch, min(arguments.seconds, 3.0)),
-            "served": served(arguments, Path(name)),
-        }
-    conclude(saved, arguments.json, report(saved))
-
-
-def named(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+        print(f"bench/gpu.py measures nothing: {why}")
+        return 2
+    commands = parts(arguments)
+    unknown = set(arguments.parts or ()) - set(commands)
+    if unknown:
+        raise SystemExit(f"--parts: {sorted(unknown)}: expected some of {list(commands)}")
+    until = time.monotonic() + arguments.most
+    found: dict[str, dict[str, Any]] = {}
+    for name in arguments.parts or commands:
+        print(f"{name} ...", end=" ", flush=True)
+        begun = time.monotonic()
+        command, most = commands[name]
+        found[name] = run(command, min(most, until - begun))
+        print(f"{'failed' if 'failed' in found[name] else 'done'} in {time.monotonic() - begun:.0f} s", flush=True)
+    saved = {
+        "what": "networks with random weights behind one service, items as application/x-npy over loopback",
+        "machine": named(arguments.device) | machine("torch", "uvloop", "httptools", "numpy", "gunicorn"),
+        "parts": found,
+    }
+    conclude(saved, arguments.json, report(found))
+    return int(any("failed" in one for one in found.values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
