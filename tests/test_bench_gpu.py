@@ -25,7 +25,7 @@ def test_a_part_that_takes_too_long_or_fails_stops_no_other(tmp_path, capsys, mo
     commands = {
         "hangs": (["-c", "import time; time.sleep(60)"], 0.2),
         "fails": (["-c", "raise SystemExit('no such thing')"], 20.0),
-        "works": (["-c", "print('noise'); print('{\"h2d\": 1, \"h2d_bare\": 2, \"h2d_of_bare\": 0.5}')"], 20.0),
+        "works": (["-c", 'print(\'noise\'); print(\'{"h2d": 1, "h2d_bare": 2, "h2d_of_bare": 0.5}\')'], 20.0),
     }
     monkeypatch.setattr(gpu, "parts", lambda arguments: commands)
     file = tmp_path / "gpu.json"

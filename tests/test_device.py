@@ -153,7 +153,7 @@ def test_a_device_that_is_not_there_fails_the_start():
     ("name", "count", "expected"),
     [("cuda", 4, [1]), ("cuda", 2, [1]), ("cuda", 1, [0]), ("cuda", 0, []), ("cuda:3", 4, []), ("cpu", 4, [])],
 )
-def test_the_workers_take_turns_at_the_gpus_before_setup_unless_a_number_is_declared(name, count, expected, monkeypatch):
+def test_the_workers_take_turns_at_the_gpus_unless_a_number_is_declared(name, count, expected, monkeypatch):
     taken, seen = [], []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: taken.append((number, threading.current_thread())))

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 
+import orjson
 import pytest
+from kit import needs
 from kit.servers import ROOT, free_port, listens, until
 
 COMMAND = [sys.executable, str(ROOT / "examples" / "embed.py")]
@@ -32,6 +34,33 @@ def test_example_serves_http_beside_another_protocol_and_ends_cleanly_with_clien
             process.send_signal(number)
             assert process.wait(10) == 0
             assert process.stderr.read() == b"" and sock.recv(10) == b""
+        connection.close()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_example_encodes_token_ids_on_a_device_for_both_protocols():
+    needs.found("torch")
+    http_port, line_port = free_port(), free_port()
+    command = [*COMMAND, str(http_port), str(line_port), "--device", "cpu", "--layers", "1"]
+    process = subprocess.Popen(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    try:
+        until(lambda: process.poll() is not None or (listens(http_port) and listens(line_port)), "both ports")
+        connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)
+        connection.request("POST", "/", b'{"data":[[101,7592,2088,102,0,0,0,0,0,0],[1,2,3]]}')
+        response = connection.getresponse()
+        assert response.status == 422 and b"item 1" in response.read()
+        connection.request("POST", "/", b'{"data":[[101,7592,2088,102,0,0,0,0,0,0]]}')
+        (vector,) = orjson.loads(connection.getresponse().read())["data"]
+        assert len(vector) == 768
+        with socket.create_connection(("127.0.0.1", line_port), 60) as sock, sock.makefile("rb") as lines:
+            sock.sendall(b"101 7592 2088 102 0 0 0 0 0 0\n1 2 three\n")
+            came = [float(word) for word in lines.readline().split()]
+            assert came == pytest.approx(vector, rel=1e-3, abs=1e-4)
+            assert lines.readline().startswith(b"error: ")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
         connection.close()
     finally:
         process.kill()
