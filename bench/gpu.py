@@ -2,7 +2,7 @@
 
 Parts, each with a limit of time, one after another; one that fails is told and stops no other:
 
-    tests            tests/test_gpu.py
+    tests            tests/test_gpu.py and test_gpu_models.py
     copies           rates there and back, beside a bare copy from torch's own page-locked memory
     conv, encoder 10, encoder 128, identity    each offline and served: "resident" is a batch that is on the device
                      already, "copied" one that is copied there and its answer back, one after another
@@ -65,7 +65,16 @@ def named(device: str) -> dict[str, str]:
 
 def parts(arguments: argparse.Namespace) -> dict[str, tuple[list[str], float]]:
     """The command of each part, and how many seconds it may take."""
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "tests/test_gpu.py"]
+    pytest = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "tests/test_gpu.py",
+        "tests/test_gpu_models.py",
+    ]
     base = {"device": arguments.device, "seconds": arguments.seconds, "clients": arguments.clients, "graphs": ()}
     found = {"tests": (pytest, 75.0), "copies": (part("copies", base), 30.0)}
     known = cases(arguments.device == "cpu")
@@ -163,7 +172,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", metavar="PART", help="those alone (default: all)")
     parser.add_argument("--clients", type=int, default=4, help="processes that send (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of serving, for each part (default: %(default)s)")
-    parser.add_argument("--most", type=float, default=270.0, help="seconds, of all parts (default: %(default)s)")
+    parser.add_argument("--most", type=float, default=240.0, help="seconds, of all parts (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/gpu.json"), help="where the figures go")
     return parser.parse_args(arguments)
 
@@ -179,6 +188,8 @@ def main(words: Sequence[str] | None = None) -> int:
     unknown = set(arguments.parts or ()) - set(commands)
     if unknown:
         raise SystemExit(f"--parts: {sorted(unknown)}: expected some of {list(commands)}")
+    if arguments.device == "cpu":
+        os.environ["VIRTEX_GPU_TESTS"] = "cpu"
     until = time.monotonic() + arguments.most
     found: dict[str, dict[str, Any]] = {}
     for name in arguments.parts or commands:

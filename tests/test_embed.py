@@ -40,6 +40,13 @@ def test_example_serves_http_beside_another_protocol_and_ends_cleanly_with_clien
         process.communicate()
 
 
+def is_ready(connection):
+    connection.request("GET", "/health/ready")
+    response = connection.getresponse()
+    response.read()
+    return response.status == 200
+
+
 def test_example_encodes_token_ids_on_a_device_for_both_protocols():
     needs.found("torch")
     http_port, line_port = free_port(), free_port()
@@ -48,6 +55,7 @@ def test_example_encodes_token_ids_on_a_device_for_both_protocols():
     try:
         until(lambda: process.poll() is not None or (listens(http_port) and listens(line_port)), "both ports")
         connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)
+        until(lambda: process.poll() is not None or is_ready(connection), "it to be ready")
         connection.request("POST", "/", b'{"data":[[101,7592,2088,102,0,0,0,0,0,0],[1,2,3]]}')
         response = connection.getresponse()
         assert response.status == 422 and b"item 1" in response.read()
