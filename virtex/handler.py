@@ -288,8 +288,8 @@ class TensorHandler(RequestHandler):
     or shape is refused with 422 and never enters a batch. The batch is valid until run_inference has been answered:
     what the handler keeps of it stays its own.
     outputs: the same for what run_inference returns, one row per item; declared ones are checked and published.
-    device: name of a torch device; "cuda" is the GPU of number worker.index % torch.cuda.device_count(), on the thread of
-    setup() too, which may set it. run_inference then gets tensors there, copied once from page-locked rows, and its
+    device: name of a torch device; "cuda" is the GPU of number worker.index % torch.cuda.device_count(), for setup()
+    too, which may set another. run_inference then gets tensors there, copied once from page-locked rows, and its
     results come back by one copy. On CUDA it runs on a stream that is current meanwhile, and need not wait for it: the
     next batch is copied there, and answers back, while one computes. That needs executor="thread".
     graphs: sizes of batches for which run_inference is captured as a CUDA graph when the service starts, over items of
