@@ -32,7 +32,7 @@ COMPILED_ONLY = {
         "bundles retries predict cli info report document command fit trial tuning",
         "starting wrong greeting check example_lines written warmup numbers layout peers exposition push",
         "serial serial_pandas serial_pickle serial_pillow serial_safety serial_tables",
-        "k8s k8s_schemas deploy_pages systemd deployed ray ray_serve policy grpc_port",
+        "k8s k8s_schemas deploy_pages systemd deployed ray ray_serve policy grpc_port bench_gpu",
     )
     for name in group.split()
 }

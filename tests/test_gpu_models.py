@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from http.client import HTTPException
 
 import numpy as np
@@ -253,7 +255,13 @@ def test_several_workers_share_one_gpu():
         server.wait_log("is ready; workers=3", 3, 120)
         came = [ask(server, i, 1, 2, 3) for i in range(60)]
         assert all(status == 200 and data[0]["twice"] == [2 * i, 2, 4, 6] for i, (status, data) in enumerate(came))
-        assert len({data[0]["pid"] for _, data in came}) >= 2
+        pid = came[-1][1][0]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            status, data = ask(server, 5, 1, 2, 3)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert status == 200 and data[0]["twice"] == [10, 2, 4, 6] and data[0]["pid"] != pid
 
 
 def test_a_device_that_an_assertion_failed_on_costs_its_batch_and_the_worker_is_replaced():
