@@ -243,7 +243,8 @@ $(TF)/.test $(MX)/.test $(PEERS)/.peers $(RAY)/.test: pyproject.toml
 
 $(GPU)/.gpu: pyproject.toml $(SOURCES)
 	@echo "installing Virtex and what its tests on a GPU need in $(@D)$(if $(TORCH),, with torch (gigabytes))"
-	@$(or $(TORCH),$(PYTHON)) -m venv $(if $(TORCH),--system-site-packages) $(@D)
+	@$(or $(TORCH),$(PYTHON)) -m venv $(@D)
+	@test -z "$(TORCH)" || $(TORCH) -c 'from pathlib import Path; import torch; print(Path(torch.__file__).parent.parent)' >$$(echo $(@D)/lib/python3*/site-packages)/torch.pth
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,torch]'
 	@touch $@
 
