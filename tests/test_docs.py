@@ -202,6 +202,12 @@ def test_every_page_is_linked_from_the_readme_or_from_the_ways_to_deploy() -> No
     assert "docs/deploy.md" in linked and {page.name for page in DOCS.values()} <= linked | ways
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_no_command_installs_the_original_which_has_the_name_in_the_index(page: Page) -> None:
+    commands = [line for block in page.blocks if block.language in ("sh", "bash") for line in block.code.splitlines()]
+    assert [line for line in commands if re.search(r"pip install .*\bvirtex(?![\w/-])", line)] == []
+
+
 def test_no_page_repeats_another() -> None:
     sentences = [set(re.split(r"(?<=[.:]) ", " ".join(page.text.split()))) for page in PAGES]
     where = Counter(sentence for page in sentences for sentence in page if len(sentence) > 70)
