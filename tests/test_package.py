@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from kit import needs, pages
 from kit.servers import free_port
+from setuptools._distutils.filelist import FileList
 
 import virtex
 
@@ -157,6 +158,20 @@ def test_the_sdist_builds_a_wheel_with_what_runs_and_nothing_else(checkout: Path
     assert metadata["Version"] == virtex.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_the_sdist_has_every_file_of_the_repository() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip(f"what the repository has is not known: {listed.stderr}")
+    files = [file for file in listed.stdout.splitlines() if (ROOT / file).exists()]
+    taken = FileList()
+    taken.set_allfiles(files)
+    for line in (ROOT / "MANIFEST.in").read_text().splitlines():
+        taken.process_template_line(line)
+    by_itself = {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}  # and the packages' modules
+    there = by_itself | {file for file in files if re.fullmatch(r"virtex/.*\.py", file)} | set(taken.files)
+    assert set(files) - there == {".gitignore"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="manylinux is for Linux")
