@@ -102,6 +102,7 @@ def test_max_requests_counts_calls(port: int) -> None:
         for _ in range(3):
             ask(port)
         server.wait_log("max_requests reached: 3")
+        server.wait_log("exits; requests=3 ")
 
 
 def test_virtex_serve_has_an_option_for_it() -> None:
@@ -137,6 +138,7 @@ def test_a_port_that_is_taken_is_said_at_once_and_never_shared(taken: int) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (["--reuse-port", "--port", "8001", "--grpc-port", "8001"], 1, "VIRTEX_GRPC_PORT=8001: expected another"),
         (["--grpc-port", "70000"], 2, "expected a whole number from 0 to 65535"),
         (["--grpc-port", "0"], 2, "expected a whole number above 0"),
         (["--grpc-port", "x"], 2, "expected a whole number above 0"),
@@ -144,7 +146,7 @@ def test_a_port_that_is_taken_is_said_at_once_and_never_shared(taken: int) -> No
 )
 def test_what_is_no_port_is_said(arguments: list[str], code: int, says: str) -> None:
     ended, said = started(*arguments)
-    assert ended == code and says in said
+    assert ended == code and says in said and "Traceback" not in said
 
 
 class Cfg:
@@ -157,6 +159,8 @@ def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch)
     assert grpc_port.addresses(cfg) == [("127.0.0.1", port), ("::1", port)]
     with pytest.raises(ValueError, match="expected a host in bind, which has unix sockets alone"):
         grpc_port.addresses(Cfg("unix.sock"))
+    with pytest.raises(ValueError, match="expected another port than that of bind, where HTTP is answered"):
+        grpc_port.addresses(Cfg(("127.0.0.1", 80), ("0.0.0.0", port)))
     monkeypatch.setenv(grpc_port.VARIABLE, "http")
     with pytest.raises(ValueError, match="VIRTEX_GRPC_PORT='http': expected a port from 1 to 65535"):
         grpc_port.addresses(cfg)

@@ -236,7 +236,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             return True
         finally:
             heart.cancel()
-            self._tell("exit", "exits", requests=listener.connections.heads_taken, seconds=time.monotonic() - begun)
+            self._tell("exit", "exits", requests=self._taken(listener), seconds=time.monotonic() - begun)
 
     def _tell(self, name: str, what: str, **fields: Any) -> None:
         event(self.log, f"worker_{name}", f"worker index {self.index} {what}", {"index": self.index}, **fields)
@@ -308,11 +308,15 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             over = "the master is gone: stopping" if os.getppid() != self.ppid else REGISTER.gone
             if over:
                 self._stop_because(over)
-            elif self._is_ready and listener.connections.heads_taken + self._grpc.taken >= self.max_requests:
+            elif self._is_ready and self._taken(listener) >= self.max_requests:
                 self._stop_because(f"max_requests reached: {self.max_requests} requests served")
             elif not self.alive:  # the reloader says so
                 self._stop.set()
             await asyncio.sleep(pause)
+
+    def _taken(self, listener: Listener) -> int:
+        """Requests since it was ready, over HTTP and gRPC."""
+        return int(listener.connections.heads_taken) + self._grpc.taken
 
     def _stop_because(self, why: str) -> None:
         """Begin to stop; the log says each reason once."""
@@ -342,12 +346,12 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self._tell("drain", "drains", connections=connections, seconds=grace, by_signal=self._told)
         waits = self._is_ready and not self._quick and not self._share.has_ready_sibling()
         delay = settings.drain_delay() if waits else 0.0  # else a check would find who leaves, not who serves on
-        draining = asyncio.ensure_future(self._grpc.stop(listener.drain(grace, delay), grace, delay))
+        draining: asyncio.Future[Any] = asyncio.gather(listener.drain(grace, delay), self._grpc.stop(grace, delay))
         hurry = asyncio.ensure_future(self._wait_quick())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             listener.connections.abort()
-            await self._grpc.cut()
+            await self._grpc.stop(0)
             await asyncio.wait({draining}, timeout=QUICK_SECONDS)
         hurry.cancel()
         if draining.done() and draining.exception() is not None:

@@ -9,13 +9,11 @@ Rules: knows gunicorn's settings, and what serves gRPC; that is imported in a wo
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import sys
-from collections.abc import Coroutine
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 from .program import why_not
 
@@ -34,10 +32,12 @@ def port() -> int | None:
 
 
 def addresses(cfg: Any) -> list[tuple[str, int]]:
-    """Where to listen: the hosts of gunicorn's bind, with the port. Raises ValueError where it has none."""
+    """Where to listen: the hosts of gunicorn's bind, with the port. Raises ValueError where none can be."""
     number = port()
     if number is None:
         return []
+    if any(isinstance(address, tuple) and address[1] == number for address in cfg.address):
+        raise ValueError(f"{VARIABLE}={number}: expected another port than that of bind, where HTTP is answered")
     hosts = dict.fromkeys(address[0] for address in cfg.address if isinstance(address, tuple))
     if not hosts:
         raise ValueError(f"{VARIABLE}={number}: expected a host in bind, which has unix sockets alone")
@@ -46,7 +46,10 @@ def addresses(cfg: Any) -> list[tuple[str, int]]:
 
 def keep(cfg: Any) -> None:
     """In the master, ahead of the first fork: keep the port for the workers to come, or end the process."""
-    wanted = addresses(cfg)
+    try:
+        wanted = addresses(cfg)
+    except ValueError as error:
+        _end(str(error))
     if not wanted or _kept:
         return
     if find_spec("grpc") is None or find_spec("google.protobuf") is None:
@@ -69,7 +72,7 @@ def keep(cfg: Any) -> None:
                 sock.close()
 
 
-def _end(why: str) -> None:
+def _end(why: str) -> NoReturn:
     print(f"virtex: {why}", file=sys.stderr)
     sys.exit(1)
 
@@ -95,12 +98,7 @@ class GrpcPort:
             await self._server.start()
             log.info("gRPC at %s", " and ".join(wanted))
 
-    async def stop(self, drained: Coroutine[Any, Any, None], grace: float, delay: float) -> None:
-        """Beside the listener, which drains: returns when both are done. As GrpcServer.stop()."""
-        stopped = () if self._server is None else (self._server.stop(grace, delay),)
-        await asyncio.gather(drained, *stopped)
-
-    async def cut(self) -> None:
-        """Answer nothing more."""
+    async def stop(self, grace: float, delay: float = 0.0) -> None:
+        """As GrpcServer.stop()."""
         if self._server is not None:
-            await self._server.stop(0)
+            await self._server.stop(grace, delay)
