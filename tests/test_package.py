@@ -33,13 +33,17 @@ def python(script: str) -> str:
 def test_importing_virtex_loads_nothing_but_itself() -> None:
     heavy = {
         "asyncio",
+        "google",
+        "grpc",
         "gunicorn",
         "httptools",
         "httpx2",
         "numpy",
         "orjson",
+        "ray",
         "socket",
         "ssl",
+        "torch",
         "uvloop",
         "virtex._codec",
     }
@@ -52,6 +56,12 @@ def test_importing_virtex_loads_nothing_but_itself() -> None:
 def test_the_client_loads_neither_gunicorn_nor_the_server() -> None:
     script = "import sys, virtex; virtex.HttpClient; print(sorted(set(sys.modules) & {'gunicorn', 'virtex.server'}))"
     assert python(script) == "[]"
+
+
+@pytest.mark.parametrize("module", ["virtex.server", "virtex.worker", "virtex.cli", "virtex.ray"])
+def test_a_service_loads_no_library_that_only_some_ask_for(module: str) -> None:
+    some = {"google", "grpc", "prometheus_client", "ray", "torch"}
+    assert python(f"import sys, {module}; print(sorted(set(sys.modules) & {some}))") == "[]"
 
 
 def test_what_is_tested_here_is_what_was_compiled() -> None:
