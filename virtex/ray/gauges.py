@@ -1,4 +1,4 @@
-"""What a replica says of its load, for policy.py: how long items waited, and how busy the models were.
+"""What a replica says of its load, for a policy: how long items waited, and how busy the models were.
 
 Rules: reads the totals of this process, whatever services they are of. Each reading is of the time since the last.
 """
@@ -30,6 +30,7 @@ class Gauges:
         """queue_wait: seconds, of the items that were cut, or since when none is that waits, whichever is more.
 
         busy: share of the time in which batches were out, of all models together: a batch counts when it is back.
+        queue_items: that wait now; for a policy of the user's own.
         """
         now = self._clock()
         cut, waited, busy, items = self._sums(self._read().values())
