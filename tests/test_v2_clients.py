@@ -23,7 +23,7 @@ if not WHERE:
 SOURCE = (
     Page(ROOT / "README.md").files["server.py"].partition("if __name__")[0]
     + """
-import ml_dtypes, numpy as np
+import asyncio, ml_dtypes, numpy as np
 from virtex import RequestHandler, Services, Tensor, TensorHandler, http_server
 
 def identity(dtype):
@@ -39,6 +39,11 @@ class Sums(TensorHandler):
     def run_inference(self, batch):
         return {"sum": batch["a"].sum(1) + batch["b"].astype("f4"), "b": batch["b"]}
 
+class Late(identity("f4")):
+    async def run_inference(self, batch):
+        await asyncio.sleep(1)
+        return batch
+
 class Upper(RequestHandler):
     def process_request(self, data):
         return data
@@ -52,7 +57,7 @@ app = Services(
     app,
     *(http_server(f"as {dtype}", identity(dtype), max_batch_size=4) for dtype in DTYPES),
     http_server("as bf16", identity(ml_dtypes.bfloat16), max_batch_size=4),
-    http_server("sums", Sums), http_server("upper", Upper),
+    http_server("sums", Sums), http_server("upper", Upper), http_server("late", Late),
 )
 """
 )

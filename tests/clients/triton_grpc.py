@@ -74,6 +74,7 @@ one = [given("input", np.zeros((1, 3), "f4"))]
 refused(client, "INVALID_ARGUMENT", "as f4", one, outputs=[grpc.InferRequestedOutput("x")])
 refused(client, "UNIMPLEMENTED", "as f4", one, outputs=[grpc.InferRequestedOutput("output", class_count=2)])
 refused(client, "DEADLINE_EXCEEDED", "as f4", one, timeout=1)
+refused(client, "DEADLINE_EXCEEDED", "late", one, client_timeout=0.2)
 for method in (client.get_model_config, client.get_inference_statistics):
     try:
         method("as f4")
