@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from traceback import FrameSummary, extract_tb
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,14 @@ class NotCaptured(RuntimeError):
     """A size can't be captured, or its graph gives other answers."""
 
 
+class Captured(NamedTuple):
+    """A graph: the memory of its inputs, what runs it, and what it gives, in the same memory each time."""
+
+    inputs: Any
+    replay: Callable[[], None]
+    outputs: Any
+
+
 class Graphs:
     """The handler, with a run_inference that replays graphs; of a batch larger than all of them it is the handler's.
 
@@ -44,9 +52,7 @@ class Graphs:
         self._names, self._tensors = tensors_of(handler.inputs)
         self.sizes = sorted(set(sizes))
         self._memory: list[Any] = []
-        self._captured: dict[
-            int, tuple[Any, Callable[[], None], Any]
-        ] = {}  # its inputs, what replays it, what it gives
+        self._captured: dict[int, Captured] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handler, name)
@@ -57,10 +63,10 @@ class Graphs:
         size = next((size for size in self.sizes if size >= count), None)
         if size is None:
             return self._handler.run_inference(batch)
-        inputs, replay, outputs = self._captured[size]
-        self._fill(inputs, batch)
-        replay()
-        return outputs if size == count else _cut(outputs, count)
+        graph = self._captured[size]
+        self._fill(graph.inputs, batch)
+        graph.replay()
+        return graph.outputs if size == count else _cut(graph.outputs, count)
 
     def capture(self, rows: Any) -> None:
         """Capture all sizes, the largest first, for the others use its memory. rows: of an example, for the largest.
@@ -102,7 +108,7 @@ class Graphs:
                 raise TypeError(
                     f"run_inference gave a {type(value).__name__}; a graph gives tensors on its device only"
                 )
-        self._captured[size] = inputs, replay, outputs
+        self._captured[size] = Captured(inputs, replay, outputs)
         replay()
         return outputs
 
