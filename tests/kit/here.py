@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from virtex.batch.device import Cuda, Device
 from virtex.batch.rows import allocate
 from virtex.service import model as models
 
-from .asks import ask_direct
+from .asks import ask_direct, run
 
 
 class HereStream:
@@ -175,15 +174,7 @@ class Doubles(TensorHandler):
 def asked(handler, *bodies, **kw):
     """The answers to requests that are all put at once."""
     app = http_server("flights", handler, executor="thread", **kw)
-
-    async def main():
-        await app.startup()
-        try:
-            return await asyncio.wait_for(asyncio.gather(*(ask_direct(app, one) for one in bodies)), 60)
-        finally:
-            await app.shutdown()
-
-    return asyncio.run(main())
+    return run(app, *(ask_direct(app, one) for one in bodies))
 
 
 def body(*items):
