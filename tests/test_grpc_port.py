@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import socket
@@ -138,8 +139,8 @@ def test_a_port_that_is_taken_is_said_at_once_and_never_shared(taken: int) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--reuse-port", "--port", "8001", "--grpc-port", "8001"], 1, "VIRTEX_GRPC_PORT=8001: expected another"),
-        (["--grpc-port", "70000"], 2, "expected a whole number from 0 to 65535"),
+        (["--reuse-port", "--port", "8001", "--grpc-port", "8001"], 1, "=8001: HTTP listens on that port"),
+        (["--grpc-port", "70000"], 2, "--grpc-port 70000: expected a port from 1 to 65535"),
         (["--grpc-port", "0"], 2, "expected a whole number above 0"),
         (["--grpc-port", "x"], 2, "expected a whole number above 0"),
     ],
@@ -147,6 +148,32 @@ def test_a_port_that_is_taken_is_said_at_once_and_never_shared(taken: int) -> No
 def test_what_is_no_port_is_said(arguments: list[str], code: int, says: str) -> None:
     ended, said = started(*arguments)
     assert ended == code and says in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [("80", "=80: HTTP listens on that port"), ("http", "='http': expected a port from 1 to 65535")],
+    ids=["of HTTP", "none"],
+)
+def test_what_can_not_be_its_port_ends_the_master_with_a_line(
+    number: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(grpc_port.VARIABLE, number)
+    with pytest.raises(SystemExit) as ended:
+        grpc_port.keep(Cfg(("127.0.0.1", 80)))
+    assert ended.value.code == 1 and f"virtex: VIRTEX_GRPC_PORT{says}" in capsys.readouterr().err
+
+
+def test_a_machine_without_such_addresses_is_said(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(family: int) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(grpc_port.socket, "socket", none)
+    with pytest.raises(SystemExit):
+        grpc_port.keep(Cfg(("127.0.0.1", 80)))
+    assert f"can't listen on 127.0.0.1:{port} for gRPC: [Errno 97] Address family" in capsys.readouterr().err
 
 
 class Cfg:
@@ -159,8 +186,6 @@ def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch)
     assert grpc_port.addresses(cfg) == [("127.0.0.1", port), ("::1", port)]
     with pytest.raises(ValueError, match="expected a host in bind, which has unix sockets alone"):
         grpc_port.addresses(Cfg("unix.sock"))
-    with pytest.raises(ValueError, match="expected another port than that of bind, where HTTP is answered"):
-        grpc_port.addresses(Cfg(("127.0.0.1", 80), ("0.0.0.0", port)))
     monkeypatch.setenv(grpc_port.VARIABLE, "http")
     with pytest.raises(ValueError, match="VIRTEX_GRPC_PORT='http': expected a port from 1 to 65535"):
         grpc_port.addresses(cfg)
@@ -174,10 +199,25 @@ def test_without_grpcio_the_extra_is_named(
     monkeypatch.setattr(grpc_port, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         grpc_port.keep(Cfg(("127.0.0.1", 80)))
-    assert "VIRTEX_GRPC_PORT needs grpcio and protobuf: install the extra [grpc]" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "VIRTEX_GRPC_PORT needs grpcio and protobuf: install the extra [grpc]" in said
+    assert "pip install '.[grpc]'" in said
     script = "import sys; sys.modules['grpc'] = None; from virtex import serve_grpc"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "ImportError: gRPC needs grpcio and protobuf: install the extra [grpc]" in ended.stderr
+
+
+def test_where_there_is_not_even_a_package_google_there_is_no_protobuf(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> object:
+        if name == "google.protobuf":
+            raise ModuleNotFoundError("No module named 'google'", name="google")
+        return object()
+
+    monkeypatch.setattr(grpc_port, "find_spec", find)
+    with pytest.raises(SystemExit):
+        grpc_port.keep(Cfg(("127.0.0.1", 1)))
 
 
 def test_an_app_that_is_no_service_can_not_be_served_by_grpc(port: int) -> None:

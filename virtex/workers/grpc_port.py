@@ -32,15 +32,17 @@ def port() -> int | None:
 
 
 def addresses(cfg: Any) -> list[tuple[str, int]]:
-    """Where to listen: the hosts of gunicorn's bind, with the port. Raises ValueError where none can be."""
+    """Where to listen: the hosts of gunicorn's bind, with the port. Raises ValueError where there is none for it."""
     number = port()
     if number is None:
         return []
-    if any(isinstance(address, tuple) and address[1] == number for address in cfg.address):
-        raise ValueError(f"{VARIABLE}={number}: expected another port than that of bind, where HTTP is answered")
     hosts = dict.fromkeys(address[0] for address in cfg.address if isinstance(address, tuple))
     if not hosts:
         raise ValueError(f"{VARIABLE}={number}: expected a host in bind, which has unix sockets alone")
+    if any(number == address[1] for address in cfg.address if isinstance(address, tuple)):
+        raise ValueError(
+            f"{VARIABLE}={number}: HTTP listens on that port; gRPC takes another one (virtex serve --grpc-port)"
+        )
     return [(host, number) for host in hosts]
 
 
@@ -52,17 +54,18 @@ def keep(cfg: Any) -> None:
         _end(str(error))
     if not wanted or _kept:
         return
-    if find_spec("grpc") is None or find_spec("google.protobuf") is None:
-        _end(f"{VARIABLE} needs grpcio and protobuf: install the extra [grpc]")
+    if not (_is_there("grpc") and _is_there("google.protobuf")):
+        how = "(pip install '.[grpc]' in Virtex's folder, or 'FILE.whl[grpc]')"
+        _end(f"--grpc-port or {VARIABLE} needs grpcio and protobuf: install the extra [grpc] {how}")
     inherits = "GUNICORN_FD" in os.environ  # after SIGUSR2, beside the workers of the master before
     for host, number in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         for shares in (True,) if inherits else (False, True):
-            sock = socket.socket(family)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shares:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             try:
+                sock = socket.socket(family)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if shares:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind((host, number))
             except OSError as error:
                 _end(f"can't listen on {host}:{number} for gRPC: {why_not(error)}. Choose another port")
@@ -70,6 +73,13 @@ def keep(cfg: Any) -> None:
                 _kept.append(sock)
             else:
                 sock.close()
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def _end(why: str) -> NoReturn:

@@ -43,7 +43,8 @@ def serve(app: str, host: str | None, port: int | None, options: list[str], grpc
     Raises ValueError for a host and port that are none.
     """
     if grpc_port is not None:
-        address("localhost", grpc_port)  # that it is a port
+        if grpc_port > 65535:
+            raise ValueError(f"--grpc-port {grpc_port}: expected a port from 1 to 65535")
         os.environ[grpc.VARIABLE] = str(grpc_port)
     flags = {flag for setting in make_settings().values() for flag in setting.cli or ()}
     for option in options:
