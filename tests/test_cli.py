@@ -173,6 +173,8 @@ def test_a_sweep_is_over_rates_or_connections(text, sweep):
         (["sevre"], "invalid choice: 'sevre' (choose from"),
         (["serve"], "required: MODULE:APP"),
         (["serve", "server.py"], "argument MODULE:APP: expected MODULE:APP first, such as server:app, got 'server.py'"),
+        (["serve", "server.py:ap"], "expected MODULE:APP first, such as server:ap, got 'server.py:ap'"),
+        (["check", "models/server:app"], "expected MODULE:APP first, such as models.server:app"),
         (["serve", "-w", "4", "server:app"], "expected MODULE:APP first, such as server:app, got '4'"),
         (["serve", "a:b", "--factory"], "--factory is uvicorn's; in gunicorn's settings (docs/gunicorn.md): nothing"),
         (["serve", "a:b", "--uds=x"], "--uds is uvicorn's; in gunicorn's settings (docs/gunicorn.md): bind="),

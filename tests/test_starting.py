@@ -13,7 +13,7 @@ import sys
 
 import pytest
 from kit.asks import Echo
-from kit.servers import ECHO, ROOT, serving, until
+from kit.servers import ECHO, ROOT, free_port, serving, until
 
 from virtex import http_server
 from virtex.workers import starting
@@ -282,3 +282,10 @@ def test_virtex_serve_names_what_a_module_has():
     with serving("virtex", ECHO.replace("app =", "service ="), wait=False) as server:
         assert server.wait_exit() == 4
         assert "It has service: name it behind a colon, service:service" in server.log
+
+
+def test_a_module_that_is_not_there_is_said_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "virtex", "serve", "sever:app", "--port", str(free_port())]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert ended.returncode == 4 and f"sever:app: there is no module 'sever' in {tmp_path}\n" in ended.stderr
+    assert "Traceback" not in ended.stderr

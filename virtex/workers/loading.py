@@ -23,6 +23,11 @@ def load(app: Any) -> Any:
         return resolve(app.wsgi())
     except AppImportError as error:
         raise AppImportError(f"{error}{_hint(app.app_uri)}") from error
+    except ModuleNotFoundError as error:
+        module = app.app_uri.partition(":")[0]
+        if error.name and f"{module}.".startswith(f"{error.name}."):  # not one that the module itself imports
+            raise AppImportError(f"{app.app_uri}: there is no module {error.name!r} in {os.getcwd()}") from error
+        raise
 
 
 def _hint(uri: str) -> str:
