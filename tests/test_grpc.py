@@ -410,17 +410,22 @@ def test_a_message_over_the_limit_is_refused(run):
 
 
 def test_no_room_is_unavailable_and_says_when_to_come_again(run):
-    app = identity(limits=Limits(max_bytes=4 << 20, body=1 << 20), max_batch_size=4)
+    app = identity(name="full", limits=Limits(max_bytes=4 << 20, body=1 << 20), max_batch_size=4)
 
     async def main(client):
         app.budget.held += app.budget.budget
-        told = await client.ask(request("identity", ROWS))
+        told = await client.ask(request("full", ROWS))
         refused(told, "UNAVAILABLE", "limits.max_bytes")
         assert (told.metadata["retry-after"], told.metadata["grpc-retry-pushback-ms"]) == ("1", "1000")
         app.budget.held -= app.budget.budget
+        took = (await ask_direct(app, method="GET", path="/metrics/live")).json["metrics"][
+            "virtex_request_duration_seconds"
+        ]
+        assert sum(took["counts"]) == 1 and took["sum"] > 0
         large = with_contents("fp32_contents", [1.0] * 120_000, shape=(40_000, 3))
+        large.model_name = "full"
         refused(await client.ask(large), "UNAVAILABLE", "limits.max_bytes")
-        assert (await client.infer(request("identity", ROWS)))["output"].tolist() == ROWS.tolist()
+        assert (await client.infer(request("full", ROWS)))["output"].tolist() == ROWS.tolist()
         assert app.budget.held == 0
 
     run(app, main)

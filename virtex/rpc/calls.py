@@ -43,6 +43,7 @@ class Calls:
         self._servers: dict[str, Any] = {server.name: server for server in getattr(app, "servers", (app,))}
         self._only = None if hasattr(app, "servers") else app
         self._pipelined: int = app.limits.pipelined
+        self._clock: Callable[[], int] = next(iter(self._servers.values())).options.clock
         self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
@@ -88,7 +89,7 @@ class Calls:
         try:
             return exchange.complete(message)
         except RequestError as error:
-            return _broken_off(exchange, error)
+            return _broken_off(exchange, error, self._clock())
 
     def _opened(self, server: Any, head: Head) -> Any:
         """A service has the head of a request: its refusal, or the exchange."""
@@ -265,11 +266,11 @@ def _unready(server: Any, head: Head, now: int) -> Response:
         return server.model.admission.refuse(error, head, now)  # type: ignore[no-any-return]
 
 
-def _broken_off(exchange: Exchange, error: RequestError) -> Response:
+def _broken_off(exchange: Exchange, error: RequestError, now: int) -> Response:
     """The refusal of a message that found no room."""
     admission: Any = exchange.keeper
     exchange.cancel(error.reason)
-    admission.cells.request(error.status, -1, 0)
+    admission.cells.request(error.status, -1, now - exchange.begun)
     admission.lost(reason_of(error), error.status, 0, exchange.name(), error.reason)
     return exchange.refuse(error)
 
