@@ -515,6 +515,18 @@ def test_what_is_refused_and_lost_is_counted_and_logged(run, caplog):
     run(app, main)
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_the_id_of_a_refusal_is_that_of_the_log(run, caplog, several):
+    app = Services(identity(), http_server("other", Echo)) if several else identity()
+
+    async def main(client):
+        caplog.set_level(logging.INFO, "virtex")
+        told = await client.ask(changed(shape=[1, 4]))
+        assert [line for line in caplog.messages if line.startswith(f"request {told.metadata['x-request-id']}: 400")]
+
+    run(app, main)
+
+
 # ---- streams
 
 

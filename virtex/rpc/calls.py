@@ -87,9 +87,12 @@ class Calls:
             if type(exchange) is not Exchange:
                 return exchange
         try:
-            return exchange.complete(message)
+            answer = exchange.complete(message)
         except RequestError as error:
-            return _broken_off(exchange, error, self._clock())
+            answer = _broken_off(exchange, error, self._clock())
+        if type(answer) is not Exchange:
+            answer.request_id = exchange.name()  # that of the log
+        return answer
 
     def _opened(self, server: Any, head: Head) -> Any:
         """A service has the head of a request: its refusal, or the exchange."""
