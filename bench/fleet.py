@@ -265,9 +265,19 @@ def report(saved: dict[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.fleet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ("model", "sizes", "loads", "bound", "spread", "large", "waves", "reports", "slow", "real")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, dest="parts", help="(default: all)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=names,
+        dest="parts",
+        metavar="PART",
+        help="of those above (default: all)",
+    )
     parser.add_argument("--quick", action="store_true", help="a slice of each, in seconds")
     parser.add_argument("--base-ms", type=float, default=5.0, help="a, in ms (default: %(default)g)")
     parser.add_argument("--item-ms", type=float, default=0.1, help="b, in ms (default: %(default)g)")
@@ -276,11 +286,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queue", type=int, default=1024, help="max_queue_size (default: %(default)s)")
     parser.add_argument("--p99-ms", type=float, default=25.0, help="that `bound` holds (default: %(default)g)")
     parser.add_argument("--price", type=float, default=1.0, help="of a replica for an hour (default: %(default)g)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of what is drawn at random (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a run of real workers (default: %(default)g)")
     parser.add_argument("--runs", type=int, default=3, help="of real workers, for each load (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("build/fleet.json"), help="where the figures go")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that simulate (default: %(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/fleet.json"), help="where the figures go (default: %(default)s)"
+    )
     parsed = parser.parse_args(arguments)
     for name in ("base_ms", "item_ms", "window_ms", "p99_ms", "price"):
         if not 0 <= getattr(parsed, name) < float("inf"):

@@ -247,12 +247,18 @@ def version_of(pytriton: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", type=int, default=64, help="a quarter for images (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.v2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--connections", type=int, default=64, help="that send; for images a quarter (default: %(default)s)"
+    )
     parser.add_argument("--runs", type=int, default=5, help="runs per server (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=2, help="length of a run (default: %(default)s)")
     parser.add_argument("--pytriton", default="", metavar="PYTHON", help="of an environment with nvidia-pytriton")
-    parser.add_argument("--json", type=Path, default=Path("build/v2.json"), help="where the figures go")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/v2.json"), help="where the figures go (default: %(default)s)"
+    )
     return parser.parse_args(arguments)
 
 

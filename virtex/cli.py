@@ -59,12 +59,13 @@ SERVE = """Serve an application: gunicorn with Virtex's worker, in the place of 
 
 MODULE:APP is a module in the working directory and the name of the application in it: server:app for `app` in
 server.py. What follows is gunicorn's: `gunicorn --help` has its options, docs/gunicorn.md what they do here. When the
-first worker is ready, the log says where the service is, and how to ask it by curl."""
+first worker is ready, the log says where the service is, and how to ask it by curl. The exit code is 0 where it was
+told to stop, by Ctrl-C too, and gunicorn's 3 or 4 where no worker could start."""
 
 SERVE_EXAMPLES = """examples:
   virtex serve server:app
   virtex serve server:app --host 0.0.0.0 --port 8081 --workers 2
-  virtex serve server:app --grpc-port 8001                                 # V2 over gRPC, too
+  virtex serve server:app --grpc-port 8001                                 # docs/grpc.md
   virtex serve server:app --reload                                         # while you write it
   virtex serve server:app --max-requests 10000 --certfile cert.pem --keyfile key.pem
 
@@ -175,16 +176,21 @@ def _info(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("app", metavar="MODULE:APP", type=_app, help="as gunicorn is told it")
+    parser.add_argument("app", metavar="MODULE:APP", type=_app, help="such as server:app")
     parser.add_argument("--host", metavar="HOST", help="where to listen (127.0.0.1)")
-    parser.add_argument("--port", type=int, metavar="PORT", help="where to listen (8000)")
-    parser.add_argument("--grpc-port", type=_above(int), metavar="PORT", help="where V2 is answered over gRPC, too")
+    parser.add_argument("--port", type=int, metavar="PORT", help="for HTTP (8000)")
+    parser.add_argument(
+        "--grpc-port",
+        type=_above(int),
+        metavar="PORT",
+        help="for KServe's V2 over gRPC, which needs the extra [grpc] (none)",
+    )
     parser.set_defaults(passes_on=True)
     parser.usage = "virtex serve MODULE:APP [--host HOST] [--port PORT] [--grpc-port PORT] [OPTIONS OF GUNICORN]"
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("app", metavar="MODULE:APP", type=_app, help="as gunicorn is told it")
+    parser.add_argument("app", metavar="MODULE:APP", type=_app, help="such as server:app")
     parser.add_argument("--duration", type=_some_seconds, default=10.0, metavar="TIME", help="of the rounds (10s)")
 
 

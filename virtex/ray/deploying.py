@@ -88,8 +88,8 @@ def check_factory(app_factory: Any) -> None:
     if not callable(app_factory) or hasattr(app_factory, "submit") or hasattr(app_factory, "servers"):
         kind = type(app_factory).__name__
         raise TypeError(
-            f"deployment(app_factory={app_factory!r}): expected a function that makes the application in each replica, "
-            f"got a {kind}: def make(): return http_server(...)"
+            "expected a function that makes the application in each replica, "
+            f"got a {kind}: write def make(): return http_server(...), and name make"
         )
     from ray import cloudpickle
 
