@@ -123,6 +123,22 @@ def test_what_there_is_not_is_said_in_the_form_of_the_protocol(ask, method, path
 
 
 @both_lanes
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("GET", "doubles/config", "model 'doubles' has no /config: expected /infer or /ready"),
+        ("POST", "doubles/versions/1/stats", "model 'doubles' has no /stats: expected /infer or /ready"),
+        ("POST", "double/infer", "/v2/models/double/infer is of no model: expected doubles, version 1"),
+    ],
+    ids=["no such path", "of its version", "no such model"],
+)
+def test_a_path_that_is_of_a_model_is_not_said_to_be_of_none(ask, method, path, says):
+    app = http_server("doubles", Double())
+    (answer,) = run(app, get(app, ask, f"/v2/models/{path}", method=method))
+    assert answer.status == 404 and error_of(answer) == says
+
+
+@both_lanes
 def test_with_a_key_only_health_is_open(ask):
     app = http_server("doubles", Double(), api_key="sword", cors=["*"])
     asked = [tensor("input", np.ones((1, 3), "f4"))]

@@ -91,6 +91,10 @@ def asked_of(path: str, name: str) -> str:
 
 def unknown(path: str, names: list[str]) -> RequestError:
     """The answer to a path where nothing is. names: of the models that there are."""
+    for name in names:
+        asked = of_model(path, name)
+        if asked:
+            return RequestError(404, f"model {name!r} has no {quoted(asked)}: expected /infer or /ready")
     if path.startswith(MODELS):
         return RequestError(404, f"{quoted(path)} is of no model: expected {', '.join(names)}, version {VERSION}")
     return RequestError(404, f"nothing at {quoted(path)}")
