@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 from kit import needs
+from kit.pages import Page
+from kit.proxies import nginx
 from kit.servers import ROOT, Running, free_port, serving, until
 
 needs.library("grpc")
@@ -35,6 +37,17 @@ class Pids(TensorHandler):
         return np.full(len(seconds), os.getpid())
 
 app = http_server("pids", Pids, max_time_on_queue=0)
+"""
+
+NGINX = """
+daemon off; master_process off; worker_processes 1;
+pid {folder}/pid; error_log {folder}/log;
+events {{ worker_connections 64; }}
+http {{
+    access_log off; client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    server {{ listen 127.0.0.1:{calls} http2; {lines} }}
+}}
 """
 
 
@@ -85,6 +98,16 @@ def test_a_call_in_flight_is_answered_when_the_service_stops(port: int) -> None:
         asking.join(20)
         assert found == [pid] and server.wait_exit() == 0
         assert "Traceback" not in server.log
+
+
+def test_nginx_passes_calls_on_by_the_lines_of_the_page(port: int) -> None:
+    (lines,) = (block.code for block in Page(ROOT / "docs" / "grpc.md").blocks if block.language == "nginx")
+    with (
+        serving("gunicorn", SOURCE) as server,
+        nginx(port, NGINX, ("calls",), lines=lines.replace("127.0.0.1:8001", f"127.0.0.1:{port}")) as proxy,
+    ):
+        server.wait_log("gRPC at")
+        assert ask(proxy.ports["calls"]) == server.workers()[0], proxy.log
 
 
 def test_a_reload_hands_the_port_over(port: int) -> None:
