@@ -179,12 +179,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("app", metavar="MODULE:APP", type=_app, help="such as server:app")
     parser.add_argument("--host", metavar="HOST", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="PORT", help="for HTTP (8000)")
-    parser.add_argument(
-        "--grpc-port",
-        type=_above(int),
-        metavar="PORT",
-        help="for KServe's V2 over gRPC, which needs the extra [grpc] (none)",
-    )
+    parser.add_argument("--grpc-port", type=_above(int), metavar="PORT", help="for V2 over gRPC, by the extra [grpc]")
     parser.set_defaults(passes_on=True)
     parser.usage = "virtex serve MODULE:APP [--host HOST] [--port PORT] [--grpc-port PORT] [OPTIONS OF GUNICORN]"
 
