@@ -275,9 +275,8 @@ def _shown(parser: argparse.ArgumentParser) -> None:
 def _app(text: str) -> str:
     module, colon, name = text.partition(":")
     if not (module and colon and name) or module.endswith(".py") or "/" in module:
-        there = module.removesuffix(".py").replace("/", ".")
-        near = f"{there}:{name or 'app'}" if module.strip("-0123456789") else "server:app"
-        raise argparse.ArgumentTypeError(f"expected MODULE:APP first, such as {near}, got {text!r}")
+        there = module.removesuffix(".py").replace("/", ".") if module.strip("-0123456789") else "server"
+        raise argparse.ArgumentTypeError(f"expected MODULE:APP first, such as {there}:{name or 'app'}, got {text!r}")
     return text
 
 
