@@ -34,7 +34,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of the p
 class Device:
     """A torch device, and the copies to it and back.
 
-    Raises ImportError without torch, and what torch raises for a device that it does not have.
+    Raises ImportError without torch, RuntimeError for a device that torch does not know or have.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,8 +43,12 @@ class Device:
         except ImportError:
             raise ImportError(f"device={name!r} needs torch: install the extra [torch]") from None
         self._torch: Any = torch
-        self._device = torch.device(name)
-        torch.empty(1, device=self._device)  # says now what is wrong with it
+        try:
+            self._device = torch.device(name)
+            torch.empty(1, device=self._device)  # says now what is wrong with it
+        except Exception as error:
+            said = str(error).partition("\n")[0]
+            raise RuntimeError(f"device={name!r}: torch {torch.__version__} can't use it: {said}") from error
         self.is_cuda = self._device.type == "cuda"
         self.copies = self._device.type != "cpu"
 
