@@ -200,8 +200,9 @@ def test_a_machine_without_such_addresses_is_said(
 
 
 class Cfg:
-    def __init__(self, *address: object) -> None:
+    def __init__(self, *address: object, is_ssl: bool = False) -> None:
         self.address = list(address)
+        self.is_ssl = is_ssl
 
 
 def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +210,8 @@ def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch)
     assert grpc_port.addresses(cfg) == [("127.0.0.1", port), ("::1", port)]
     with pytest.raises(ValueError, match="expected a host in bind, which has unix sockets alone"):
         grpc_port.addresses(Cfg("unix.sock"))
+    with pytest.raises(ValueError, match="there is no TLS over gRPC"):
+        grpc_port.addresses(Cfg(("127.0.0.1", 80), is_ssl=True))
     monkeypatch.setenv(grpc_port.VARIABLE, "http")
     with pytest.raises(ValueError, match="VIRTEX_GRPC_PORT='http': expected a port from 1 to 65535"):
         grpc_port.addresses(cfg)

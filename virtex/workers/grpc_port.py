@@ -36,6 +36,8 @@ def addresses(cfg: Any) -> list[tuple[str, int]]:
     number = port()
     if number is None:
         return []
+    if cfg.is_ssl:
+        raise ValueError(f"{VARIABLE}={number}: there is no TLS over gRPC, and certfile or keyfile asks for it")
     hosts = dict.fromkeys(address[0] for address in cfg.address if isinstance(address, tuple))
     if not hosts:
         raise ValueError(f"{VARIABLE}={number}: expected a host in bind, which has unix sockets alone")
