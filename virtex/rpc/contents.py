@@ -14,9 +14,12 @@ from google.protobuf.message import DecodeError
 from ..errors import RequestError, quoted
 from ..message import Account
 from ..service import v2
+from .cut import beside
 from .messages import InferRequest
 
+MOST_HEAD = 1 << 19  # bytes beside id and tensors: protobuf, and what looks at it, take 0.1 s for so many
 GROWN = 20  # times its length that a message of many small fields takes, once protobuf has read it
+DEEP = 32  # dimensions at most
 
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -48,6 +51,7 @@ def as_raw(message: bytes, account: Account) -> bytes:
 
     Raises RequestError: 400; 413 for too many values; 503 where there is no room for them.
     """
+    check_head(beside(message))
     account.admit_items(0, GROWN * len(message))
     request = read(message)
     request.DiscardUnknownFields()
@@ -60,6 +64,12 @@ def as_raw(message: bytes, account: Account) -> bytes:
     return raw
 
 
+def check_head(size: int) -> None:
+    """Raise RequestError (413) for so many bytes beside id and tensors."""
+    if size > MOST_HEAD:
+        raise RequestError(413, f"{size} bytes beside id and tensors; the limit is {MOST_HEAD}")
+
+
 def _raw_of(tensor: Any, account: Account) -> bytes:
     name, datatype = f"input {quoted(tensor.name)!r}", quoted(tensor.datatype)
     field = _FIELDS.get(tensor.datatype)
@@ -70,6 +80,8 @@ def _raw_of(tensor: Any, account: Account) -> bytes:
     others = [other.name for other, _ in tensor.contents.ListFields() if other.name != field]
     if others:
         raise RequestError(400, f"{name}: expected {field} for {datatype}, got {', '.join(others)}")
+    if len(tensor.shape) > DEEP:  # their product would be as long as all of them
+        raise RequestError(400, f"{name}: expected {DEEP} dimensions at most in 'shape', got {len(tensor.shape)}")
     values = getattr(tensor.contents, field)
     shape = list(tensor.shape)
     if len(values) != math.prod(shape):

@@ -8,9 +8,16 @@ cdef class Cut:
 
 @cython.locals(
     size=Py_ssize_t, at=Py_ssize_t, start=Py_ssize_t, begin=Py_ssize_t, end=Py_ssize_t, length=Py_ssize_t,
-    left=Py_ssize_t, tag=int, head=bytes, request_id=bytes, raws=list
+    left=Py_ssize_t, tag=int, head=list, request_id=bytes, raws=list
 )
 cpdef cut(bytes message)
+
+
+@cython.locals(
+    size=Py_ssize_t, at=Py_ssize_t, found=Py_ssize_t, stop=Py_ssize_t, begin=Py_ssize_t, length=Py_ssize_t, tag=int,
+    inside=bint
+)
+cpdef Py_ssize_t beside(bytes message) except -1
 
 
 @cython.locals(value=Py_ssize_t, shift=Py_ssize_t, byte=Py_ssize_t)

@@ -12,8 +12,9 @@ from ..errors import RequestError
 
 MOST_FIELDS = 4096  # inputs, outputs, parameters and tensors of a request; each takes half a microsecond
 
-_NAME, _ID, _RAW = 0x0A, 0x1A, 0x3A  # tags: model_name, id, raw_input_contents
-_OTHERS = frozenset({_NAME, 0x12, 0x22, 0x2A, 0x32})  # and model_version, parameters, inputs, outputs
+_NAME, _ID, _INPUT, _RAW = 0x0A, 0x1A, 0x2A, 0x3A  # tags: model_name, id, inputs, raw_input_contents
+_NUMBER = 0x18  # of a shape whose numbers come one by one
+_OTHERS = frozenset({_NAME, 0x12, 0x22, _INPUT, 0x32})  # and model_version, parameters, outputs
 
 
 class Cut:
@@ -32,7 +33,7 @@ def cut(message: bytes) -> Cut | None:
     Raises RequestError (413) for one that has too many fields.
     """
     size, at, start, left = len(message), 0, 0, MOST_FIELDS
-    head, request_id, raws = b"", b"", []
+    head, request_id, raws = [], b"", []
     try:
         while at < size:
             left -= 1
@@ -52,11 +53,43 @@ def cut(message: bytes) -> Cut | None:
                 request_id = message[at:end]
             else:
                 return None
-            head += message[start:begin]
+            if begin > start:
+                head.append(message[start:begin])
             start = at = end
     except IndexError:
         return None
-    return Cut(head + message[start:], request_id, tuple(raws)) if at == size else None
+    if at != size:
+        return None
+    head.append(message[start:])
+    return Cut(b"".join(head), request_id, tuple(raws))  # at once: a large piece would be copied for each small one
+
+
+def beside(message: bytes) -> int:
+    """How many bytes of a message, as cut() takes it, are neither its id nor the contents of its inputs."""
+    size, at, found, stop = len(message), 0, 0, 0  # stop: the end of the input that is looked into
+    try:
+        while at < size:
+            begin, tag, inside = at, message[at], at < stop
+            at += 1
+            if inside and tag == _NUMBER:
+                while message[at] > 127:
+                    at += 1
+                at += 1
+            elif inside and tag not in _OTHERS and tag != _ID:  # 0x1A is a shape
+                at = stop  # nobody knows what follows
+            else:
+                length, at = _varint(message, at)
+                if tag == (_INPUT if inside else _ID):  # 0x2A are contents
+                    begin += length
+                    at += length
+                elif tag == _INPUT:
+                    stop = at + length
+                else:
+                    at += length
+            found += at - begin
+    except IndexError:
+        pass  # protobuf breaks off there, too
+    return found
 
 
 def name_in(message: bytes) -> str:

@@ -17,9 +17,11 @@ from ..service import v2
 from ..service.formats import USUAL
 from ..service.v2_head import BYTES, Call, Place, Served
 from ..service.v2_read import Infer
-from .contents import GROWN, as_raw, read
+from .contents import GROWN, as_raw, check_head, read
 from .cut import cut
 from .writing import Answer
+
+MOST_ODD = 1 << 16  # bytes of a message that is not as cut() takes it: nothing has counted its fields
 
 Raws = tuple[tuple[int, int], ...]  # of each tensor, from the first one's beginning on: where its bytes begin, how many
 
@@ -34,6 +36,9 @@ class GrpcInfer(Infer):
 
     def _called(self, body: Any, account: Account) -> tuple[Call, Any, Any, list[tuple[int, int]]]:
         found = cut(body)
+        if found is None and len(body) > MOST_ODD:
+            wrong = f"{len(body)} bytes that break off, or with fields that the protocol has not"
+            raise RequestError(400, f"expected a ModelInferRequest, got {wrong}")
         if found is None or not found.raws:
             body = as_raw(body, account)
             found = cut(body)
@@ -42,6 +47,7 @@ class GrpcInfer(Infer):
         start = found.raws[0][0]
         raws = tuple([(begin - start, end - begin) for begin, end in found.raws])
         if len(found.head) > USUAL:
+            check_head(len(found.head))
             account.admit_items(0, GROWN * len(found.head))
             call, answer = self._said(found.head, raws)
         else:
