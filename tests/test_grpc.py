@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import tracemalloc
 
 import grpc
 import ml_dtypes
@@ -720,3 +721,120 @@ def test_texts_of_a_length_beyond_the_tensor_are_refused(run):
             refused(await client.ask(asked), "INVALID_ARGUMENT", "input 'input'")
 
     run(http_server("upper", Upper), main)
+
+
+# ---- clients that mean no good
+
+
+def lying(shape=(), head=b"", **more):
+    asked = changed(shape=list(shape), **more)
+    return head + asked.SerializeToString()
+
+
+def long_and_contents(n):
+    asked = with_contents("fp32_contents", [1, 2, 3])
+    return changed(shape=[1] * n, raws=[]).SerializeToString() + asked.SerializeToString()
+
+
+LIES = {
+    "a shape of many numbers": (lying([2**62] * 300, raws=[]), "INVALID_ARGUMENT", "expected 32 dimensions at most"),
+    "a field of nobody": (
+        lying([1, 3], b"\x78\x01" + b"\x2a\x00" * 40_000),
+        "INVALID_ARGUMENT",
+        "the protocol has not",
+    ),
+    "a long head": (lying([1] * 600_000), "RESOURCE_EXHAUSTED", "bytes beside id and tensors"),
+    "a long head ahead of contents": (
+        long_and_contents(600_000),
+        "RESOURCE_EXHAUSTED",
+        "bytes beside id and tensors",
+    ),
+    "many fields": (lying([1, 3], b"\x1a\x00" * 5000), "RESOURCE_EXHAUSTED", "more than 4096 fields"),
+}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("lie", LIES)
+def test_what_would_occupy_the_loop_is_refused_ahead_of_it(run, lie, several):
+    app = Services(identity(), http_server("other", Echo)) if several else identity()
+    message, code, says = LIES[lie]
+
+    async def main(client):
+        said = await client.ask(message)
+        if not (several and lie == "a field of nobody"):  # whose model is not looked for
+            refused(said, code, says)
+        (answer,) = await raw_stream(client, message)
+        assert answer.error_message
+        assert (await client.infer(request("identity", ROWS)))["output"].tolist() == ROWS.tolist()
+
+    run(app, main)
+
+
+async def raw_stream(client, *messages):
+    call = client.channel.stream_stream(SERVICE + "ModelStreamInfer")(iter(messages))
+    return [StreamResponse.FromString(answer) async for answer in call]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "ModelReady"])
+def test_a_call_without_a_message_is_not_waited_for_without_an_end(run, method, several):
+    limits = Limits(answer_seconds=0.2)
+    one = identity(limits=limits)
+    app = Services(one, http_server("other", Echo, limits=limits)) if several else one
+
+    async def main(client):
+        call = client.channel.stream_stream(SERVICE + method)()
+        with pytest.raises(grpc.aio.AioRpcError, match="no message was all there within 0.2 s") as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert one.model.admission.unsettled == 0 and app.budget.held == 0
+
+    run(app, main)
+
+
+def test_a_stream_that_is_not_read_keeps_no_messages_whose_answers_are_there(run):
+    class Narrow(TensorHandler):
+        inputs = Tensor("u1", (4_000_000,))
+        outputs = Tensor("u1", (400_000,))
+
+        runs = 0
+
+        def run_inference(self, model_input):
+            self.runs += 1
+            return model_input[:, :400_000]
+
+    handler = Narrow()
+    app = http_server("narrow", handler, max_batch_size=1)
+
+    async def main(client):
+        message = request("narrow", np.zeros((1, 4_000_000), "u1")).SerializeToString()
+        call = client.channel.stream_stream(SERVICE + "ModelStreamInfer")()
+        await call.write(message)
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                await call.write(message)
+            await eventually(lambda: handler.runs == 6 and not app.model.admission.unsettled)
+            kept = [trace for trace in tracemalloc.take_snapshot().traces if trace.size >= len(message) - 1000]
+            assert len([trace for trace in kept if trace.domain == 0]) <= 1
+        finally:
+            tracemalloc.stop()
+            call.cancel()
+
+    run(app, main)
+
+
+def test_a_connection_that_says_nothing_is_ended(runner):
+    app = identity(limits=Limits(idle_seconds=0.2, keep_alive_seconds=0.3))
+    greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and its settings
+
+    async def main():
+        async with await serve_grpc(app, port=0) as server:
+            for sent in (b"", greeting[:10], greeting):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(sent)
+                await asyncio.wait_for(reader.read(), 20)  # until its end
+                writer.close()
+        await app.shutdown()
+
+    runner.run(main())

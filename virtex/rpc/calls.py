@@ -9,6 +9,7 @@ Rules: no sockets. What grpc gives is a context, from which messages are read an
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ from .cut import cut, length_of, name_in
 from .reading import GrpcInfer, check_model, no_model
 from .writing import Refusing, refused
 
+log = logging.getLogger("virtex")
+
 SERVICE = "/inference.GRPCInferenceService/"
 MOST_SECONDS = 1e9  # of a deadline: beyond it, ns leave 64 bits
 MOST_SAID = 2000  # bytes of a reason: it travels in a header, of which clients take 8 KB
@@ -44,6 +47,7 @@ class Calls:
         self._only = None if hasattr(app, "servers") else app
         self._pipelined: int = app.limits.pipelined
         self._clock: Callable[[], int] = next(iter(self._servers.values())).options.clock
+        self._patience: float = app.limits.answer_seconds
         self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
@@ -65,8 +69,10 @@ class Calls:
                 exchange = answer
                 if exchange is not None:
                     exchange.await_rest(exchange.begun)
-                message = await context.read()
-                answer = self._asked(head, b"" if message is EOF else message, exchange)
+                try:
+                    answer = self._asked(head, await self._first(context), exchange)  # no name keeps a message alive
+                except RequestError as error:
+                    answer = _broken_off(exchange, error, self._clock())
                 if type(answer) is Exchange:
                     exchange = answer
                     answer = await exchange
@@ -76,10 +82,24 @@ class Calls:
             raise
         return await _ended(answer, exchange, head, context)
 
-    def _asked(self, head: Head, message: bytes, exchange: Exchange | None) -> Any:
+    async def _first(self, context: Any) -> Any:
+        """The first message of a call. Raises RequestError (408) where it does not come in the time of an answer."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await context.read()
+        except TimeoutError:
+            reason = f"no message was all there within {self._patience:g} s (limits.answer_seconds)"
+            raise RequestError(408, reason) from None
+
+    def _asked(self, head: Head, message: Any, exchange: Exchange | None) -> Any:
         """A message is all there: its answer, or the exchange that will have it. exchange: of its head, if any."""
+        if message is EOF:
+            message = b""
         if exchange is None:
-            name = name_in(message)
+            try:
+                name = name_in(message)
+            except RequestError as error:
+                return refused(error)
             server = self._servers.get(name)
             if server is None:
                 return refused(no_model(name, "", list(self._servers)))
@@ -124,10 +144,10 @@ class Calls:
         answer: Any = None
         try:
             while (next_ := await asked.get()) is not None:
-                answer, message = next_
+                answer, request_id = next_
                 response = await answer if type(answer) is Exchange else answer
                 answer = None
-                await context.write(_in_stream(response, message))
+                await context.write(_in_stream(response, request_id))
                 room.release()
         finally:
             self._reading.discard(reading)
@@ -135,18 +155,21 @@ class Calls:
             while not asked.empty():
                 _give_up(asked.get_nowait())
             _give_up((answer, b""))
-        if reading.cancelled():
-            error = RequestError(503, "the server is stopping", RETRY_SOON)
+        error = _why_over(reading)
+        if error is not None:
             await _ended(refused(error), None, head, context)
 
     async def _read(self, context: Any, asked: asyncio.Queue[Any], room: asyncio.Semaphore) -> None:
         """Put what the stream asks where it waits for its turn to be answered."""
         try:
             await room.acquire()
-            while (message := await context.read()) is not EOF:
+            message = await self._first(context)
+            while message is not EOF:
                 head = self._head("ModelStreamInfer", context)
-                asked.put_nowait((self._asked(head, message, None), message))
+                asked.put_nowait((self._asked(head, message, None), _id_of(message)))
+                message = None  # the exchange lets it go when it is done with it
                 await room.acquire()
+                message = await context.read()
         finally:
             asked.put_nowait(None)
 
@@ -205,8 +228,11 @@ class Calls:
         head = self._head(method, context)
         answer = self._refusal(head)
         if answer is None:
-            message = await context.read()
-            answer = self._told(head, b"" if message is EOF else message, tell, unknown)
+            try:
+                message = await self._first(context)
+                answer = self._told(head, b"" if message is EOF else message, tell, unknown)
+            except RequestError as error:
+                answer = refused(error)
         return await _ended(answer, None, head, context)
 
     def _told(self, head: Head, message: bytes, tell: Callable[[Any], Any], unknown: Any) -> Response:
@@ -269,13 +295,26 @@ def _unready(server: Any, head: Head, now: int) -> Response:
         return server.model.admission.refuse(error, head, now)  # type: ignore[no-any-return]
 
 
-def _broken_off(exchange: Exchange, error: RequestError, now: int) -> Response:
-    """The refusal of a message that found no room."""
+def _broken_off(exchange: Exchange | None, error: RequestError, now: int) -> Response:
+    """The refusal of a message that found no room, or did not come. exchange: of its head, if any."""
+    if exchange is None:
+        return refused(error)
     admission: Any = exchange.keeper
     exchange.cancel(error.reason)
     admission.cells.request(error.status, -1, now - exchange.begun)
     admission.lost(reason_of(error), error.status, 0, exchange.name(), error.reason)
     return exchange.refuse(error)
+
+
+def _why_over(reading: asyncio.Task[None]) -> RequestError | None:
+    """Why a stream is read no further; None where its client has ended it."""
+    if reading.cancelled():
+        return RequestError(503, "the server is stopping", RETRY_SOON)
+    error = reading.exception()
+    if error is None or isinstance(error, RequestError):
+        return error
+    log.error("a stream of gRPC could not be read", exc_info=error)
+    return RequestError(500, "the stream could not be read")
 
 
 def _give_up(asked: Any) -> None:
@@ -289,13 +328,20 @@ def _dumped(message: Any) -> bytes:
     return said
 
 
-def _in_stream(response: Response, message: bytes) -> bytes:
-    """An answer as one of a stream. message: what it answers, whose id is told where it is refused."""
+def _id_of(message: bytes) -> str:
+    """The id of a request; "" for what is not as cut() takes it."""
+    try:
+        found = cut(message)
+    except RequestError:
+        return ""
+    return "" if found is None else found.id.decode(errors="replace")
+
+
+def _in_stream(response: Response, request_id: str) -> bytes:
+    """An answer as one of a stream. request_id: of what it answers, which is told where that is refused."""
     said = b"".join(response.buffers)
     if response.status == 200:
         return b"\x12" + length_of(len(said)) + said
-    found = cut(message)
-    request_id = "" if found is None else found.id.decode(errors="replace")
     error = f"{code_of(response.status).name}: {said.decode()}"
     return _dumped(messages.StreamResponse(error_message=error, infer_response={"id": request_id}))
 

@@ -60,6 +60,8 @@ class GrpcServer:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", limits.header_bytes),
+            ("grpc.server_handshake_timeout_ms", _ms(limits.idle_seconds)),
+            ("grpc.max_connection_idle_ms", _ms(limits.keep_alive_seconds)),
         ]
         self.calls = Calls(app)
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
@@ -96,6 +98,11 @@ class GrpcServer:
 
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
+
+
+def _ms(seconds: float) -> int:
+    """As grpc takes it: a number of 32 bits."""
+    return min(max(1, round(seconds * 1000)), (1 << 31) - 1)
 
 
 async def serve_grpc(app: Any, host: str = "127.0.0.1", port: int = 8001) -> GrpcServer:
