@@ -1,6 +1,7 @@
 """The Open Inference Protocol: paths, health, metadata and errors, for one service and for several, by both lanes."""
 
 import asyncio
+import tracemalloc
 
 import numpy as np
 import orjson
@@ -11,6 +12,7 @@ from kit.v2 import error_of, infer, outputs_of, sent, tensor
 from kit.wire import LiveWire
 
 from virtex import ItemError, Limits, RequestHandler, Services, Tensor, TensorHandler, http_server
+from virtex.service.seam import Head
 
 both_lanes = pytest.mark.parametrize("ask", [ask_asgi, ask_direct])
 
@@ -396,3 +398,29 @@ def test_below_a_root_path_the_paths_are_the_same():
     app = http_server("doubles", Double())
     (answer,) = run(app, ask_asgi(app, method="GET", path="/api/v2/models/doubles", root_path="/api"))
     assert answer.json["name"] == "doubles"
+
+
+def test_what_a_long_head_says_is_not_kept_beside_its_connection():
+    app = http_server("double", Double)
+    inputs = [{"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]
+
+    async def main():
+        await app.startup()
+        heads = []
+        for size in (1 << 20, 5):
+            body = orjson.dumps({"id": "x" * size, "inputs": inputs})
+            heads.append(Head("POST", "/v2/models/double/infer", [], len(body), None))
+            exchange = app.open(heads[-1], app.options.clock())
+            answer = exchange.complete(body)
+            response = await answer if answer is exchange else answer
+            assert response.status == 200
+            del body, exchange, answer, response
+        kept = [trace for trace in tracemalloc.take_snapshot().traces if trace.domain == 0 and trace.size >= 1 << 20]
+        assert len(heads) == 2 and not kept
+        await app.shutdown()
+
+    tracemalloc.start()
+    try:
+        asyncio.run(main())
+    finally:
+        tracemalloc.stop()

@@ -44,6 +44,8 @@ class GrpcInfer(Infer):
             found = cut(body)
         if found is None or not found.raws:
             raise RequestError(400, "inputs: expected a tensor at least")
+        if len(found.id) > USUAL:
+            account.admit_items(0, len(found.id))
         start = found.raws[0][0]
         raws = tuple([(begin - start, end - begin) for begin, end in found.raws])
         if len(found.head) > USUAL:

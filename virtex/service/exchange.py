@@ -197,7 +197,10 @@ class Exchange(Promise):
 
     def answer_as(self, writes: Format, patience: int) -> None:
         """Its body says how its answer is to be written, and for how many ns its client waits; 0: it does not."""
-        self._wants = self._wants.answered_as(writes)
+        wants = self._wants
+        if self.charged > len(self._body):  # a long head: what it says is not kept beside the connection's
+            wants = wants.inflated()
+        self._wants = wants.answered_as(writes)
         if 0 < patience < self.deadline - self.begun:
             self.deadline, self.has_own_time = self.begun + patience, True
 
