@@ -207,6 +207,16 @@ def test_what_one_refuses_unread_the_other_one_answers(program, place):
         assert asked == [(200, [number], f"id-{number}") for number in range(12)], proxy.log
 
 
+def test_a_client_does_not_say_that_it_came_by_tls(program, place):
+    said = "[head.header('x-forwarded-' + name) for name in ('proto', 'protocol', 'ssl')]"
+    with behind(program, place, refuses=f'head.method != "POST" or {said} == ["http", "", ""] or 403') as (*_, proxy):
+        lies = {"X-Forwarded-Proto": "https", "X-Forwarded-Protocol": "ssl", "X-Forwarded-Ssl": "on"}
+        for _ in range(4):  # half of them come to the first one
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", proxy.ports["plain"], timeout=30)) as asked:
+                asked.request("POST", "/", '{"data": [1]}', lies)
+                assert asked.getresponse().status == 200
+
+
 def test_what_breaks_a_worker_is_not_sent_to_the_next(program, place):
     with behind(program, place) as (one, two, proxy):
         assert post(proxy, "break")[0] == 502
