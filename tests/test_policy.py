@@ -137,6 +137,16 @@ def test_a_replica_that_has_not_spoken_for_long_is_left_out() -> None:
     assert readings_of(context(aggregated_metrics=said, raw_metrics=points)) == [Reading(0.1, 0.5)]
 
 
+@pytest.mark.parametrize("what", ["queue_wait", "busy"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_replica_that_says_no_number_is_left_out(what: str, value: float) -> None:
+    fresh = [SimpleNamespace(timestamp=999.0)]
+    said = {"queue_wait": {"a": 0.001, "b": 0.1}, "busy": {"a": 1.0, "b": 0.5}}
+    said[what]["a"] = value
+    asked = context(aggregated_metrics=said, raw_metrics={"queue_wait": {"a": fresh, "b": fresh}})
+    assert readings_of(asked) == [Reading(0.1, 0.5)] and QueueWait()(asked) == (2, {})
+
+
 def test_the_policy_loads_nothing_of_virtex_but_itself() -> None:
     script = "import sys, virtex.ray.policy; print(sorted(name for name in sys.modules if name.startswith('virtex')))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

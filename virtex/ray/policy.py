@@ -89,7 +89,10 @@ class QueueWait:
 
 
 def readings_of(context: Any) -> list[Reading]:
-    """What each replica said over the window that Ray looks back on; who has not said anything of late is left out."""
+    """What each replica said over the window that Ray looks back on; who has not said anything of late is left out.
+
+    So is who says what is no number: one replica is not to end the decisions about all.
+    """
     config = context.config
     since = context.current_time - config.look_back_period_s - config.metrics_interval_s
     means, series = context.aggregated_metrics or {}, context.raw_metrics or {}
@@ -97,7 +100,9 @@ def readings_of(context: Any) -> list[Reading]:
     return [
         Reading(wait, busy[replica])
         for replica, wait in waits.items()
-        if replica in busy and _is_fresh(series.get("queue_wait", {}).get(replica, ()), since)
+        if replica in busy
+        and math.isfinite(wait + busy[replica])
+        and _is_fresh(series.get("queue_wait", {}).get(replica, ()), since)
     ]
 
 
