@@ -398,6 +398,20 @@ def test_each_of_several_services_has_its_own_key(run):
     run(Services(mine, yours), main)
 
 
+def test_a_service_that_would_not_let_a_call_in_has_not_lost_one_that_another_answers(run, caplog):
+    caplog.set_level(logging.INFO, "virtex")
+    app = Services(identity(name="a", api_key="one"), identity(name="b", api_key="two"))
+
+    async def main(client):
+        key = (("authorization", "Bearer two"),)
+        await client.infer(request("b", ROWS), metadata=key)
+        assert not [record for record in caplog.records if getattr(record, "status", 0) == 401]
+        refused(await client.ask(request("b", ROWS)), "UNAUTHENTICATED")
+        assert len([record for record in caplog.records if getattr(record, "status", 0) == 401]) == 1
+
+    run(app, main)
+
+
 def test_a_message_over_the_limit_is_refused(run):
     limits = Limits(body=1000)
     one, other = identity(limits=limits), identity(name="large", limits=Limits(body=10_000))

@@ -271,17 +271,17 @@ class Calls:
 
     def _refusal(self, head: Head) -> Response | None:
         """The refusal of a call ahead of its message: where none of the services lets it in."""
-        refusal = None
+        first: Any = None
         for server in self._servers.values():
             server.begin()
             try:
                 server.check_admits(head)
                 return None
             except RequestError as error:
-                if refusal is None:
-                    head.wants = REFUSING
-                    refusal = server.model.admission.refuse(error, head, server.options.clock())
-        return refusal
+                first = first or (server, error)
+        server, refusal = first
+        head.wants = REFUSING
+        return server.model.admission.refuse(refusal, head, server.options.clock())  # type: ignore[no-any-return]
 
 
 def _unready(server: Any, head: Head, now: int) -> Response:
