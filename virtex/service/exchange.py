@@ -197,10 +197,8 @@ class Exchange(Promise):
 
     def answer_as(self, writes: Format, patience: int) -> None:
         """Its body says how its answer is to be written, and for how many ns its client waits; 0: it does not."""
-        wants = self._wants
-        if self.charged > len(self._body):  # a long head: what it says is not kept beside the connection's
-            wants = wants.inflated()
-        self._wants = wants.answered_as(writes)
+        # A long head is charged: what it says is not kept beside the connection's.
+        self._wants = (self._wants.inflated() if self.charged > len(self._body) else self._wants).answered_as(writes)
         if 0 < patience < self.deadline - self.begun:
             self.deadline, self.has_own_time = self.begun + patience, True
 
@@ -250,8 +248,7 @@ class Exchange(Promise):
     def inflated(self, body: bytearray) -> None:
         """Its body as it was ahead of its coding, which counts already, in place of what came."""
         came = len(self._body)
-        self.charged -= came
-        self.budget.held -= came
+        self.charged, self.budget.held = self.charged - came, self.budget.held - came
         self._drop_body()
         self._body = body
         self._wants = self._wants.inflated()
