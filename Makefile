@@ -139,7 +139,7 @@ check: $(VENV)/.dev  ## lint, format and types, changing nothing
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint virtex  # it calls pycodestyle by name
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (about 22 minutes); the figures go to build/
+bench: $(VENV)/.dev  ## measure codec, engine, server, batches and libraries (about 25 minutes); the figures go to build/
 	@mkdir -p build
 	@$(BIN)/python -m bench.codec --json build/codec.json --draw build/codec.svg
 	@$(BIN)/python -m bench.engine --json build/engine.json
