@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import heapq
-import importlib
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,7 +67,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Nobody is to test what was compiled before the last change, or another tree, or what they take for uncompiled."""
     for pxd in PACKAGE.rglob("*.pxd"):
         name = ".".join(pxd.relative_to(PACKAGE.parent).with_suffix("").parts)
-        built = Path(importlib.import_module(name).__file__ or "")
+        spec = importlib.util.find_spec(name)  # not imported: where there is no grpcio, that of rpc can't be
+        built = Path((spec and spec.origin) or "")
         sources = [path for path in pxd.parent.glob(f"{pxd.stem}.p[xy]*") if path.suffix != ".pyi"]
         if not built.parent.samefile(pxd.parent):
             pytest.exit(f"{name} is that of {built.parent}: expected {pxd.parent}", returncode=3)
