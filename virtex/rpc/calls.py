@@ -84,12 +84,19 @@ class Calls:
 
     async def _first(self, context: Any) -> Any:
         """The first message of a call. Raises RequestError (408) where it does not come in the time of an answer."""
+        task: Any = asyncio.current_task()
+        late: list[bool] = []
+        # asyncio.timeout would do the same, for 10 us a call
+        timer = asyncio.get_running_loop().call_later(self._patience, _break_in, task, late)
         try:
-            async with asyncio.timeout(self._patience):
-                return await context.read()
-        except TimeoutError:
+            return await context.read()
+        except asyncio.CancelledError:
+            if not late or task.uncancel():
+                raise
             reason = f"no message was all there within {self._patience:g} s (limits.answer_seconds)"
             raise RequestError(408, reason) from None
+        finally:
+            timer.cancel()
 
     def _asked(self, head: Head, message: Any, exchange: Exchange | None) -> Any:
         """A message is all there: its answer, or the exchange that will have it. exchange: of its head, if any."""
@@ -293,6 +300,11 @@ def _unready(server: Any, head: Head, now: int) -> Response:
         raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
     except RequestError as error:
         return server.model.admission.refuse(error, head, now)  # type: ignore[no-any-return]
+
+
+def _break_in(task: asyncio.Task[Any], late: list[bool]) -> None:
+    late.append(True)
+    task.cancel()
 
 
 def _broken_off(exchange: Exchange | None, error: RequestError, now: int) -> Response:
