@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 import tracemalloc
 
@@ -12,7 +13,7 @@ import pytest
 import uvloop
 from kit import needs
 from kit.asks import Echo, ask_direct
-from kit.servers import eventually
+from kit.servers import eventually, free_port
 from kit.v2 import infer, outputs_of, tensor
 
 needs.library("grpc")
@@ -83,6 +84,13 @@ class Gated(TensorHandler):
 
     def teardown(self):
         self.torn_down = True
+
+
+async def computing(client, handler):
+    """A call whose item the model has, alone."""
+    call = asyncio.create_task(client.ask(request("gated", ROWS)))
+    await eventually(lambda: handler.sizes == [1])
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -501,8 +509,7 @@ def test_the_inference_of_a_call_that_is_cancelled_is_not_spent(run):
     app = http_server("gated", handler)
 
     async def main(client):
-        first = asyncio.create_task(client.ask(request("gated", ROWS)))
-        await eventually(lambda: handler.sizes == [1])
+        first = await computing(client, handler)
         calls = [asyncio.create_task(client.ask(request("gated", ROWS))) for _ in range(2)]
         await eventually(lambda: app.model.batcher.waiting == 2)
         for call in calls:
@@ -597,8 +604,7 @@ def test_a_stream_that_is_cancelled_gives_up_what_it_asked(run):
     app = http_server("gated", handler)
 
     async def main(client):
-        first = asyncio.create_task(client.ask(request("gated", ROWS)))
-        await eventually(lambda: handler.sizes == [1])
+        first = await computing(client, handler)
         asking = [asyncio.create_task(streamed(client, *[request("gated", ROWS) for _ in range(5)]))]
         await eventually(lambda: app.model.batcher.waiting == 5)
         asking[0].cancel()
@@ -721,8 +727,11 @@ def test_a_taken_port_a_wrong_app_and_a_start_that_fails_are_said(runner):
                 await serve_grpc(identity(), port=server.port)
         with pytest.raises(TypeError, match="expected what http_server\\(\\) or Services\\(\\) made, got a function"):
             await serve_grpc(lambda scope, receive, send: None, port=0)
+        number = free_port()
         with pytest.raises(OSError, match="no such model"):
-            await serve_grpc(http_server("broken", Broken), port=0)
+            await serve_grpc(http_server("broken", Broken), port=number)
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", number))  # it is free again
 
     runner.run(main())
 

@@ -116,6 +116,11 @@ async def serve_grpc(app: Any, host: str = "127.0.0.1", port: int = 8001) -> Grp
     without grpcio.
     """
     server = GrpcServer(app, [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"], shares=False)
-    await app.startup()
+    try:
+        await app.startup()
+    except BaseException:
+        await server.start()  # grpc keeps a port that it has bound until a server that was started stops
+        await server.stop(0)
+        raise
     await server.start()
     return server
