@@ -956,3 +956,8 @@ def test_nothing_leaks():
     gc.collect()
     assert sys.getallocatedblocks() - blocks < 100
     assert abs(sys.getrefcount(np.dtype("f8")) - references) < 10
+
+
+def test_rows_in_bytes_are_not_read_without_a_signature():
+    with pytest.raises(TypeError, match="signature"):
+        _codec.blob_items(bytes(16), 0, 1, None)

@@ -114,7 +114,8 @@ def test_setup_gets_the_rank_requests_are_answered_and_the_end_tears_down_once()
 def test_what_was_taken_is_answered_ahead_of_the_teardown() -> None:
     class Slow(Doubles):
         async def run_inference(self, model_input: Any) -> Any:
-            await asyncio.sleep(0.05)
+            for _ in range(50):
+                await asyncio.sleep(0)
             self.happened.append("ran")
             return model_input
 

@@ -818,6 +818,7 @@ def test_hup_under_the_load_of_two_hundred_connections_loses_nothing():
         server.wait_log("is ready; workers=2", 2)
         asyncio.run(main(server))
         server.wait_log("is ready; workers=2", 4)
+        assert server.log.count("is ready; workers=2") == 4
 
 
 def test_reload_that_takes_longer_than_the_graceful_timeout_loses_nothing():

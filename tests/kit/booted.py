@@ -90,9 +90,14 @@ class Booted:
         return done.stdout
 
     @property
+    def _files(self) -> Path:
+        """The machine's files, seen from here: proc(5)."""
+        return Path("/proc") / self._pid / "root"
+
+    @property
     def socket(self) -> str:
         """Where virtex.sock is, seen from here."""
-        return f"/proc/{self._pid}/root/run/virtex.sock"
+        return str(self._files / "run" / "virtex.sock")
 
     def __enter__(self) -> Booted:
         def runs() -> bool:
@@ -100,7 +105,7 @@ class Booted:
                 return True
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
             self._pid = children[0] if children else ""
-            return bool(children) and Path(f"/proc/{self._pid}/root/run/systemd/private").exists()
+            return bool(children) and (self._files / "run" / "systemd" / "private").exists()
 
         until(runs, "systemd to boot")
         if self._process.poll() is not None:
