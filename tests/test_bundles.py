@@ -156,7 +156,7 @@ def test_a_bar_shows_the_progress_when_asked(face: Face, capsys: pytest.CaptureF
 
 
 def test_a_bar_without_tqdm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from virtex.serial._needs import library
+    from virtex.extras import library
 
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "tqdm", None)

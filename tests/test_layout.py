@@ -17,12 +17,12 @@ STATIONS = [path for path in MODULES if path.name != "__init__.py"]
 MOST_LINES = 400
 
 # A request's way leads down through the rooms. Each knows those that stand beside it here, itself, and GROUND.
-GROUND = {"errors", "keys", "limits", "logs", "resident", "virtex"}
+GROUND = {"errors", "extras", "keys", "limits", "logs", "resident", "virtex"}
 MAY_KNOW = {
     "worker": {"workers", "wire", "service.seam", "metrics"},
     "workers": {"wire", "rpc", "service.seam", "metrics"},
     "wire": {"service.seam"},
-    "rpc": {"service", "service.seam", "message", "serial"},
+    "rpc": {"service", "service.seam", "message"},
     "http": {"server", "message", "client", "handler", "load"},
     "inference": {"handler"},
     "server": {"workers", "service", "service.seam", "batch", "handler", "observer", "metrics"},
@@ -44,7 +44,7 @@ MAY_KNOW = {
     "handler": {"batch", "tensor", "message", "service.request", "_codec"},
     "client": {"message", "posting"},
     "posting": {"message", "serial", "_codec"},
-    "ray": {"ray.policy", "wire", "service.seam", "handler", "metrics", "serial"},
+    "ray": {"ray.policy", "wire", "service.seam", "handler", "metrics"},
     "ray.policy": set(),  # Ray sends it to a process that may have no Virtex
     "ray.arguments": set(),  # every --help reads it
     "load": {"info", "message", "posting", "serial", "load.virtual", "load.tried"},
@@ -61,6 +61,7 @@ MAY_KNOW = {
     "message": {"serial", "_codec"},
     "serial": {"_codec"},
     "errors": set(),
+    "extras": set(),
     "keys": set(),
     "limits": set(),
     "logs": set(),
@@ -183,6 +184,7 @@ TESTED_BY = {  # where a file's tests have another name
     "contents": "grpc",
     "cut": "grpc_messages",
     "drive": "load",
+    "extras": "serial_torch",
     "failures": "deadlines",
     "gauges": "ray",
     "guests": "mounted",

@@ -17,8 +17,8 @@ from typing import Any
 
 import orjson
 
+from ..extras import library
 from ..message import HttpMessage
-from ..serial._needs import library
 from . import about
 from .live import LiveLine
 from .modes import Search, failed_share, holds_at, search

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..serial._needs import library as needed
+from ..extras import library as needed
 from .record import Histogram, Slice
 from .report import Report, load_of, middles
 from .run import Run

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..serial._needs import library
+from ..extras import library
 from ..wire.addresses import bind_tcp
 from .deploying import deployment
 

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..serial._needs import library
+from ..extras import library
 from .policy import QueueWait, is_wait
 from .replica import Behind, Replica
 

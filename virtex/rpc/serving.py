@@ -6,7 +6,7 @@ import asyncio
 import errno
 from typing import Any
 
-from ..serial._needs import needs
+from ..extras import needs
 from ..service.seam import Service
 
 with needs("gRPC", "grpcio and protobuf", "grpc"):

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from .._codec import decode_block, encode_pieces
 from ..errors import ItemError, quoted
-from ._needs import refuse_pickle
+from ._pickles import refuse_pickle
 
 EXPECTED = "the base64 of an Arrow IPC stream"
 AMPLIFIED = 4  # as many bytes may the columns have for each one of the stream; two columns may share a dictionary

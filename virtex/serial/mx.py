@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ItemError, quoted
-from ._needs import library
+from ..extras import library
 from .numpy import decode_numpy, encode_numpy
 
 __all__ = ["decode_mx", "encode_mx"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._needs import needs
+from ..extras import needs
 
 if TYPE_CHECKING:
     import pandas as pd

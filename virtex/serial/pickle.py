@@ -14,7 +14,7 @@ import pickle
 
 from .._codec import decode_bytes, encode_pieces
 from ..errors import ItemError, quoted
-from ._needs import refuse_pickle
+from ._pickles import refuse_pickle
 
 __all__ = ["decode_pickle", "encode_pickle"]
 

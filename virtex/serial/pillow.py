@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._codec import decode_block, decode_bytes, encode_pieces
 from ..errors import ItemError, quoted
-from ._needs import needs, refuse_pickle
+from ..extras import needs
+from ._pickles import refuse_pickle
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ItemError, quoted
-from ._needs import library
+from ..extras import library
 from ._npy import named_dtype
 from .numpy import decode_numpy, encode_numpy
 

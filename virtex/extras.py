@@ -1,6 +1,6 @@
-"""What the modules of virtex.serial share: how a library that is missing is named, and how a pickle is refused.
+"""Libraries that an extra brings: imported when they are called for, and named where they are missing.
 
-Rules: knows no library.
+Rules: imports nothing of Virtex.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
-
-from ..errors import ItemError
 
 
 @contextmanager
@@ -29,12 +27,3 @@ def library(name: str, function: str, extra: str) -> Any:
     """The library of that name, imported by the first call of a function that needs it."""
     with needs(function, name, extra):
         return import_module(name)
-
-
-def refuse_pickle(data: bytes, expected: str) -> None:
-    """Raise ItemError for the bytes of a pickle of protocol 2 to 5: what Virtex 0.1 sent of everything."""
-    if len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5:
-        raise ItemError(
-            f"expected {expected}, got a pickle: Virtex 0.1 sent those, and only decode_pickle reads any: "
-            "upgrade the client (docs/migrating.md, Payloads)"
-        )
