@@ -205,6 +205,72 @@ def loadtest_table(saved: dict[str, Any]) -> str:
     )
 
 
+def v2_table(saved: dict[str, Any]) -> str:
+    versions = saved["machine"]["versions"]
+    triton = versions.get("nvidia-pytriton")
+    lines = [
+        f"{saved['machine']['cpu']}; virtex {versions['virtex']}{f', nvidia-pytriton {triton}' if triton else ''}. "
+        f"{saved['what']}, a quarter of them for images; medians of {saved['runs']} runs of {saved['seconds']} s.",
+        "",
+        "| model | what is sent | CPU us | requests per CPU-second | p50 ms |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for model, rows in saved["models"].items():
+        lines += [
+            f"| {model} | {row} | {at['cpu_us']:.1f} | {at['per_cpu_second']:,.0f} | {at['p50_ms']:.2f} |"
+            for row, at in rows.items()
+        ]
+    return "\n".join(lines)
+
+
+def rpc_table(saved: dict[str, Any]) -> str:
+    versions = saved["machine"]["versions"]
+    lines = [
+        f"{saved['machine']['cpu']}; virtex {versions['virtex']}, grpcio {versions['grpcio']}. {saved['what']}; "
+        f"medians of {saved['turns']} turns of {saved['requests']:,} requests.",
+        "",
+        "| calls under way | Virtex, CPU us | bare grpc.aio, CPU us | requests per CPU-second, of bare |",
+        "|--:|--:|--:|--:|",
+    ]
+    for at_once, took in saved["cpu_microseconds"].items():
+        lines.append(f"| {at_once} | {took['virtex']:.0f} | {took['bare']:.0f} | {saved['of_bare'][at_once]:.2f} |")
+    return "\n".join(lines)
+
+
+POISON = {
+    "clean": "is like the others (clean)",
+    "refused": "is refused by process_request",
+    "row": "gets an ItemError as its row",
+    "raises": "makes run_inference raise",
+}
+
+
+def fates_table(saved: dict[str, Any]) -> str:
+    over, (overloaded, each) = saved["overload"], saved["seconds"]
+    lines = [
+        f"{saved['machine']['cpu']}; {saved['what']}: {saved['ideal_per_second']:g} items/s at most. "
+        f"{overloaded:g} s of overload, {each:g} s of each other run.",
+        "",
+        "| one request in a hundred | innocent ones that failed | answered, of clean | of what its extra runs allow |",
+        "|---|--:|--:|--:|",
+        *(
+            f"| {POISON[row['name']]} | {row['failed']} | {row['of_clean']:.2f} | {row['of_allowed']:.2f} |"
+            for row in saved["poison"]
+        ),
+        "",
+        f"- Three times as many as can be served, each with a deadline of 500 ms: {over['accepted_of_most']:.3f} of "
+        f"the most is answered, p99 {over['accepted_p99_ms']:.0f} ms; who is refused knows it after "
+        f"{over['refused_p50_ms']:.1f} ms (p99 {over['refused_p99_ms']:.1f}); {over['too_late']} were late.",
+        f"- Behind the overload, at half of the most, nobody was refused or late for longer than "
+        f"{over['recovery_s']:.1f} s.",
+    ]
+    for row in saved["leavers"]:
+        lines.append(
+            f"- {row['left']} clients left by {row['name']} right after they had sent: the model ran {row['ran']}."
+        )
+    return "\n".join(lines)
+
+
 JOBS = {"echo": "echo", "matrix": "32 numbers", "image": "image"}
 MEASURES = {
     "per_cpu_second": "requests per CPU-second",
@@ -331,6 +397,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "numbers": numbers_table,
     "client": client_table,
     "loadtest": loadtest_table,
+    "v2": v2_table,
+    "rpc": rpc_table,
+    "fates": fates_table,
 }
 
 
