@@ -22,16 +22,12 @@ from typing import Any
 from ..batch.arrays import array_dtype
 from ..batch.batcher import Batcher
 from ..batch.device import Cuda, Device, device_for, take_turn
-from ..batch.executors import AsyncExecutor, Executor, InlineExecutor, ThreadExecutor
-from ..batch.flights import FlightExecutor
-from ..batch.graphs import Graphs
+from ..batch.executors import Executor, ThreadExecutor
 from ..batch.items import steps_for
 from ..batch.outputs import Rows
-from ..batch.pipeline import Pipeline
 from ..batch.ring import Ring
-from ..batch.row_steps import TensorSteps
-from ..batch.rows import RowRing, allocate, fitting
-from ..batch.steps import Steps, async_methods
+from ..batch.row_steps import Elsewhere, RowMethods, TensorSteps
+from ..batch.steps import Steps
 from ..batch.texts import has_text
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
@@ -41,14 +37,15 @@ from ..metrics.export import Export
 from ..resident import most_resident
 from .about import declared, described, example_shown
 from .admission import Admission
+from .batching import buffers_of, check_declared, executor_for, ring_for, row_ring_for
 from .bodies import Bodies
 from .health import Health
+from .on_device import Gpu, check_device
 from .options import Options
-from .plans import check_declared, ring_for
 from .seam import REGISTER
 from .uploads import kinds_of
 from .v2_head import Served
-from .warmup import NO_ITEMS, example_of, rows_of, warm_up
+from .warmup import NO_ITEMS, example_of, warm_up
 
 log = logging.getLogger("virtex")
 
@@ -94,9 +91,7 @@ class Model:
             self.batcher.judge = self.health.judge
         self._handler: RequestHandler | None = None  # from the end of setup() to teardown()
         self._thread: ThreadExecutor | None = None
-        self._flights: FlightExecutor | None = None  # where batches go to a GPU
-        self._graphs: Graphs | None = None
-        self._buffers: dict[str, int] = {}
+        self._gpu: Gpu | None = None
         self._context = copy_context()
         self._ending: asyncio.Future[None] | None = None
         self.starting = self.loop.create_task(self._start(self.health.worker), context=self._context)
@@ -154,23 +149,23 @@ class Model:
             self._handler = handler
             REGISTER.set_up.add(self)
             device = await self.call(device_for, handler.device if isinstance(handler, TensorHandler) else None)
-            executor, self.steps, ring = self._plan(handler, device)
+            executor, self.steps, ring = self._batching_of(handler, device)
+            self.max_queue_size = ring.capacity
+            self._introduce(handler)
             more = declared(handler) | (
                 await example_shown(options.name, handler, self.call) if options.status_page else {}
             )
             self.info = described(options, self.max_queue_size, self.admission.kinds, more)
-            if self._flights is not None:
+            buffers = buffers_of(ring)
+            if self._gpu is not None:
                 doing = "making its page-locked buffers"
-                await self.call(self._flights.prepare, ring)
-            if self._graphs is not None:
+                await self.call(self._gpu.executor.prepare, ring)
                 doing = "capturing its graphs"
-                rows = await rows_of(handler, self._graphs.sizes[-1], self.call)
-                await self.call(self._graphs.capture, rows)
+                await self._gpu.capture(self.call)
             doing = "the warm-up"
             await self._warm_up(handler)
-            if self._flights is not None:
-                self._flights.count()
-                self._buffers |= self._flights.bytes
+            if self._gpu is not None:
+                buffers |= self._gpu.charge()
         except BaseException as error:
             self._fail(doing, error)
             if self.export is not None:
@@ -182,7 +177,7 @@ class Model:
             self.state = READY
             self.admission.is_open = not self._asked
         seconds = (options.clock() - begun) / 1e9
-        self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=most_resident(), **self._buffers)
+        self._tell("ready", f"is ready in process {self._pid}", seconds=seconds, rss=most_resident(), **buffers)
         self.batcher.run_with(executor, self.steps, ring)
         self.admission.start()
         if self.export is not None:
@@ -205,38 +200,40 @@ class Model:
             raise TypeError(f"handler: expected a RequestHandler, the factory made a {type(handler).__name__}")
         return handler
 
-    def _plan(self, handler: RequestHandler, device: Device | None) -> tuple[Executor, Steps, Ring | None]:
-        """How batches of this handler run; raises for what can't be."""
-        executor, options = self._choose(handler), self.options
-        clock = options.clock
+    def _batching_of(self, handler: RequestHandler, device: Device | None) -> tuple[Executor, Steps, Ring]:
+        """Who runs batches of this handler, by which steps, and where its items wait; raises for what can't be."""
+        options, bodies, thread = self.options, self.admission.bodies, self._thread
+        executor = executor_for(handler, options, thread, self.loop, self._context)
+        ring: Ring
         if not isinstance(handler, TensorHandler):
-            self.admission.dtype = dtype = array_dtype(handler)
-            self.admission.kinds = kinds_of(handler)
-            self.admission.served = Served(options.name, None, None, dtype, True)
-            ring = ring_for(handler, options, dtype is not None)
-            steps = steps_for(handler, clock)
-            steps.isolates = options.isolate_errors
-            self.admission.asks = steps.asks
-            return executor, steps, ring
-        check_declared(handler, options, device)
-        rows = self._rows_for(handler, device)
-        self.admission.inputs = handler.inputs
-        self.admission.has_text = has_text(handler.inputs)
-        self.admission.kinds = kinds_of(handler)
-        gives_values = answers_json(handler)
-        self.admission.served = Served(options.name, handler.inputs, handler.outputs, None, gives_values)
-        place: Device | Pipeline | None = device
-        if isinstance(device, Cuda) and self._thread is not None:
-            place = Pipeline(device, handler.inputs, options.max_batch_size, handler.outputs)
-            executor = self._flights = FlightExecutor(self._thread, place, self._answers_take, self._device_is_gone)
-            if len(handler.graphs):
-                self._graphs = Graphs(handler, place, handler.graphs, handler.graphs_or_eager)
-        steps = TensorSteps(self._graphs or handler, gives_values, clock, place, executor.depth > 1)
+            steps, ring = steps_for(handler, options.clock), ring_for(handler, options)
+        else:
+            check_declared(handler, options)
+            check_device(handler, options, device)
+            ring = row_ring_for(handler, options, device, bodies)
+            methods: RowMethods = handler
+            place: Elsewhere | None = device
+            if isinstance(device, Cuda) and thread is not None:
+                gpu = self._gpu = Gpu(handler, device, thread, options, bodies, self.health)
+                executor, methods, place = gpu.executor, gpu.methods, gpu.pipeline
+            steps = TensorSteps(methods, answers_json(handler), options.clock, place, executor.depth > 1)
         steps.isolates = options.isolate_errors
-        if steps.isolates and not steps.gives_copies():
-            self.admission.most_kept = self.admission.bodies.budget // 2
-        self.admission.asks = steps.asks
-        return executor, steps, rows
+        return executor, steps, ring
+
+    def _introduce(self, handler: RequestHandler) -> None:
+        """Say to who admits requests what this handler takes and gives."""
+        admission, name = self.admission, self.options.name
+        admission.kinds = kinds_of(handler)
+        admission.asks = self.steps.asks
+        if isinstance(handler, TensorHandler):
+            admission.inputs = handler.inputs
+            admission.has_text = has_text(handler.inputs)
+            admission.served = Served(name, handler.inputs, handler.outputs, None, answers_json(handler))
+            if self.steps.isolates and not self.steps.gives_copies():
+                admission.most_kept = admission.bodies.budget // 2
+        else:
+            admission.dtype = dtype = array_dtype(handler)
+            admission.served = Served(name, None, None, dtype, True)
 
     async def _warm_up(self, handler: RequestHandler) -> None:
         """Run batches of the sizes that were asked for, until it is told to end."""
@@ -251,45 +248,6 @@ class Model:
                 if isinstance(rows, Rows) and served is not None and served.outputs is None:
                     served.learn(rows.arrays())
                 self._tell("warmup", f"has run a batch of {ran}", items=ran, seconds=(clock() - begun) / 1e9)
-
-    def _choose(self, handler: RequestHandler) -> Executor:
-        awaits = ", ".join(async_methods(handler))
-        if self._thread is not None:
-            if awaits:
-                raise TypeError(f'executor="thread" runs plain methods; {awaits} of {type(handler).__name__} is async')
-            return self._thread
-        if awaits:
-            return AsyncExecutor(self.loop, self._context)
-        if self.options.watchdog is not None:
-            raise ValueError(
-                'watchdog needs executor="thread" or async methods: inline, nothing can look after the model'
-            )
-        return InlineExecutor(self._context)
-
-    def _rows_for(self, handler: TensorHandler, device: Device | None) -> RowRing:
-        size, limits, bodies = self.options.max_batch_size, self.options.limits, self.admission.bodies
-        room = bodies.budget  # limits.max_bytes, or what the rows of other services leave of it
-        if self.options.max_queue_size is None:
-            self.max_queue_size = min(self.max_queue_size, fitting(handler.inputs, size, room // 2))
-        most = room - limits.body  # for a body must be room too
-        new = allocate if device is None else device.allocate
-        ring = RowRing(handler.inputs, size, self.max_queue_size, most, new)
-        taken = ring.slabs * ring.slab_bytes
-        bodies.budget = room - taken
-        self._buffers = {"buffers": ring.slabs, "rows": size, "buffer_bytes": ring.slab_bytes, "all_bytes": taken}
-        return ring
-
-    def _answers_take(self, more: int) -> None:
-        """Answers from a device have taken so many bytes of page-locked memory."""
-        bodies, body = self.admission.bodies, self.options.limits.body
-        if self.state is STARTING and more > bodies.budget - body:
-            raise MemoryError(f"answers take {more} bytes; limits.max_bytes leaves {bodies.budget - body} for them")
-        bodies.budget -= more
-
-    def _device_is_gone(self, reason: str) -> None:
-        """The device works no more for this process: whoever looks after it had better replace it."""
-        self.health.breaks(reason)
-        REGISTER.gone = f"service {self.options.name!r}: {reason}"
 
     def _tell(self, name: str, what: str, **fields: Any) -> None:
         service = self.options.name
@@ -371,9 +329,10 @@ class Model:
         except Exception:
             log.exception("teardown of %r raised", self.options.name)
         finally:
-            for threads in (self._thread, self._flights):
-                if threads is not None:
-                    threads.stop()
+            if self._thread is not None:
+                self._thread.stop()
+            if self._gpu is not None:
+                self._gpu.executor.stop()
 
 
 def _run_here(method: Callable[..., Any], *args: Any) -> Any:
