@@ -1,33 +1,29 @@
 """What a user writes: a RequestHandler of three methods, or a TensorHandler that declares its inputs.
 
-Rules: knows steps and rows, for validate(); neither HTTP nor queues.
+Rules: knows its steps, and what they run, for a dry run; neither HTTP nor queues.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from typing import Any
 
 import orjson
 
 from .batch.arrays import array_dtype, stacked
-from .batch.costs import check_cost, costs_of, fitting
+from .batch.costs import check_cost, costs_of
 from .batch.device import Device
 from .batch.items import refuse_declared, steps_for
-from .batch.outputs import Rows
 from .batch.row_steps import TensorSteps
 from .batch.rows import allocate
-from .batch.steps import Outcome, Steps
+from .batch.steps import Steps
 from .batch.texts import example_of, source_of
+from .dry_run import reply_to
 from .errors import HandlerError, ItemError
 from .logs import event
-from .message import Content, HttpMessage, encode_data
+from .message import HttpMessage
 from .service.request import Request
 from .tensor import Inputs, Tensor
 
@@ -150,30 +146,26 @@ class RequestHandler(ABC):
         Returns the reply, or None with a line in the log when a step failed.
         """
         try:
-            return self._validated(message, request)
+            return reply_to(self, message, request)
         except (HandlerError, ItemError) as error:
             if strict:
                 raise
             log.error("%s does not take the message: %s", type(self).__name__, error, exc_info=error.__cause__)
             return None
 
-    def _validated(self, message: HttpMessage, request: Request | None) -> HttpMessage:
-        items = items_for(self, message)
-        if not items:
-            return HttpMessage(data=[])
-        steps, work, askers = batch_for(self, items, message, request)
-        costs_for(self, work)
-        (outcome,) = _in_a_loop(steps, work, askers)
-        return reply_of(self, items, outcome)
-
-    def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
-        """The steps, and what they run for one request of these items."""
-        return steps_for(self), self._work_of(items)
+    def _own_steps(self) -> Steps:
+        """The methods, as they run over a batch. Raises TypeError for what is declared in vain."""
+        return steps_for(self)
 
     def _work_of(self, items: list[Any]) -> Any:
         """What the steps run for one request of these items. Raises ItemError for one that is not as declared."""
         dtype = array_dtype(self)
         return [items if dtype is None else stacked(items, dtype, _as_admitted, len(orjson.dumps(items)))]
+
+    def _own_costs(self, work: Any) -> list[float]:
+        """What the items of such work cost, by its own cost(); nothing where it has none. Raises as costs_of()."""
+        cost = own_cost(self)
+        return [] if cost is None else costs_of(cost, work[0])
 
     def _have_numbers(self, items: list[Any]) -> bool:
         """Whether any array of these items came as numbers of JSON: then those of Rows are answered so."""
@@ -189,55 +181,6 @@ def own_cost(handler: RequestHandler) -> Callable[[Any], Any] | None:
     return cost
 
 
-def items_for(handler: RequestHandler, message: HttpMessage) -> list[Any]:
-    """A message's items as the handler would get them. Raises HandlerError for what can't be sent."""
-    items = message.data
-    if not isinstance(items, list):
-        raise HandlerError(f"the message's data is of type {type(items).__name__}; expected a list")
-    if handler.accepts and all(isinstance(item, bytes) for item in items):
-        return items
-    sent: list[Any] = orjson.loads(encode_data(items, "message"))
-    return sent
-
-
-def batch_for(
-    handler: RequestHandler, items: list[Any], message: HttpMessage, request: Request | None = None
-) -> tuple[Steps, Any, list[Any] | None]:
-    """What computes the items of one request, and its arguments: the batch, and who asked where it is told."""
-    steps, work = handler._planned(items)
-    return steps, work, [_asker(message, request)] if steps.asks else None
-
-
-def costs_for(handler: RequestHandler, work: Any) -> list[float]:
-    """What the items cost of a batch that batch_for() made, by the handler's own cost(); nothing where it has none.
-
-    Raises as own_cost() and costs_of().
-    """
-    cost = None if isinstance(handler, TensorHandler) else own_cost(handler)
-    return [] if cost is None else costs_of(cost, work[0])
-
-
-def fits(handler: RequestHandler, work: Any, most: float) -> int:
-    """How many items of such a batch go together where a batch costs `most` at most. Raises as costs_for()."""
-    return fitting(costs_for(handler, work), most)[0]
-
-
-def reply_of(handler: RequestHandler, items: list[Any], outcome: Outcome) -> HttpMessage:
-    """The reply that is to these items. Raises HandlerError and ItemError where there is none."""
-    if isinstance(outcome, list) and len(outcome) == 1 and type(outcome[0]) is Content:
-        return HttpMessage(data=outcome)
-    return HttpMessage(**orjson.loads(written_of(handler, items, outcome)))
-
-
-def written_of(handler: RequestHandler, items: list[Any], outcome: Outcome) -> bytes:
-    """The same reply as JSON. Raises HandlerError and ItemError where there is none."""
-    if isinstance(outcome, Exception):
-        raise outcome
-    if isinstance(outcome, Rows):
-        return outcome.json(handler._have_numbers(items))
-    return b'{"data":%b}' % encode_data(outcome)
-
-
 def _as_admitted(count: int, nbytes: int) -> None:
     """Nobody else's memory is at stake."""
 
@@ -245,39 +188,6 @@ def _as_admitted(count: int, nbytes: int) -> None:
 def _as_it_is(self: RequestHandler, given: Any) -> Any:
     """A method that is left out."""
     return given
-
-
-def _asker(message: HttpMessage, request: Request | None) -> Request:
-    """Who is to have asked, with what the message says beside its items."""
-    asker = Request() if request is None else copy.copy(request)
-    if "parameters" in message:
-        (asker.parameters,) = orjson.loads(encode_data([message["parameters"]], "message"))
-        if not isinstance(asker.parameters, dict):
-            kind = type(message["parameters"]).__name__
-            raise HandlerError(f"the message's parameters are of type {kind}; expected a dict")
-    return asker
-
-
-def _in_a_loop(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
-    """The outcomes of a batch that runs as the server runs it: what asyncio refuses there, it refuses here too."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _in_a_new_loop(steps, work, askers)
-    if not steps.is_async:
-        return steps.run(work, askers)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(copy_context().run, _in_a_new_loop, steps, work, askers).result()
-
-
-def _in_a_new_loop(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # given, or it would become the thread's own
-        return runner.run(outcomes_of(steps, work, askers))
-
-
-async def outcomes_of(steps: Steps, work: Any, askers: list[Any] | None) -> list[Outcome]:
-    """One outcome for each request of a batch, whose steps may be async or not."""
-    return await steps.run_async(work, askers) if steps.is_async else steps.run(work, askers)
 
 
 class TensorHandler(RequestHandler):
@@ -344,13 +254,16 @@ class TensorHandler(RequestHandler):
     def _have_numbers(self, items: list[Any]) -> bool:
         return source_of(items, self.inputs).has_numbers
 
-    def _planned(self, items: list[Any]) -> tuple[Steps, Any]:
+    def _own_steps(self) -> Steps:
         refuse_declared(self)
         device = None if self.device is None else Device(self.device)
-        return TensorSteps(self, answers_json(self), device=device), self._work_of(items)
+        return TensorSteps(self, answers_json(self), device=device)
 
     def _work_of(self, items: list[Any]) -> Any:
         return self.process_request(items), [len(items)]
+
+    def _own_costs(self, work: Any) -> list[float]:
+        return []
 
 
 def answers_json(handler: TensorHandler) -> bool:

@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable
 from itertools import cycle, islice
 from typing import Any
 
+from ..batch.costs import fitting
 from ..batch.steps import Laps, Outcome, Steps
+from ..dry_run import items_for, outcomes_of, written_of
 from ..errors import HandlerError, ItemError
-from ..handler import RequestHandler, fits, items_for, outcomes_of, written_of
+from ..handler import RequestHandler
 from ..message import Content, HttpMessage
 from .request import Request
 
@@ -38,8 +40,8 @@ async def rows_of(handler: RequestHandler, size: int, call: Call) -> Any:
 
 
 def as_cut(handler: RequestHandler, items: list[Any], most: float | None) -> list[Any]:
-    """As many of these as the server puts into one batch that costs `most` at most; None: all. Raises as fits()."""
-    return items if most is None else items[: fits(handler, handler._work_of(items), most)]
+    """As many of these as the server puts into one batch that costs `most` at most; None: all. Raises as costs_of()."""
+    return items if most is None else items[: fitting(handler._own_costs(handler._work_of(items)), most)[0]]
 
 
 async def run_batch(handler: RequestHandler, steps: Steps, items: list[Any], call: Call) -> Outcome:
