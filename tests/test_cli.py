@@ -85,8 +85,8 @@ def test_help_has_examples_and_exit_codes(command, capsys):
 
 
 def test_the_examples_of_the_help_are_right():
-    own = (cli.EXAMPLES, cli.SERVE_EXAMPLES, cli.CHECK_EXAMPLES, cli.LOADTEST_EXAMPLES, cli.TUNE_EXAMPLES)
-    for text in (*own, cli.rays.EXAMPLES):
+    helps = (cli.SERVE, cli.CHECK, cli.loads.LOADTEST, cli.loads.TUNE, cli.rays.HELP)
+    for text in (cli.EXAMPLES, *[examples for _, _, examples in helps]):
         for line in re.findall(r"^  virtex (.*?)(?:  +#.*)?$", text, re.MULTILINE):
             import shlex
 

@@ -48,13 +48,15 @@ MAY_KNOW = {
     "posting": {"message", "serial", "_codec"},
     "ray": {"ray.policy", "wire", "service.seam", "handler", "metrics"},
     "ray.policy": set(),  # Ray sends it to a process that may have no Virtex
-    "ray.arguments": set(),  # every --help reads it
+    "ray.arguments": {"values"},  # every --help reads it
     "load": {"info", "message", "posting", "serial", "load.virtual", "load.tried"},
+    "load.arguments": {"values"},  # as ray's
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},
     "check": {"handler", "load.tried", "message", "server", "service", "service.seam"},
-    "cli": {"check", "info", "load", "ray", "ray.arguments", "workers"},
+    "cli": {"check", "info", "load", "load.arguments", "ray", "ray.arguments", "values", "workers"},
+    "values": set(),
     "__main__": {"cli"},
     "batch": {"tensor", "message", "observer", "serial", "_codec", "metrics"},
     "metrics": set(),
@@ -225,6 +227,7 @@ TESTED_BY = {  # where a file's tests have another name
     "tuned": "tuning",
     "uvicorn": "wrong",
     "v2_head": "v2_read",
+    "values": "cli",
     "virtual": "fit",
     "writing": "grpc",
 }

@@ -1,10 +1,13 @@
-"""The arguments and the help of `virtex ray`. Rules: knows argparse alone, for every `virtex --help` reads it."""
+"""The arguments and the help of `virtex ray`.
+
+Rules: knows argparse and values.py alone, for every `virtex --help` reads it.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+
+from ..values import above, application
 
 SENTENCE = "serve an application on Ray"
 DESCRIPTION = """Serve an application on Ray Serve, until Ctrl-C, with a Ray of its own on this machine.
@@ -22,11 +25,9 @@ EXAMPLES = """examples:
 HELP = (SENTENCE, DESCRIPTION, EXAMPLES)
 
 
-def add(
-    parser: argparse.ArgumentParser, app: Callable[[str], str], above: Callable[[Any], Callable[[str], Any]]
-) -> None:
-    """Add the arguments. app: reads the first; above: gives what reads a number of a kind above 0."""
-    parser.add_argument("app", metavar="MODULE:MAKE", type=app, help="what makes the application")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("app", metavar="MODULE:MAKE", type=application, help="what makes the application")
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="PORT", default=8000, help="of Ray's proxy (8000)")
     parser.add_argument("--replicas", type=above(int), metavar="N", help="processes with a model of their own (1)")
