@@ -208,7 +208,11 @@ class Server(Service):
         TypeError, ValueError: arguments that are not as said here.
         """
         check_submitted(items, parameters, timeout)
-        asked = submission(self._taking().admission, items, parameters, timeout)
+        model = self._living()
+        if model is None:
+            raise RuntimeError(f"service {self.name!r} has not started: await startup(), or submit() once it is served")
+        model.check_submits()
+        asked = submission(model.admission, items, parameters, timeout)
         over = asked.wait()
         if over is not None:
             try:
@@ -216,20 +220,6 @@ class Server(Service):
             finally:
                 asked.end()
         return asked.outcome()
-
-    def _taking(self) -> Model:
-        """The life that takes what this loop asks. Raises RuntimeError where there is none, RequestError (503)."""
-        model = self._living()
-        if model is None:
-            raise RuntimeError(f"service {self.name!r} has not started: await startup(), or submit() once it is served")
-        if model.loop is not asyncio.get_running_loop():
-            raise RuntimeError(
-                f"service {self.name!r} runs on another event loop: submit() there, from a thread by "
-                "asyncio.run_coroutine_threadsafe(app.submit(items), loop)"
-            )
-        if model.state is not READY:
-            model.check_submits()
-        return model
 
     def run(self, host: str = "127.0.0.1", port: int = 8000, workers: int = 1, **settings: Any) -> NoReturn:
         """Serve it: `python server.py` becomes gunicorn, with VirtexWorker. It does not return.

@@ -120,7 +120,17 @@ class Model:
             raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
 
     def check_submits(self) -> None:
-        """The same for what no connection brought: what is refused here nobody else counts."""
+        """The same for what no connection brought: what is refused here nobody else counts.
+
+        Raises RuntimeError on another loop.
+        """
+        if self.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"service {self.options.name!r} runs on another event loop: submit() there, from a thread by "
+                "asyncio.run_coroutine_threadsafe(app.submit(items), loop)"
+            )
+        if self.state is READY:
+            return
         try:
             self.check_takes()
         except RequestError as error:
