@@ -17,7 +17,7 @@ from kit.wire import StubServer, Wire
 
 from virtex.batch.executors import compute, fail
 from virtex.batch.ring import Batch
-from virtex.service.seam import REGISTER
+from virtex.service.register import REGISTER
 
 PACKAGE = Path(__file__).parent.parent / "virtex"
 

@@ -583,7 +583,7 @@ print(json.dumps([1e3 * (time.perf_counter() - began), resident(), resident() - 
 """
 NOT_FOR_A_FOREIGN_APPLICATION = {"numpy", "orjson", "gunicorn", "httpx2"}
 MAY_KNOW_OF_BATCH = {"virtex.batch", "virtex.batch.ring"}
-MAY_KNOW_OF_SERVICE = {"virtex.service", "virtex.service.seam"}
+MAY_KNOW_OF_SERVICE = {"virtex.service", "virtex.service.register", "virtex.service.seam"}
 
 
 def loaded_by(code):

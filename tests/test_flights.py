@@ -18,7 +18,8 @@ from kit.servers import eventually
 
 from virtex import ItemError, Limits, Tensor, http_server
 from virtex._codec import decode_numpy, encode_numpy
-from virtex.service.seam import LEFT, REGISTER, Head
+from virtex.service.register import REGISTER
+from virtex.service.seam import LEFT, Head
 
 torch = needs.library("torch")
 

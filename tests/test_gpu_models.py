@@ -267,13 +267,13 @@ def test_several_workers_share_one_gpu():
 def test_a_device_that_an_assertion_failed_on_costs_its_batch_and_the_worker_is_replaced():
     source = SERVICE
     if STANDS_IN:  # the worker's part of it
-        fails = 'from virtex.service.seam import REGISTER; REGISTER.lost = "its device is lost"; raise ValueError'
+        fails = 'from virtex.service.register import REGISTER; REGISTER.gone = "its device is gone"; raise ValueError'
         source = SERVICE.replace("torch.zeros(4, device=batch.device)[batch.long() + (1 << 30)].sum()", fails)
     with serving("gunicorn", source) as server:
         server.wait_log("is ready; workers=1", 1, 120)
         status, data = ask(server, 1, 2, 3, 4)
         assert status == 200 and data[0]["twice"] == [2, 4, 6, 8]
         assert ask(server, -1, 2, 3, 4)[0] == 500
-        server.wait_log("its device is lost", 1, 60)
+        server.wait_log("its device is gone", 1, 60)
         server.wait_log("is ready; workers=1", 2, 120)
         until(lambda: answers(server), "an answer of the next worker", server)

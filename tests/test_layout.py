@@ -19,17 +19,19 @@ MOST_LINES = 400
 # A request's way leads down through the rooms. Each knows those that stand beside it here, itself, and GROUND.
 GROUND = {"errors", "extras", "keys", "limits", "logs", "resident", "virtex"}
 MAY_KNOW = {
-    "worker": {"workers", "wire", "service.seam", "metrics"},
-    "workers": {"wire", "rpc", "service.seam", "metrics"},
-    "wire": {"service.seam"},
+    "worker": {"workers", "wire", "service.register", "service.seam", "metrics"},
+    "workers": {"wire", "rpc", "service.register", "service.seam", "metrics"},
+    "wire": {"service.register", "service.seam"},
     "rpc": {"service", "service.seam", "message"},
     "http": {"server", "message", "client", "handler", "load"},
     "inference": {"handler"},
-    "server": {"workers", "service", "service.seam", "batch", "handler", "observer", "metrics"},
-    "services": {"workers", "server", "service", "service.seam", "metrics"},
+    "server": {"workers", "service", "service.register", "service.seam", "batch", "handler", "observer", "metrics"},
+    "services": {"workers", "server", "service", "service.register", "service.seam", "metrics"},
     "service.seam": {"batch.ring"},
+    "service.register": {"service.seam"},
     "service.request": {"service.seam"},  # what a handler is told
     "service": {
+        "service.register",
         "service.seam",
         "service.request",
         "batch",
@@ -46,7 +48,7 @@ MAY_KNOW = {
     "dry_run": {"batch", "message", "service.request"},
     "client": {"message", "posting"},
     "posting": {"message", "serial", "_codec"},
-    "ray": {"ray.policy", "wire", "service.seam", "handler", "metrics"},
+    "ray": {"ray.policy", "wire", "service.register", "service.seam", "handler", "metrics"},
     "ray.policy": set(),  # Ray sends it to a process that may have no Virtex
     "ray.arguments": {"values"},  # every --help reads it
     "load": {"info", "message", "posting", "serial", "load.virtual", "load.tried"},
@@ -54,7 +56,7 @@ MAY_KNOW = {
     "load.virtual": {"batch"},  # the batcher itself, in virtual time
     "load.tried": {"server", "metrics", "workers"},  # runs in a worker
     "info": {"_codec"},
-    "check": {"handler", "load.tried", "message", "server", "service", "service.seam"},
+    "check": {"handler", "load.tried", "message", "server", "service", "service.register"},
     "cli": {"check", "info", "load", "load.arguments", "ray", "ray.arguments", "values", "workers"},
     "values": set(),
     "__main__": {"cli"},
@@ -154,6 +156,7 @@ NO_LOOP = {
     "service.on_device",
     "service.options",
     "service.page",
+    "service.register",
     "service.request",
     "service.routes",
     "service.seam",
@@ -211,6 +214,7 @@ TESTED_BY = {  # where a file's tests have another name
     "readiness": "load",
     "reading": "grpc",
     "record": "histogram",
+    "register": "mounted",
     "replica": "ray",
     "requests": "connection",
     "resident": "check",

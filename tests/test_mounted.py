@@ -15,7 +15,7 @@ from kit.asks import Echo, ask_asgi
 from kit.servers import ECHO, serving, until
 
 from virtex import Limits, http_server, serve
-from virtex.service.seam import REGISTER
+from virtex.service.register import REGISTER
 from virtex.wire.guests import limits_of
 from virtex.wire.protocol import hosted
 

@@ -27,7 +27,7 @@ from virtex import (
     http_server,
     serve,
 )
-from virtex.service.seam import REGISTER
+from virtex.service.register import REGISTER
 from virtex.wire.guests import Guests, limits_of
 
 both_lanes = pytest.mark.parametrize("ask", [ask_asgi, ask_direct])

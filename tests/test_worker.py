@@ -323,7 +323,7 @@ def test_max_requests_restarts_the_worker():
 
 def test_a_worker_whose_device_is_gone_leaves_and_another_one_serves():
     source = ECHO + (
-        "from virtex.service.seam import REGISTER\n"
+        "from virtex.service.register import REGISTER\n"
         "class Loses(Echo):\n"
         "    def run_inference(self, model_input):\n"
         "        if 'lose' in model_input:\n"

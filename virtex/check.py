@@ -25,7 +25,7 @@ from .message import encode_data
 from .resident import resident
 from .server import Server
 from .service.model import Model
-from .service.seam import REGISTER
+from .service.register import REGISTER
 from .service.warmup import NO_ITEMS, as_cut, example_of, run_batch
 
 FEWEST = 8  # rounds that say something about memory

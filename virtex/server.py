@@ -34,7 +34,8 @@ from .service.cors import Cors
 from .service.exchange import Exchange
 from .service.model import READY, Model
 from .service.options import Options, prom_of
-from .service.seam import REGISTER, Head, Response, Service
+from .service.register import REGISTER
+from .service.seam import Head, Response, Service
 from .service.submission import check_submitted, submission
 
 log = logging.getLogger("virtex")

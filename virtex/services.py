@@ -28,7 +28,8 @@ from .server import OWN, Server
 from .service import asgi_app, routes, v2
 from .service.bodies import Bodies
 from .service.model import retrieve
-from .service.seam import JSON, REGISTER, BaseExchange, Head, Response, Service
+from .service.register import REGISTER
+from .service.seam import JSON, BaseExchange, Head, Response, Service
 
 NOT_NAMES = {".", ".."}  # clients take them out of a path (RFC 3986 section 5.2.4)
 

@@ -34,7 +34,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from .logs import event
-from .service.seam import REGISTER
+from .service.register import REGISTER
 from .wire.connections import Connections
 from .wire.guests import limits_of
 from .wire.listener import Listener

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from ..handler import Worker
-from ..service.seam import REGISTER, Head, Service
+from ..service.register import REGISTER
+from ..service.seam import Head, Service
 from ..wire.protocol import hosted
 from .gauges import Gauges
 

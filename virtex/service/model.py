@@ -42,7 +42,7 @@ from .bodies import Bodies
 from .health import Health
 from .on_device import Gpu, check_device
 from .options import Options
-from .seam import REGISTER
+from .register import REGISTER
 from .uploads import kinds_of
 from .v2_head import Served
 from .warmup import NO_ITEMS, example_of, warm_up

@@ -17,7 +17,7 @@ from ..handler import TensorHandler
 from .bodies import Bodies
 from .health import Health
 from .options import Options, is_whole
-from .seam import REGISTER
+from .register import REGISTER
 from .warmup import Call, rows_of
 
 

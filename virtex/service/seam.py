@@ -1,7 +1,8 @@
 """What wire may know of a service: a request's Head, its Exchange, a Response, the Budget, and the Service itself.
 
-Rules: values and bases; neither sockets nor a clock. It is the only file of this room that wire imports, and it imports
-none of this room. Of batch it knows the ring's Ticket, so that one object is a request in the ring and its exchange.
+Rules: values and bases; neither sockets nor a clock. Beside register.py it is the only file of this room that wire
+imports, and it imports none of this room. Of batch it knows the ring's Ticket, so that one object is a request in the
+ring and its exchange.
 
     Service.join(connection) -> peer              a connection begins; each Head that it sends has this peer
     Service.open(head, now) -> Response | Exchange    at the end of the headers: refuse, or take what follows
@@ -10,7 +11,6 @@ none of this room. Of batch it knows the ring's Ticket, so that one object is a 
     Exchange.buffer(n), Exchange.charge(n)        or what was read into its place
     Exchange.cancel(reason)                       nobody waits for the answer any more
     Service.leave(peer)                           the connection is gone
-    REGISTER.services()                           those that an application of another kind may hold
 
 An exchange is completed or cancelled once, and answered once at most. What raises RequestError is still to be
 cancelled, and its error is the answer.
@@ -22,8 +22,7 @@ import json
 import os
 import re
 from collections.abc import Coroutine
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any
 
 from ..batch.ring import Ticket
 from ..errors import RETRY_SOON, Headers, RequestError, quoted
@@ -340,54 +339,3 @@ class Service:
     def shutdown(self) -> Coroutine[Any, Any, None]:
         """Answer what was taken, and end."""
         raise NotImplementedError
-
-
-class Host(Protocol):
-    """Who serves an application that may hold services."""
-
-    def meet(self, service: Service) -> bool: ...
-    def forget(self, service: Service) -> None: ...
-
-
-class Life(Protocol):
-    """One life of a service; a fork and a loop that is closed end it."""
-
-    @property
-    def lives(self) -> bool: ...
-
-
-class Register:
-    """The services of this process that an application may hold, by wrapping or mounting them, and who hosts such ones.
-
-    Weak: a service that nobody holds any more is none. gone: why no service of this process can answer any more, and
-    another process could; "" as a rule.
-    """
-
-    def __init__(self) -> None:
-        self._services: WeakKeyDictionary[Service, None] = WeakKeyDictionary()
-        self.hosts: WeakSet[Host] = WeakSet()
-        self.set_up: WeakSet[Life] = WeakSet()  # those whose setup() has run, and whose teardown() is to come
-        self.gone = ""
-
-    def has_to_tear_down(self) -> bool:
-        """Whether a handler of this process is set up, and not torn down."""
-        return any(life.lives for life in self.set_up)
-
-    def services(self) -> list[Service]:
-        """Those that there are, in the order in which they were made."""
-        there = [reference() for reference in self._services.keyrefs()]  # at once: another thread may add one
-        return [service for service in there if service is not None]
-
-    def add(self, service: Service) -> None:
-        """A service was just made, on whatever thread: one host at most takes care of it."""
-        self._services[service] = None
-        any(host.meet(service) for host in tuple(self.hosts))
-
-    def remove(self, service: Service) -> None:
-        """Another one sees to its life from now on."""
-        self._services.pop(service, None)
-        for host in tuple(self.hosts):
-            host.forget(service)
-
-
-REGISTER = Register()

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..limits import Limits, widest
 from ..logs import event
-from ..service.seam import REGISTER, Service
+from ..service.register import REGISTER
+from ..service.seam import Service
 
 log = logging.getLogger("virtex")
 

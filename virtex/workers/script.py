@@ -19,7 +19,8 @@ import sys
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from ..service.seam import REGISTER, Service
+from ..service.register import REGISTER
+from ..service.seam import Service
 
 NAME = "__virtex_main__"
 
