@@ -32,7 +32,7 @@ COMPILED_ONLY = {
         "bundles retries predict cli info report document command fit trial tuning",
         "starting wrong greeting check example_lines written warmup numbers layout peers exposition push",
         "serial serial_pandas serial_pickle serial_pillow serial_safety serial_tables",
-        "k8s k8s_schemas deploy_pages systemd deployed ray ray_serve policy grpc_port bench_gpu",
+        "k8s k8s_schemas deploy_pages systemd deployed ray ray_serve policy grpc_port grpc_tls bench_gpu",
     )
     for name in group.split()
 }
@@ -44,7 +44,7 @@ LONGEST = [
         "ray_serve worker mounted tuning prometheus docs package examples example_models starting codec services",
         "status log_lines start command load readme example_lines recycling bundles client serial_torch peers",
         "proxies first_page compat trial example_loads document numbers connection listener k8s k8s_schemas deployed",
-        "systemd grpc_port",
+        "systemd grpc_port grpc_tls",
     )
     for name in group.split()
 ]

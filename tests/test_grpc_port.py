@@ -129,6 +129,16 @@ def test_max_requests_counts_calls(port: int) -> None:
         server.wait_log("exits; requests=3 ")
 
 
+@pytest.mark.parametrize(("size", "code"), [("100", "RESOURCE_EXHAUSTED"), ("0", "OK")], ids=["100", "unlimited"])
+def test_limits_are_those_that_gunicorn_was_told(port: int, size: str, code: str) -> None:
+    told = ("--limit-request-fields", "10", "--limit-request-field_size", size)
+    with serving("gunicorn", SOURCE, *told) as server:
+        server.wait_log("gRPC at")
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            call = channel.unary_unary(SERVICE + "ServerReady").future(b"", metadata=[("x", "y" * 2000)], timeout=20)
+            assert call.code().name == code, call.details()
+
+
 def test_virtex_serve_has_an_option_for_it() -> None:
     number = free_port()
     with serving("virtex", SOURCE, "--grpc-port", str(number)) as server:
@@ -210,8 +220,6 @@ def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch)
     assert grpc_port.addresses(cfg) == [("127.0.0.1", port), ("::1", port)]
     with pytest.raises(ValueError, match="expected a host in bind, which has unix sockets alone"):
         grpc_port.addresses(Cfg("unix.sock"))
-    with pytest.raises(ValueError, match="there is no TLS over gRPC"):
-        grpc_port.addresses(Cfg(("127.0.0.1", 80), is_ssl=True))
     monkeypatch.setenv(grpc_port.VARIABLE, "http")
     with pytest.raises(ValueError, match="VIRTEX_GRPC_PORT='http': expected a port from 1 to 65535"):
         grpc_port.addresses(cfg)

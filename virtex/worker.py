@@ -258,7 +258,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             starting.cancel()
         try:
             await starting
-            await self._grpc.start(self.wsgi, self.cfg, self.log)
+            await self._grpc.start(self.wsgi, listener.connections.limits, self.cfg, self.log)
             return True
         except asyncio.CancelledError:
             if REGISTER.has_to_tear_down():  # it warms up: once its batch is back

@@ -7,6 +7,7 @@ import errno
 from typing import Any
 
 from ..extras import needs
+from ..limits import Limits
 from ..service.seam import Service
 
 with needs("gRPC", "grpcio and protobuf", "grpc"):
@@ -14,6 +15,8 @@ with needs("gRPC", "grpcio and protobuf", "grpc"):
     import grpc
 
 from .calls import SERVICE, Calls
+
+MOST = (1 << 31) - 1  # of an option: grpc has 32 bits for it
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -47,32 +50,40 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 class GrpcServer:
-    """An app over gRPC; `async with` stops it at the end. Made by serve_grpc()."""
+    """An app over gRPC; `async with` stops it at the end. Made by serve_grpc().
 
-    def __init__(self, app: Any, addresses: list[str], shares: bool) -> None:
+    shares: whether other processes listen there too. limits: by default the app's. credentials: None for no TLS.
+    """
+
+    def __init__(
+        self, app: Any, addresses: list[str], shares: bool, limits: Limits | None = None, credentials: Any = None
+    ) -> None:
         if not isinstance(app, Service) or app.streams:
             kind = type(app).__name__
             raise TypeError(f"gRPC: expected what http_server() or Services() made, got a {kind} (docs/grpc.md)")
-        limits = app.limits
+        limits = limits or app.limits
         options = [
             ("grpc.so_reuseport", int(shares)),
-            ("grpc.max_receive_message_length", limits.body),  # of what a compressed one becomes, too
+            ("grpc.max_receive_message_length", min(limits.body, MOST)),  # of what a compressed one becomes, too
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", limits.header_bytes),
-            ("grpc.absolute_max_metadata_size", limits.header_bytes),
+            ("grpc.max_metadata_size", min(limits.header_bytes, MOST)),
+            ("grpc.absolute_max_metadata_size", min(limits.header_bytes, MOST)),
             ("grpc.server_handshake_timeout_ms", _ms(limits.idle_seconds)),
             ("grpc.max_connection_idle_ms", _ms(limits.keep_alive_seconds)),
         ]
         self.calls = Calls(app)
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
         self._server.add_generic_rpc_handlers((_Methods(self.calls),))
-        self.ports = [self._listen(address) for address in addresses]
+        self.ports = [self._listen(address, credentials) for address in addresses]
 
-    def _listen(self, address: str) -> int:
+    def _listen(self, address: str, credentials: Any) -> int:
         try:
-            return int(self._server.add_insecure_port(address))
+            if credentials is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, credentials))
         except RuntimeError as error:
-            raise OSError(errno.EADDRINUSE, f"can't listen on {address} for gRPC: {error}") from None
+            what = "gRPC" if credentials is None else "gRPC, or not with these credentials"  # grpc tells only its log
+            raise OSError(errno.EADDRINUSE, f"can't listen on {address} for {what}: {error}") from None
 
     @property
     def port(self) -> int:
@@ -100,22 +111,30 @@ class GrpcServer:
         await self.stop()
 
 
+def credentials_of(key: bytes, chain: bytes, roots: bytes | None) -> Any:
+    """TLS from 1.2 on, in PEM. roots: of the certificates that clients have to have; None: they need none."""
+    return grpc.ssl_server_credentials([(key, chain)], roots, roots is not None)
+
+
 def _ms(seconds: float) -> int:
-    """As grpc takes it: a number of 32 bits."""
-    return min(max(1, round(seconds * 1000)), (1 << 31) - 1)
+    return min(max(1, round(seconds * 1000)), MOST)
 
 
-async def serve_grpc(app: Any, host: str = "127.0.0.1", port: int = 8001) -> GrpcServer:
+async def serve_grpc(
+    app: Any, host: str = "127.0.0.1", port: int = 8001, *, credentials: grpc.ServerCredentials | None = None
+) -> GrpcServer:
     """Start `app`, where nobody has, and serve it over gRPC on the running loop; returns when it takes calls.
 
-    app: what http_server() or Services() made. host: a name or an address to listen on. port: 0 is any free one. It
-    goes with serve() of the same app, which shuts it down; without that, `await app.shutdown()` does once this has
-    stopped.
+    app: what http_server() or Services() made. host: a name or an address to listen on. port: 0 is any free one.
+    credentials: for TLS, `grpc.ssl_server_credentials([(key, chain)])`, both in PEM, or whatever else makes such an
+    object. It goes with serve() of the same app, which shuts it down; without that, `await app.shutdown()` does once
+    this has stopped.
 
-    Raises what the app's startup raised, OSError when the address can't be had, TypeError for another app, ImportError
-    without grpcio.
+    Raises what the app's startup raised, OSError when the address can't be had or grpc can't use the credentials,
+    TypeError for another app, ImportError without grpcio.
     """
-    server = GrpcServer(app, [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"], shares=False)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    server = GrpcServer(app, [address], shares=False, credentials=credentials)
     try:
         await app.startup()
     except BaseException:

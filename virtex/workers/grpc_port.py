@@ -1,4 +1,4 @@
-"""The port of gRPC: which one, that nobody else has it, and a worker's server there.
+"""The port of gRPC: which one, that nobody else has it, its TLS, and a worker's server there.
 
 gunicorn has no setting for it: VIRTEX_GRPC_PORT of the environment says it, which `virtex serve --grpc-port` sets.
 Each worker listens there itself, by SO_REUSEPORT, and the kernel gives each connection to one of them. Whoever else
@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .program import why_not
+from .settings import is_set
 
 VARIABLE = "VIRTEX_GRPC_PORT"
 _kept: list[socket.socket] = []  # of the master, bound, never listening
@@ -36,8 +39,6 @@ def addresses(cfg: Any) -> list[tuple[str, int]]:
     number = port()
     if number is None:
         return []
-    if cfg.is_ssl:
-        raise ValueError(f"{VARIABLE}={number}: there is no TLS over gRPC, and certfile or keyfile asks for it")
     hosts = dict.fromkeys(address[0] for address in cfg.address if isinstance(address, tuple))
     if not hosts:
         raise ValueError(f"{VARIABLE}={number}: expected a host in bind, which has unix sockets alone")
@@ -48,10 +49,60 @@ def addresses(cfg: Any) -> list[tuple[str, int]]:
     return [(host, number) for host in hosts]
 
 
+def certificate(cfg: Any) -> tuple[bytes, bytes, bytes | None] | None:
+    """What gunicorn's settings ask for: a key, its chain, and the roots of clients' certificates; None without TLS.
+
+    Raises ValueError for what grpc can't do, and for files with which it could not.
+    """
+    if not cfg.is_ssl:
+        return None
+    if is_set(cfg, "ssl_context"):
+        raise ValueError("ssl_context: gRPC makes no SSLContext, so the hook would not hold for its port")
+    if cfg.ciphers:
+        raise ValueError("ciphers: gRPC has its own, which GRPC_SSL_CIPHER_SUITES of the environment sets")
+    if cfg.cert_reqs not in (ssl.CERT_NONE, ssl.CERT_REQUIRED):
+        raise ValueError(
+            f"cert_reqs={int(cfg.cert_reqs)}: gRPC asks clients for no certificate (0) or has to have it (2)"
+        )
+    if not cfg.certfile:
+        raise ValueError("keyfile: expected certfile beside it")
+    wants = cfg.cert_reqs == ssl.CERT_REQUIRED
+    if wants and not cfg.ca_certs:
+        raise ValueError("cert_reqs=2: expected ca_certs, by which the certificates of clients are checked")
+    chain = _read("certfile", cfg.certfile)
+    key = _read("keyfile", cfg.keyfile) if cfg.keyfile else chain
+    roots = _read("ca_certs", cfg.ca_certs) if wants else None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cfg.certfile, cfg.keyfile, _no_passphrase)
+    except ssl.SSLError as error:
+        files = f"certfile {cfg.certfile!r}" + (f" and keyfile {cfg.keyfile!r}" if cfg.keyfile else "")
+        raise ValueError(f"{files}: expected a certificate and its key in PEM: {error}") from None
+    try:
+        if wants:
+            context.load_verify_locations(cfg.ca_certs)
+    except ssl.SSLError as error:
+        raise ValueError(f"ca_certs {cfg.ca_certs!r}: expected certificates in PEM: {error}") from None
+    return key, chain, roots
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _no_passphrase() -> NoReturn:
+    raise ValueError("keyfile: expected a key that is not encrypted, for gRPC takes no passphrase")
+
+
 def keep(cfg: Any) -> None:
     """In the master, ahead of the first fork: keep the port for the workers to come, or end the process."""
     try:
         wanted = addresses(cfg)
+        if wanted:
+            certificate(cfg)  # each worker reads it again: a reload brings a new one
     except ValueError as error:
         _end(str(error))
     if not wanted or _kept:
@@ -100,15 +151,17 @@ class GrpcPort:
         """How many infer requests it had."""
         return 0 if self._server is None else int(self._server.calls.taken)
 
-    async def start(self, app: Any, cfg: Any, log: Any) -> None:
-        """Take calls. Raises what GrpcServer does."""
+    async def start(self, app: Any, limits: Any, cfg: Any, log: Any) -> None:
+        """Take calls. Raises what GrpcServer and certificate() do."""
         wanted = [f"[{host}]:{number}" if ":" in host else f"{host}:{number}" for host, number in addresses(cfg)]
         if wanted:
-            from ..rpc.serving import GrpcServer
+            from ..rpc.serving import GrpcServer, credentials_of
 
-            self._server = GrpcServer(app, wanted, shares=True)
+            files = certificate(cfg)
+            credentials = credentials_of(*files) if files else None
+            self._server = GrpcServer(app, wanted, True, limits, credentials)
             await self._server.start()
-            log.info("gRPC at %s", " and ".join(wanted))
+            log.info("gRPC at %s%s", " and ".join(wanted), " with TLS" if files else "")
 
     async def stop(self, grace: float, delay: float = 0.0) -> None:
         """As GrpcServer.stop()."""
