@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import yaml
+from kit import needs
 from kit.k8s import FOLDER, container_of, document, manifests, pod, variables
 from kit.pages import Page
 from kit.prom import get, needs_prometheus, needs_pushgateway, program, prometheus, samples
@@ -234,6 +235,28 @@ def test_a_pod_that_ends_is_unready_first_and_answers_who_still_comes(folder):
         until(lambda: running.probe("readinessProbe") == 503, "unreadiness", running)
         assert [running.request("POST", "/", BODY)[0] for _ in range(20)] == [200] * 20
         assert running.probe("livenessProbe") == 200
+        assert running.wait_exit() == 0
+
+
+def test_a_probe_of_kind_grpc_goes_by_the_lines_of_the_page(folder):
+    needs.library("grpc")
+    import grpc
+
+    (lines,) = [yaml.safe_load(block.code) for block in PAGE.blocks if block.language == "yaml"]
+    container = container_of(*SERVED[0])
+    asked, (variable,) = lines["readinessProbe"]["grpc"], lines["env"]
+    assert lines["ports"][0]["containerPort"] == asked["port"] == int(variable["value"])
+    port = free_port()
+    with (
+        pod(container, folder, **{variable["name"]: str(port), "VIRTEX_DRAIN_DELAY": "2"}) as running,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        running.wait_log("gRPC at")
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        seconds = container["readinessProbe"]["timeoutSeconds"]
+        assert check(b"", timeout=seconds) == check(b"\n\x06linear", timeout=seconds) == b"\x08\x01"
+        running.signal(signal.SIGTERM)
+        until(lambda: check(b"", timeout=seconds) == b"\x08\x02", "NOT_SERVING", running)
         assert running.wait_exit() == 0
 
 

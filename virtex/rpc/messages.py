@@ -21,6 +21,8 @@ def _message(name: str) -> Any:
 
 
 Contents = _message("Contents")
+Health = _message("Health")
+HealthRequest = _message("HealthRequest")
 InferRequest = _message("InferRequest")
 InferResponse = _message("InferResponse")
 ModelMetadata = _message("ModelMetadata")

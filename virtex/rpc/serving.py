@@ -14,6 +14,7 @@ with needs("gRPC", "grpcio and protobuf", "grpc"):
     import google.protobuf  # noqa: F401
     import grpc
 
+from . import health
 from .calls import SERVICE, Calls
 
 MOST = (1 << 31) - 1  # of an option: grpc has 32 bits for it
@@ -22,7 +23,7 @@ MOST = (1 << 31) - 1  # of an option: grpc has 32 bits for it
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Which method is whose. Each reads its own message, once its head was let in."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, health_: health.Health) -> None:
         unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         self._methods = {
             SERVICE + "ModelInfer": unary(calls.infer),
@@ -32,6 +33,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             SERVICE + "ServerLive": unary(calls.live),
             SERVICE + "ServerMetadata": unary(calls.server),
             SERVICE + "ServerReady": unary(calls.ready),
+            health.SERVICE + "Check": unary(health_.check),
+            health.SERVICE + "Watch": stream(health_.watch),
         }
 
     def service(self, handler_call_details: Any) -> Any:
@@ -40,7 +43,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._methods.get(method) or grpc.stream_stream_rpc_method_handler(self._unknown(method))
 
     def _unknown(self, method: str) -> Any:
-        there = ", ".join(name.removeprefix(SERVICE) for name in self._methods)
+        there = ", ".join(name.removeprefix(SERVICE) for name in self._methods if name.startswith(SERVICE))
 
         async def refuse(_: Any, context: Any) -> None:
             reason = f"there is no {method[:200]!r}: expected one of {SERVICE[1:]}{there}"
@@ -73,7 +76,10 @@ class GrpcServer:
         ]
         self.calls = Calls(app)
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
-        self._server.add_generic_rpc_handlers((_Methods(self.calls),))
+        self._health = health.Health(
+            {each.name: each for each in getattr(app, "servers", (app,))}, limits.answer_seconds
+        )
+        self._server.add_generic_rpc_handlers((_Methods(self.calls, self._health),))
         self.ports = [self._listen(address, credentials) for address in addresses]
 
     def _listen(self, address: str, credentials: Any) -> int:
@@ -99,8 +105,10 @@ class GrpcServer:
 
         grace: seconds after which what is not answered is cut. delay: so many of these seconds calls are still taken.
         """
+        self._health.drain()
         if delay:
             await asyncio.sleep(min(delay, grace))
+        self._health.end()
         self.calls.drain()
         await self._server.stop(max(0.0, grace - delay))
 

@@ -66,6 +66,7 @@ class Model:
         self.options = options
         self.loop = asyncio.get_running_loop()
         self.state: str = STARTING
+        self.watchers: set[Callable[[], None]] = set()  # told once it drains
         self.why_failed = ""
         self.export: Export | None = None  # of its metrics, where somebody asked for them
         self.max_queue_size = options.queue
@@ -297,6 +298,8 @@ class Model:
             self._tell("drain", "drains", requests=self.admission.unsettled, items=self.batcher.waiting)
             self.admission.is_open = False
             self.batcher.drain()
+            for tell in self.watchers:
+                tell()
 
     async def shutdown(self) -> None:
         """Refuse new requests, answer those that were taken, then run the handler's teardown() where setup() ran.

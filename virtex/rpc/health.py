@@ -1,0 +1,103 @@
+"""grpc.health.v1: whether the process, or one model, is ready, as probes of Kubernetes and balancers of gRPC ask it.
+
+Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md. Open to everybody, as /health/ready is, and of
+the same word. Rules: knows services by their names; no sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from grpc.aio import EOF
+
+from ..errors import RequestError, quoted
+from ..service import routes
+from ..service.seam import Head
+from . import messages
+
+SERVICE = "/grpc.health.v1.Health/"
+WHOLE = ("", "inference.GRPCInferenceService")  # names of the process: the others are those of its models
+SERVING: bytes
+NOT_SERVING: bytes
+SERVICE_UNKNOWN: bytes
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = (messages.Health(status=n).SerializeToString() for n in (1, 2, 3))
+
+
+class Health:
+    """What the services of one app are said to be. patience: seconds for which the message of a call is waited for."""
+
+    def __init__(self, servers: dict[str, Any], patience: float) -> None:
+        self._servers = servers
+        self._patience = patience
+        self._change = asyncio.Event()  # another one after each change
+        self._is_draining = False
+        self._is_over = False
+
+    def drain(self) -> None:
+        """Nothing is ready from now on."""
+        self._is_draining = True
+        self._changed()
+
+    def end(self) -> None:
+        """Who watches has been told, and is let go."""
+        self._is_over = True
+        self._changed()
+
+    async def check(self, _: Any, context: Any) -> bytes:
+        """Check: how it is now."""
+        name = await self._asked(context)
+        status = self._status(name)
+        if status is SERVICE_UNKNOWN:
+            there = ", ".join(("''", *WHOLE[1:], *self._servers))
+            await context.abort(StatusCode.NOT_FOUND, f"there is no service {quoted(name)}: expected one of {there}")
+        return status
+
+    async def watch(self, _: Any, context: Any) -> None:
+        """Watch: how it is now, and each time that it is otherwise, until the server stops."""
+        name = await self._asked(context)
+        told = b""
+        for server in self._servers.values():
+            server.begin().add_done_callback(self._changed)
+            server.model.watchers.add(self._changed)
+        while True:
+            change, is_over, status = self._change, self._is_over, self._status(name)
+            if status is not told:
+                told = status
+                await context.write(status)
+            if is_over:
+                return
+            await change.wait()
+
+    def _changed(self, _: Any = None) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def _status(self, name: str) -> bytes:
+        if name not in WHOLE and name not in self._servers:
+            return SERVICE_UNKNOWN
+        head = Head("GET", "/health/ready", [], 0, None)
+        try:
+            for server in self._servers.values() if name in WHOLE else (self._servers[name],):
+                server.begin()
+                routes.answer(head, server.model)
+        except RequestError:
+            return NOT_SERVING
+        return NOT_SERVING if self._is_draining else SERVING
+
+    async def _asked(self, context: Any) -> str:
+        """The name that a call asks for."""
+        message: Any = b""
+        try:
+            async with asyncio.timeout(self._patience):
+                message = await context.read()
+            name: str = messages.HealthRequest.FromString(b"" if message is EOF else message).service
+            return name
+        except TimeoutError:
+            reason = f"no message was all there within {self._patience:g} s (limits.answer_seconds)"
+            await context.abort(StatusCode.DEADLINE_EXCEEDED, reason)
+        except (DecodeError, UnicodeDecodeError) as error:
+            await context.abort(StatusCode.INVALID_ARGUMENT, f"expected the name of a service: {quoted(error)}")
+        raise AssertionError("abort() raises")
