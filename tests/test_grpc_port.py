@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 from kit import needs
 from kit.pages import Page
 from kit.proxies import nginx
-from kit.servers import ROOT, Running, free_port, serving, until
+from kit.servers import ROOT, Running, free_port, listens, serving, until
 
 needs.library("grpc")
 
@@ -38,6 +40,8 @@ class Pids(TensorHandler):
 
 app = http_server("pids", Pids, max_time_on_queue=0)
 """
+
+NOBODY = 65534  # a user
 
 NGINX = """
 daemon off; master_process off; worker_processes 1;
@@ -169,6 +173,81 @@ def test_a_port_that_is_taken_is_said_at_once_and_never_shared(taken: int) -> No
     assert code == 1 and f"can't listen on 127.0.0.1:{taken} for gRPC: another process listens there" in said
 
 
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
+    """What this process keeps as a master."""
+    found: list[socket.socket] = []
+    monkeypatch.setattr(grpc_port, "_kept", found)
+    yield found
+    for sock in found:
+        sock.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_that_a_master_keeps_is_taken_while_its_workers_load(
+    host: str, port: int, kept: list[socket.socket]
+) -> None:
+    grpc_port.keep(Cfg(("127.0.0.1", 80)))
+    assert len(kept) == 1 and not listens(port)
+    code, said = started("--host", host, "--grpc-port", str(port))
+    assert code == 1 and f"can't listen on {host}:{port} for gRPC: another process listens there" in said
+
+
+def test_of_masters_that_start_at_once_one_has_the_port() -> None:
+    """Also where connections of before linger."""
+    many, rounds = 4, 50
+
+    def race(port: int) -> int:
+        gate, found = threading.Barrier(many), list[socket.socket]()
+
+        def take() -> None:
+            gate.wait()
+            with contextlib.suppress(OSError):
+                found.append(grpc_port._bound("127.0.0.1", port, os.geteuid(), False))
+
+        racing = [threading.Thread(target=take) for _ in range(many)]
+        for thread in racing:
+            thread.start()
+        for thread in racing:
+            thread.join()
+        for sock in found:
+            sock.close()
+        return len(found)
+
+    assert [race(lingering()) for _ in range(rounds)] == [1] * rounds
+
+
+def lingering() -> int:
+    """A port on which a connection has just ended, by the server."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()
+            assert client.recv(1) == b""
+    return port
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_workers_of_another_user_share_the_port_of_a_master_that_is_root(port: int, kept: list[socket.socket]) -> None:
+    script = f"""
+import os, socket
+os.setuid({NOBODY})
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+sock.bind(("127.0.0.1", {port}))
+"""
+    cfg = Cfg(("127.0.0.1", 80), uid=NOBODY)
+    grpc_port.keep(cfg)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    with pytest.MonkeyPatch.context() as patch:  # SIGUSR2: beside it
+        patch.setenv("GUNICORN_FD", "3")
+        patch.setattr(grpc_port, "_kept", again := [])
+        grpc_port.keep(cfg)
+        assert len(again) == 1
+        again[0].close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -210,9 +289,11 @@ def test_a_machine_without_such_addresses_is_said(
 
 
 class Cfg:
-    def __init__(self, *address: object, is_ssl: bool = False) -> None:
+    is_ssl = False
+
+    def __init__(self, *address: object, uid: int | None = None) -> None:
         self.address = list(address)
-        self.is_ssl = is_ssl
+        self.uid = os.geteuid() if uid is None else uid
 
 
 def test_the_hosts_are_those_of_bind(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 gunicorn has no setting for it: VIRTEX_GRPC_PORT of the environment says it, which `virtex serve --grpc-port` sets.
 Each worker listens there itself, by SO_REUSEPORT, and the kernel gives each connection to one of them. Whoever else
-sets that option would get some, too, unnoticed. So the master looks first, and keeps the port bound while it lives.
+sets that option would get some, too, unnoticed. So the master takes the port for itself alone, lets its workers share
+it, and keeps it bound while it lives.
 
 Rules: knows gunicorn's settings, and what serves gRPC; that is imported in a worker, for grpc must not be forked.
 """
@@ -21,7 +22,7 @@ from .program import why_not
 from .settings import is_set
 
 VARIABLE = "VIRTEX_GRPC_PORT"
-_kept: list[socket.socket] = []  # of the master, bound, never listening
+_kept: list[socket.socket] = []  # of the master, bound, not listening
 
 
 def port() -> int | None:
@@ -112,20 +113,35 @@ def keep(cfg: Any) -> None:
         _end(f"--grpc-port or {VARIABLE} needs grpcio and protobuf: install the extra [grpc] {how}")
     inherits = "GUNICORN_FD" in os.environ  # after SIGUSR2, beside the workers of the master before
     for host, number in wanted:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        for shares in (True,) if inherits else (False, True):
-            try:
-                sock = socket.socket(family)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if shares:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                sock.bind((host, number))
-            except OSError as error:
-                _end(f"can't listen on {host}:{number} for gRPC: {why_not(error)}. Choose another port")
-            if shares:
-                _kept.append(sock)
-            else:
-                sock.close()
+        try:
+            _kept.append(_bound(host, number, cfg.uid, inherits))
+        except OSError as error:
+            _end(f"can't listen on {host}:{number} for gRPC: {why_not(error)}. Choose another port")
+
+
+def _bound(host: str, number: int, owner: int, shares: bool) -> socket.socket:
+    """A socket beside which workers may listen, and nobody else. owner: their user, who alone may share it.
+
+    shares: whether others may have the port already. Raises OSError, EADDRINUSE where they may not and do.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if owner != os.geteuid():
+            os.fchown(sock.fileno(), owner, -1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before linger
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shares))
+        sock.bind((host, number))
+        if not shares:
+            if sys.platform == "linux":  # which lets two that do not listen have SO_REUSEADDR: the first that does wins
+                sock.listen(0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # so that whoever comes later sees this one
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if sys.platform == "linux":
+                sock.shutdown(socket.SHUT_RDWR)  # listens no more, and stays bound
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _is_there(module: str) -> bool:
