@@ -28,9 +28,9 @@ COMPILED_ONLY = {
     for group in (
         "package readme docs codec codec_rows client serial_torch serial_tf serial_mx cases worker start",
         "mounted proxies foreign examples example_models embed recycling status log_lines tracing deploy",
-        "container prometheus compat first_page example_loads load load_faults load_test histogram modes payloads",
+        "container prometheus compat first_page example_servers load load_faults load_test histogram modes payloads",
         "bundles retries predict cli info report document command fit trial tuning",
-        "starting wrong greeting check example_lines written warmup numbers layout peers exposition push",
+        "starting wrong greeting check written warmup numbers layout peers exposition push",
         "serial serial_pandas serial_pickle serial_pillow serial_safety serial_tables",
         "k8s k8s_schemas deploy_pages systemd deployed ray ray_serve policy grpc_port grpc_tls bench_gpu",
     )
@@ -41,9 +41,9 @@ COMPILED_ONLY = {
 LONGEST = [
     f"test_{name}.py"
     for group in (
-        "ray_serve worker mounted tuning prometheus docs package examples example_models starting codec services",
-        "status log_lines start command load readme example_lines recycling bundles client serial_torch peers",
-        "proxies first_page compat trial example_loads document numbers connection listener k8s k8s_schemas deployed",
+        "ray_serve worker mounted tuning prometheus docs package example_servers examples starting codec services",
+        "status log_lines start command load readme recycling bundles client serial_torch peers",
+        "proxies first_page compat trial document numbers connection listener k8s k8s_schemas deployed",
         "systemd grpc_port grpc_tls",
     )
     for name in group.split()

@@ -1,4 +1,4 @@
-"""The examples with models: each as its make target starts it, under gunicorn; and what they refuse."""
+"""The examples with models: what their handlers take and refuse, their --help, their make targets."""
 
 from __future__ import annotations
 
@@ -38,51 +38,6 @@ def refused(handler: Any, item: Any) -> str:
     with pytest.raises(ItemError) as caught:
         handler.validate(HttpMessage(data=[item]), strict=True)
     return str(caught.value)
-
-
-def test_the_answers_that_fit_a_question_are_the_closest() -> None:
-    question, *lines = printed("text").splitlines()
-    cosines, answers = zip(*((float(line[:7]), line[9:]) for line in lines), strict=True)
-    assert question == "How do I get my money back?"
-    assert list(cosines) == sorted(cosines, reverse=True)
-    assert {answer.partition(" ")[0] for answer in answers[:2]} == {"Refunds", "You"}
-    assert cosines[1] > cosines[2] + 0.1
-
-
-def test_image_files_are_read_as_what_was_drawn() -> None:
-    drawn, read, accuracy = printed("images").splitlines()
-    assert len(drawn.split()) == len(read.split()) == 21
-    assert sum(a == b for a, b in zip(drawn.split()[1:], read.split()[1:], strict=True)) >= 18
-    found = re.fullmatch(r"accuracy (\S+) \(360 PNG files\)", accuracy)
-    assert found and float(found[1]) > 0.95
-
-
-def test_a_column_comes_for_each_table_as_the_model_gives_it() -> None:
-    needs.time()  # what is mounted in "inside" prints the same
-    tables = importlib.import_module("tables")
-    out = printed("tables")
-    _, patients, _, progress = tables.split()
-    expected = tables.train().predict(patients)
-    assert f"R2 {tables.r2_score(progress, expected):.3f} (90 patients in 3 tables)" in out
-    first = re.search(rf"^{patients.index[0]} +(\S+) +(\S+)$", out, re.MULTILINE)
-    assert first and [float(cell) for cell in first.groups()] == [round(float(expected[0]), 1), progress.iloc[0]]
-
-
-def test_a_route_and_the_service_beside_it_answer_for_one_model() -> None:
-    tables = importlib.import_module("tables")
-    asked = tables.pd.DataFrame([[0.04, 0, bmi, *[0] * 7] for bmi in (0.06, -0.06)], columns=tables.COLUMNS)
-    *_, report, route = printed("inside").splitlines()
-    assert report.endswith("(90 patients in 3 tables)")
-    assert route == "progress " + ", ".join(f"{one:.1f}" for one in tables.train().predict(asked))
-
-
-def test_two_models_in_one_app_answer() -> None:
-    needs.time()
-    tables = importlib.import_module("tables")
-    *_, accuracy, progress = printed("several").splitlines()
-    assert re.fullmatch(r"accuracy 0\.9\d+ \(360 PNG files\)", accuracy)
-    (expected,) = tables.train().predict(tables.pd.DataFrame([tables.ROW], columns=tables.COLUMNS))
-    assert progress == f"progress {expected:.1f} of one patient"
 
 
 def test_help_says_what_an_example_is() -> None:

@@ -1,7 +1,8 @@
-"""The digits: the handler alone, and the demo and the service as make demo and make serve start them."""
+"""The digits: the handler alone, and the service as make serve starts it, which the demo asks in place of its own."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import os
@@ -72,20 +73,6 @@ def test_the_split_is_always_the_same_and_leaves_360_images_out(digits: Any) -> 
     assert [len(part) for part in digits.split()] == [1437, 360, 1437, 360]
 
 
-def test_the_demo_serves_every_image_as_the_model_reads_it() -> None:
-    command = [*DEMO, "--connections", "32", "--rounds", "2"]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=90)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    accuracy = re.search(r"^accuracy +(\S+) served, (\S+) offline", ended.stdout, re.MULTILINE)
-    assert accuracy
-    assert accuracy[1] == accuracy[2]
-    assert float(accuracy[1]) > 0.98
-    assert re.search(r"^throughput +[1-9]\d* requests/s$", ended.stdout, re.MULTILINE)
-    assert re.search(r"^latency +p50 [\d.]+ ms, p90 [\d.]+ ms, p99 [\d.]+ ms$", ended.stdout, re.MULTILINE)
-    assert re.search(r"^batches +\d+, of [\d.]+ images on average: ", ended.stdout, re.MULTILINE)
-    assert "720/720" in ended.stderr  # the progress bar came to its end
-
-
 def test_the_demo_fails_when_one_answer_is_not_the_models(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
     truth = np.arange(10)
     served = np.stack([np.tile(truth, 2), np.full(20, 4)], axis=1)
@@ -119,10 +106,10 @@ def _heed_ctrl_c() -> None:
 
 
 @contextlib.contextmanager
-def served() -> Iterator[tuple[int, str, subprocess.Popen[str]]]:
-    """make serve on a free port, with one worker: the port, what it printed, the process."""
+def served(workers: int) -> Iterator[tuple[int, str, subprocess.Popen[str]]]:
+    """make serve on a free port: the port, what it printed, the process."""
     port = free_port()
-    command = [*DEMO, "--serve", "--port", str(port), "--workers", "1"]
+    command = [*DEMO, "--serve", "--port", str(port), "--workers", str(workers)]
     with subprocess.Popen(
         command,
         env=ENVIRONMENT,
@@ -145,8 +132,53 @@ def served() -> Iterator[tuple[int, str, subprocess.Popen[str]]]:
             process.communicate(timeout=60)
 
 
+@pytest.fixture(scope="module")
+def service() -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    with served(workers=2) as (port, _, process):
+        yield port, process
+
+
+def run(demo: Any, service: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The demo, which finds a service where it would start its own: its exit status."""
+    port, process = service
+
+    @contextlib.contextmanager
+    def started(*how: Any) -> Iterator[Any]:
+        assert how == ("digits:app", port, 2)
+        yield process
+
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--port", str(port), *arguments])
+    monkeypatch.setattr(demo, "gunicorn", started)
+    monkeypatch.setattr(demo, "stop_on_sigterm", lambda: None)
+    return int(demo.main())
+
+
+def test_the_demo_serves_every_image_as_the_model_reads_it(
+    demo: Any, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo, service, monkeypatch, "--connections", "32", "--rounds", "2") == 0
+    out, err = capsys.readouterr()
+    accuracy = re.search(r"^accuracy +(\S+) served, (\S+) offline", out, re.MULTILINE)
+    assert accuracy
+    assert accuracy[1] == accuracy[2]
+    assert float(accuracy[1]) > 0.98
+    assert re.search(r"^throughput +[1-9]\d* requests/s$", out, re.MULTILINE)
+    assert re.search(r"^latency +p50 [\d.]+ ms, p90 [\d.]+ ms, p99 [\d.]+ ms$", out, re.MULTILINE)
+    assert re.search(r"^batches +\d+, of [\d.]+ images on average: ", out, re.MULTILINE)
+    assert "720/720" in err  # the progress bar came to its end
+
+
+def test_its_load_test_sends_every_image_and_prints_how_the_service_did(
+    demo: Any, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo, service, monkeypatch, "--loadtest") == 0
+    metrics = ast.literal_eval(capsys.readouterr().out)
+    assert metrics["num_requests"] == 360
+    assert 0 < metrics["server_latency_p50_seconds"] <= metrics["server_latency_max_seconds"]
+
+
 def test_what_make_serve_prints_works_and_ctrl_c_stops_it() -> None:
-    with served() as (port, said, process):
+    with served(workers=1) as (port, said, process):
         curl = next(line for line in said.splitlines() if line.startswith("curl "))
         digit = re.search(r"A handwritten (\d), from the shell", said)
         assert digit
@@ -175,8 +207,8 @@ def ask(curl: str, port: int) -> bytes:
         return connection.getresponse().read()
 
 
-def test_a_terminated_demo_leaves_no_server_behind() -> None:
-    with served() as (port, _, process):
-        process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
-        assert not listens(port)
+def test_a_terminated_demo_leaves_no_server_behind(service: Any) -> None:
+    port, process = service  # which nobody asks after this
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not listens(port)
