@@ -158,7 +158,9 @@ class Waits(Scaled):
 
 @real_only
 def test_what_can_not_be_captured_fails_the_start_and_names_the_line():
-    with pytest.raises(NotCaptured, match=r"a batch of 8 can't be captured: .*test_gpu.py:\d+: if batch.sum\(\).item"):
+    with pytest.raises(
+        NotCaptured, match=r"a batch of 8 can't be captured: .*test_gpu_models.py:\d+: if batch.sum\(\).item"
+    ):
         served(Waits(), max_batch_size=8)
 
 

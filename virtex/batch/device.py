@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -138,7 +138,9 @@ class Cuda(Device):
     @contextmanager
     def on(self, stream: Any) -> Iterator[None]:
         """What is asked of the device meanwhile is that stream's work."""
-        with self._torch.inference_mode(), self._torch.cuda.stream(stream):
+        cuda = self._torch.cuda
+        # A stream's own context would leave this thread by making a context on the first device, where it had begun.
+        with self._torch.inference_mode(), cuda.device(self._device), cuda.stream(stream):
             yield
 
     def current(self) -> Any:
@@ -167,7 +169,10 @@ class Cuda(Device):
         with self._torch.cuda.device(self._device):
             error = runtime.cudaHostRegister(address, max(array.nbytes, 1), _PORTABLE)
         if int(error):
-            raise MemoryError(f"{array.nbytes} bytes of host memory can't be page-locked: {error}")
+            with suppress(RuntimeError):  # CUDA has it again for whoever launches next on this thread
+                self._torch.ones(1, device=self._device)
+            said = runtime.cudaGetErrorString(error)
+            raise MemoryError(f"{array.nbytes} bytes of host memory can't be page-locked: {said}")
         weakref.finalize(array, runtime.cudaHostUnregister, address).atexit = False
         return array
 
@@ -211,11 +216,23 @@ class Cuda(Device):
         threads may use CUDA meanwhile. Raises what torch does for work that can't be recorded.
         """
         cuda = self._torch.cuda
-        self._pool = self._pool or cuda.graph_pool_handle()
+        self._pool = pool = self._pool or cuda.graph_pool_handle()
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=self._pool, stream=self.current(), capture_error_mode="thread_local"):
-            given = call()
+        try:
+            with cuda.graph(graph, pool=pool, stream=self.current(), capture_error_mode="thread_local"):
+                given = call()
+        except BaseException:
+            self._pool = None
+            self._end_recording(pool)
+            raise
         return graph.replay, given
+
+    def _end_recording(self, pool: Any) -> None:
+        """What torch leaves out where a capture fails: no other could begin with the pool, and no cache be emptied."""
+        own = self._torch._C
+        with suppress(Exception):  # it had ended, or not begun
+            own._cuda_endAllocateToPool(self._device.index, pool)
+            own._cuda_releasePool(self._device.index, pool)
 
     def fill(self, rows: Any, batch: Any) -> None:
         """Copy the batch into the first of these rows, and its last row into all others."""
