@@ -33,9 +33,10 @@ VISION := $(ENVS)/.venv-vision
 VISION_NEEDS := torchvision==0.28.0
 
 # make bench-gpu: with TORCH, a Python whose packages it sees as well. PIP_NO_INDEX=1 and PIP_FIND_LINKS=<a folder of
-# wheels> are pip's own, for a machine without a network.
+# wheels> are pip's own, for a machine without a network. BENCH_GPU: words for bench/gpu.py.
 GPU := $(ENVS)/.venv-gpu
 TORCH ?=
+BENCH_GPU ?=
 
 # What builds a wheel, in an environment of its own; and where it does that
 WHEEL := build/wheel
@@ -163,7 +164,7 @@ fleet: $(VENV)/.dev  ## simulate 1 to 10,000 replicas behind balancers, and hold
 	@$(BIN)/python -m bench.fleet --json build/fleet.json
 
 bench-gpu: $(GPU)/.gpu  ## test and measure on a GPU, in at most 5 minutes; TORCH=<a Python that has torch> installs none
-	@PYTHONPATH=. $(GPU)/bin/python -m bench.gpu --json build/gpu.json
+	@PYTHONPATH=. $(GPU)/bin/python -m bench.gpu --json build/gpu.json $(BENCH_GPU)
 
 peers: $(VENV)/.dev $(PEERS)/.peers  ## measure Virtex beside LitServe, mosec, BentoML, Ray Serve, FastAPI and plain ASGI (about 12 minutes)
 	@mkdir -p build
@@ -243,9 +244,9 @@ $(TF)/.test $(MX)/.test $(PEERS)/.peers $(RAY)/.test: pyproject.toml
 
 $(GPU)/.gpu: pyproject.toml $(SOURCES)
 	@echo "installing Virtex and what its tests on a GPU need in $(@D)$(if $(TORCH),, with torch (gigabytes))"
-	@$(or $(TORCH),$(PYTHON)) -m venv $(@D)
+	@$(or $(TORCH),$(PYTHON)) -m venv $(if $(TORCH),--without-pip) $(@D)
 	@test -z "$(TORCH)" || $(TORCH) -c 'from pathlib import Path; import torch; print(Path(torch.__file__).parent.parent)' >$$(echo $(@D)/lib/python3*/site-packages)/torch.pth
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,torch]'
+	@$(if $(TORCH),$(TORCH) -m pip --python,) $(@D)/bin/python $(if $(TORCH),,-m pip) install --quiet --disable-pip-version-check -e '.[test,torch]'
 	@touch $@
 
 $(V2)/.test: Makefile

@@ -1,9 +1,12 @@
 """How much of a GPU is left when its batches come over HTTP: make bench-gpu, or see --help.
 
-Parts, each with a limit of time, one after another; one that fails is told and stops no other:
+Parts, each a process of its own with a limit of time, one after another; one that fails is told and stops no other
+but the first, without which there is nothing to measure. The figures are saved after each, and what all of them printed
+is in a file beside them. A part that takes too long says where each of its threads stood.
 
-    tests            tests/test_gpu.py and test_gpu_models.py
+    device           bench/gpu_first.py: whether torch, the driver and the card do what Virtex asks of them
     copies           rates there and back, beside a bare copy from torch's own page-locked memory
+    tests            tests/test_gpu.py and test_gpu_models.py
     conv, encoder 10, encoder 128, identity    each offline and served: "resident" is a batch that is on the device
                      already, "copied" one that is copied there and its answer back, one after another
     conv, 2 workers; conv, 4 workers           as many workers on the GPUs there are
@@ -26,57 +29,30 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from .host import conclude, machine, need_proc, table
 from .networks import cases
 
 ROOT = Path(__file__).parent.parent
-
-
-def why_not(device: str) -> str | None:
-    """Why nothing can be measured on a device; None where it can."""
-    try:
-        import torch
-    except ImportError:
-        return "torch is not installed"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        return f"torch {torch.__version__} finds no CUDA device"
-    return None
-
-
-def named(device: str) -> dict[str, str]:
-    """The card, its driver, and what torch was built for."""
-    import torch
-
-    if torch.device(device).type != "cuda":
-        return {"device": device}
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = "unknown"
-    with suppress(OSError, subprocess.SubprocessError):
-        driver = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.partition("\n")[0].strip()
-    return {
-        "device": torch.cuda.get_device_name(device),
-        "devices": str(torch.cuda.device_count()),
-        "driver": driver,
-        "cuda": str(torch.version.cuda),
-    }
+MOST = 240.0  # seconds of all parts, which their own limits go with
+LINES = 30  # of what a part that failed had printed: the last ones
+# What warns elsewhere, and the plugins that are there, are not what is tested; a test that hangs says where.
+PYTEST = (
+    *("-q", "--tb=short", "-p", "no:cacheprovider", "--no-header", "-W", "default", "-o", "addopts="),
+    *("-o", "faulthandler_timeout=60", "tests/test_gpu.py", "tests/test_gpu_models.py"),
+)
 
 
 def parts(arguments: argparse.Namespace) -> dict[str, tuple[list[str], float]]:
     """The command of each part, and how many seconds it may take."""
-    pytest = [
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "tests/test_gpu.py",
-        "tests/test_gpu_models.py",
-    ]
     base = {"device": arguments.device, "seconds": arguments.seconds, "clients": arguments.clients, "graphs": ()}
-    found = {"tests": (pytest, 75.0), "copies": (part("copies", base), 30.0)}
+    found = {
+        "device": (["-m", "bench.gpu_first", arguments.device], 60.0),
+        "copies": (part("copies", base), 30.0),
+        "tests": (["-m", "pytest", *PYTEST], 75.0),
+    }
     known = cases(arguments.device == "cpu")
     for name in known:
         found[name] = part("served", base | {"case": name, "workers": 1, "offline": True}), 40.0
@@ -86,37 +62,46 @@ def parts(arguments: argparse.Namespace) -> dict[str, tuple[list[str], float]]:
         for name in ("conv", "encoder 10"):
             more = {"case": name, "workers": 1, "graphs": [known[name].batch]}
             found[f"{name}, graphs"] = part("served", base | more), 40.0
-    return found
+    longer = max(arguments.most / MOST, 1.0)
+    return {name: (command, seconds * longer) for name, (command, seconds) in found.items()}
 
 
 def part(name: str, said: dict[str, Any]) -> list[str]:
     return ["-m", "bench.gpu_parts", name, json.dumps(said)]
 
 
-def run(command: list[str], seconds: float) -> dict[str, Any]:
-    """What a part found, or why it found nothing; what it started ends with it."""
+def run(command: list[str], seconds: float, log: Path | None = None) -> dict[str, Any]:
+    """What a part found, or why it found nothing; what it started ends with it. log: a file for all that it prints."""
     if seconds <= 0:
         return {"failed": "no time was left"}
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        said = None
-    finally:
-        _end(process)
-    if said is None:
-        return {"failed": f"took more than {seconds:.0f} s"}
-    lines = said.strip().splitlines() or [""]
-    if process.returncode:
-        return {"failed": "\n".join(lines[-15:])}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    more = {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    with TemporaryFile("w+") as printed:  # not a pipe: what the part has started may hold that open
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | more,
+        )
+        late = False
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            _end(process, late)
+        printed.seek(0)
+        said = printed.read().strip()
+    if log is not None:
+        with log.open("a") as file:
+            file.write(f"== {' '.join(command)}\n{said}\n")
+    lines = said.splitlines() or [""]
+    if late or process.returncode:
+        why = [f"took more than {seconds:.0f} s"] if late else []
+        return {"failed": "\n".join(why + lines[-LINES:]).strip()}
     try:
         found: dict[str, Any] = json.loads(lines[-1])
     except ValueError:
@@ -124,15 +109,13 @@ def run(command: list[str], seconds: float) -> dict[str, Any]:
     return found
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """All that it started, which is a session of its own, as well."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+def _end(process: subprocess.Popen[bytes], late: bool) -> None:
+    """All that it started, which is a session of its own, as well. late: each says first where its threads stand."""
+    for number in (signal.SIGABRT, signal.SIGTERM, signal.SIGKILL)[not late :]:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
         with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=3)
+            process.wait(3)
         time.sleep(0.2)  # its servers are not ours to wait for
     process.wait()
 
@@ -172,7 +155,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", metavar="PART", help="those alone (default: all)")
     parser.add_argument("--clients", type=int, default=4, help="processes that send (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of serving, for each part (default: %(default)s)")
-    parser.add_argument("--most", type=float, default=240.0, help="seconds, of all parts (default: %(default)s)")
+    parser.add_argument("--most", type=float, default=MOST, help="seconds, of all parts (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/gpu.json"), help="where the figures go")
     return parser.parse_args(arguments)
 
@@ -180,31 +163,43 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
     need_proc("bench/gpu.py")
-    why = why_not(arguments.device)
-    if why is not None:
-        print(f"bench/gpu.py measures nothing: {why}")
-        return 2
     commands = parts(arguments)
     unknown = set(arguments.parts or ()) - set(commands)
     if unknown:
         raise SystemExit(f"--parts: {sorted(unknown)}: expected some of {list(commands)}")
     if arguments.device == "cpu":
         os.environ["VIRTEX_GPU_TESTS"] = "cpu"
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    log = arguments.json.with_suffix(".log")
+    log.write_text("")
     until = time.monotonic() + arguments.most
     found: dict[str, dict[str, Any]] = {}
-    for name in arguments.parts or commands:
+    saved: dict[str, Any] = {
+        "what": "networks with random weights behind one service, items as application/x-npy over loopback",
+        "machine": machine("torch", "uvloop", "httptools", "numpy", "gunicorn"),
+        "parts": found,
+    }
+    for name in ["device", *(arguments.parts or commands)]:
+        if name in found:
+            continue
         print(f"{name} ...", end=" ", flush=True)
         begun = time.monotonic()
         command, most = commands[name]
-        found[name] = run(command, min(most, until - begun))
-        print(f"{'failed' if 'failed' in found[name] else 'done'} in {time.monotonic() - begun:.0f} s", flush=True)
-    saved = {
-        "what": "networks with random weights behind one service, items as application/x-npy over loopback",
-        "machine": named(arguments.device) | machine("torch", "uvloop", "httptools", "numpy", "gunicorn"),
-        "parts": found,
-    }
+        found[name] = run(command, min(most, until - begun), log)
+        print(f"in {time.monotonic() - begun:.0f} s: {_brief(found[name])}", flush=True)
+        arguments.json.write_text(json.dumps(saved, indent=1) + "\n")
+        if name == "device" and "failed" in found[name]:
+            print(f"bench/gpu.py measures nothing: {found[name]['failed']}")
+            return 2
+        if name == "device":
+            saved["machine"] |= {key: str(value) for key, value in found[name].items() if key != "steps"}
     conclude(saved, arguments.json, report(found))
+    print(f"what the parts printed: {log}")
     return int(any("failed" in one for one in found.values()))
+
+
+def _brief(found: dict[str, Any]) -> str:
+    return "failed" if "failed" in found else json.dumps(found)
 
 
 if __name__ == "__main__":
