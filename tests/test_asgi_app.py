@@ -164,10 +164,10 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
         await app.startup()
         for port in range(1, 3000):
             await ask_asgi(app, method="GET", path="/health/live", peer=("127.0.0.1", str(port)))
-        known = len(app.shell.peers)
-        one = app.shell.peer(["127.0.0.1", 5000])
-        assert app.shell.peer(("127.0.0.1", "5000")) is one
-        assert app.shell.peer(None) is None
+        known = len(app.model.admission.peers)
+        one = app.model.admission.peer(["127.0.0.1", 5000])
+        assert app.model.admission.peer(("127.0.0.1", "5000")) is one
+        assert app.model.admission.peer(None) is None
         await app.shutdown()
         return known
 

@@ -31,7 +31,7 @@ from virtex.rpc.messages import (  # noqa: E402
     State,
     StreamResponse,
 )
-from virtex.rpc.serving import serve_grpc  # noqa: E402
+from virtex.rpc.serving import GrpcServer, serve_grpc  # noqa: E402
 
 DTYPES = ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "bf16"]
 ROWS = np.float32([[1, 2, 3]])
@@ -714,6 +714,34 @@ def test_a_service_that_drains_is_not_ready_and_one_that_has_shut_down_unavailab
         refused(await client.ask(request("identity", ROWS)), "UNAVAILABLE", "has shut down")
 
     run(app, main)
+
+
+def test_a_call_waits_for_a_service_that_starts_as_any_request_does(runner):
+    gate = asyncio.Event()
+
+    class Slow(Gated):
+        async def setup(self, worker):
+            await gate.wait()
+
+    handler = Slow()
+    app = http_server("gated", handler)
+
+    async def main():
+        async with GrpcServer(app, ["127.0.0.1:0"], shares=False) as server:
+            await server.start()
+            client = Client(server.port)
+            asked = asyncio.create_task(client.ask(request("gated", ROWS)))
+            await eventually(lambda: app._model is not None and app.model.admission.unsettled == 1)
+            told = await client.ask(ModelName(name="gated"), "ModelMetadata")
+            refused(told, "UNAVAILABLE", "not ready: the service is starting")
+            assert not State.FromString((await client.ask(ModelName(name="gated"), "ModelReady")).message).holds
+            gate.set()
+            handler.gate.set()
+            assert outputs_of_message((await asked).message)["output"].tolist() == ROWS.tolist()
+            await client.close()
+        await app.shutdown()
+
+    runner.run(asyncio.wait_for(main(), 30))
 
 
 def test_a_taken_port_a_wrong_app_and_a_start_that_fails_are_said(runner):

@@ -1,9 +1,9 @@
 import pytest
-from kit.asks import Echo, ask_direct, run
+from kit.asks import Echo, ask_asgi, ask_direct, run
 from kit.names import shown
 from test_batcher import Rig
 
-from virtex import Observer, http_server
+from virtex import Limits, Observer, http_server
 from virtex.observer import as_one
 
 
@@ -54,6 +54,17 @@ def test_of_several_observers_each_is_told_whatever_the_others_raise(error, capl
     assert answer.json == {"data": ["a", "b"], "error": None}
     assert first.heard == last.heard == [(200, 2), (2, True)]
     assert caplog.text.count("several observers raised") >= 1
+
+
+def test_a_body_that_is_refused_as_it_comes_is_told_as_every_refusal():
+    class Lost(Told):
+        def request_lost(self, reason, status, items, request_id):
+            self.heard.append((reason, status, items))
+
+    told = Lost()
+    app = http_server("echo", Echo(), limits=Limits(body=1000), observer=told)
+    (answer,) = run(app, ask_asgi(app, [b" " * 900, b" " * 900], headers=[(b"content-length", b"1")]))
+    assert answer.status == 413 and told.heard == [("size", 413, 0), (413, 0)]
 
 
 def test_a_single_one_that_raises_is_logged_as_itself(caplog):

@@ -78,7 +78,7 @@ class Server(Service):
         self._worker: Worker | None = None  # what setup() gets, once somebody sees to its life
         # Loop
         self._model: Model | None = None  # the latest life
-        self.shell: asgi_app.Shell
+        self._shell: asgi_app.Shell
         REGISTER.add(self)
         if "gunicorn.arbiter" in sys.modules and "virtex.worker" not in sys.modules:  # nobody has said -k
             from .workers import wrong
@@ -166,7 +166,7 @@ class Server(Service):
             asked = self.options.authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)
             model.admission.cors = self._cors
-            self.shell = asgi_app.Shell(model.admission, self._clock, self.max_time_on_queue > 0)
+            self._shell = asgi_app.Shell(model.admission, self._clock)
         elif model.loop is not asyncio.get_running_loop():
             raise RuntimeError(f"service {self.name!r} already runs on another event loop; make one app per loop")
         return model
@@ -302,7 +302,7 @@ class Server(Service):
         model = self._model
         if model is None or model.state is not READY or model.loop is not asyncio.get_running_loop():
             self._begun(is_lazy=True)
-        await self.shell.respond(self, scope, receive, send)
+        await self._shell.respond(self, scope, receive, send)
 
 
 def http_server(

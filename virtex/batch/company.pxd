@@ -6,7 +6,7 @@ cdef class Peer:
 
 
 cdef class Company:
-    cdef long long _window
+    cdef readonly long long window
     cdef Py_ssize_t _wary
     cdef Peer _first, _last
     cpdef arrives(self, Peer peer)

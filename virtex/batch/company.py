@@ -32,7 +32,7 @@ class Company:
     """Those who are waited for. window: nanoseconds; 0: nobody ever is, and no peer is remembered."""
 
     def __init__(self, window: int) -> None:
-        self._window = window
+        self.window = window
         self._wary = 0  # how many strangers must come in time before others are waited for
         self._first: Peer | None = None  # of those who are expected, in the order of their times
         self._last: Peer | None = None
@@ -45,7 +45,7 @@ class Company:
 
     def awaits(self, peer: Peer | None, now: int) -> None:
         """Its body did not come with its head, so the peer is expected, unless it let us down before."""
-        if peer is None or not self._window or (peer.is_late if peer.is_known else self._wary):
+        if peer is None or not self.window or (peer.is_late if peer.is_known else self._wary):
             return
         self.leaves(peer)
         self._expect(peer, now)
@@ -55,7 +55,7 @@ class Company:
         if peer is None:
             return
         self.leaves(peer)
-        late = took > self._window
+        late = took > self.window
         if peer.is_known:
             peer.is_late = late
         elif late:
@@ -69,7 +69,7 @@ class Company:
             return
         peer.open -= 1
         peer.is_known = True
-        if not peer.open and self._window:
+        if not peer.open and self.window:
             self._expect(peer, now)
 
     def _expect(self, peer: Peer, now: int) -> None:
@@ -100,9 +100,9 @@ class Company:
     def until(self, now: int) -> int:
         """When the last of those expected now stops being expected, in ns; 0 when nobody is."""
         first = self._first
-        while first is not None and first.expected_since <= now - self._window:
+        while first is not None and first.expected_since <= now - self.window:
             if not first.is_known:
                 self._wary = WARY
             self.leaves(first)
             first = self._first
-        return 0 if self._last is None else self._last.expected_since + self._window
+        return 0 if self._last is None else self._last.expected_since + self.window

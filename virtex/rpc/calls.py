@@ -21,7 +21,6 @@ from grpc.aio import EOF
 from ..errors import RETRY_SOON, RequestError, quoted
 from ..service import routes, v2
 from ..service.exchange import Exchange
-from ..service.failures import reason_of
 from ..service.formats import LATER, Wants
 from ..service.model import retrieve
 from ..service.seam import IDS, LEFT, Head, Response
@@ -62,7 +61,7 @@ class Calls:
     async def infer(self, _: Any, context: Any) -> bytes:
         """ModelInfer."""
         head = self._head("ModelInfer", context)
-        exchange: Exchange | None = None
+        exchange: Any = None
         try:
             answer: Any = self._refusal(head) if self._only is None else self._opened(self._only, head)
             if answer is None or type(answer) is Exchange:
@@ -72,7 +71,7 @@ class Calls:
                 try:
                     answer = self._asked(head, await self._first(context), exchange)  # no name keeps a message alive
                 except RequestError as error:
-                    answer = _broken_off(exchange, error, self._clock())
+                    answer = refused(error) if exchange is None else exchange.keeper.break_off(exchange, error)
                 if type(answer) is Exchange:
                     exchange = answer
                     answer = await exchange
@@ -98,7 +97,7 @@ class Calls:
         finally:
             timer.cancel()
 
-    def _asked(self, head: Head, message: Any, exchange: Exchange | None) -> Any:
+    def _asked(self, head: Head, message: Any, exchange: Any) -> Any:
         """A message is all there: its answer, or the exchange that will have it. exchange: of its head, if any."""
         if message is EOF:
             message = b""
@@ -116,7 +115,7 @@ class Calls:
         try:
             answer = exchange.complete(message)
         except RequestError as error:
-            answer = _broken_off(exchange, error, self._clock())
+            answer = exchange.keeper.break_off(exchange, error)
         if type(answer) is not Exchange:
             answer.request_id = exchange.name()  # that of the log
         return answer
@@ -128,11 +127,9 @@ class Calls:
         met = self._met.get(server.name)
         if met is None or met[0] is not server.model:
             server.begin()
-            model = server.model
-            if model.admission.served is None:
-                return _unready(server, head, now)
-            met = self._met[server.name] = model, Wants(GrpcInfer(model.admission.served), REFUSING.writes)
-        head.peer, head.wants = server.shell.peer(head.peer), met[1]
+            wants = Wants(GrpcInfer(server.model.admission), REFUSING.writes)
+            met = self._met[server.name] = server.model, wants
+        head.peer, head.wants = met[0].admission.peer(head.peer), met[1]
         return server.open(head, now)
 
     # ---- a stream of them
@@ -191,14 +188,10 @@ class Calls:
         return self._are("ready")
 
     def _are(self, what: str) -> bytes:
-        head = Head("GET", f"{v2.HEALTH}{what}", [], 0, None)
-        try:
-            for server in self._servers.values():
-                server.begin()
-                routes.answer(head, server.model)
-        except RequestError:
-            return b""
-        return _dumped(messages.State(holds=True))
+        servers = self._servers.values()
+        for server in servers:
+            server.begin()
+        return _dumped(messages.State(holds=all(_holds(server, v2.HEALTH + what) for server in servers)))
 
     async def server(self, _: Any, context: Any) -> bytes:
         """ServerMetadata."""
@@ -211,11 +204,7 @@ class Calls:
         """ModelReady: false for a model that there is not, as Triton has it."""
 
         def tell(server: Any) -> Any:
-            head = Head("GET", f"{v2.HEALTH}ready", [], 0, None)
-            try:
-                return messages.State(holds=routes.answer(head, server.model).status == 200)
-            except RequestError:
-                return messages.State()
+            return messages.State(holds=_holds(server, v2.HEALTH + "ready"))
 
         return await self._of_model("ModelReady", context, tell, messages.State())
 
@@ -223,10 +212,7 @@ class Calls:
         """ModelMetadata."""
 
         def tell(server: Any) -> Any:
-            served = server.model.admission.served
-            if served is None:
-                raise RequestError(503, f"not ready: the service is {server.model.state}", RETRY_SOON, "draining")
-            return messages.ModelMetadata(**orjson.loads(served.metadata()))
+            return messages.ModelMetadata(**orjson.loads(_said_at(server, v2.MODELS + server.name)))
 
         return await self._of_model("ModelMetadata", context, tell, None)
 
@@ -291,31 +277,22 @@ class Calls:
         return server.model.admission.refuse(refusal, head, server.options.clock())  # type: ignore[no-any-return]
 
 
-def _unready(server: Any, head: Head, now: int) -> Response:
-    """The refusal of a request ahead of its service's handler."""
-    head.wants = REFUSING
+def _said_at(server: Any, path: str) -> bytes:
+    """What a service says to GET. Raises RequestError."""
+    said: bytes = routes.answer(Head("GET", path, [], 0, None), server.model).buffers[0]
+    return said
+
+
+def _holds(server: Any, path: str) -> bool:
     try:
-        server.check_admits(head)
-        server.model.check_takes()
-        raise RequestError(503, "the service is starting", RETRY_SOON, "draining")
-    except RequestError as error:
-        return server.model.admission.refuse(error, head, now)  # type: ignore[no-any-return]
+        return bool(_said_at(server, path))
+    except RequestError:
+        return False
 
 
 def _break_in(task: asyncio.Task[Any], late: list[bool]) -> None:
     late.append(True)
     task.cancel()
-
-
-def _broken_off(exchange: Exchange | None, error: RequestError, now: int) -> Response:
-    """The refusal of a message that found no room, or did not come. exchange: of its head, if any."""
-    if exchange is None:
-        return refused(error)
-    admission: Any = exchange.keeper
-    exchange.cancel(error.reason)
-    admission.cells.request(error.status, -1, now - exchange.begun)
-    admission.lost(reason_of(error), error.status, 0, exchange.name(), error.reason)
-    return exchange.refuse(error)
 
 
 def _why_over(reading: asyncio.Task[None]) -> RequestError | None:

@@ -15,7 +15,7 @@ from ..errors import RequestError, quoted
 from ..message import Account
 from ..service import v2
 from ..service.formats import USUAL
-from ..service.v2_head import BYTES, Call, Place, Served
+from ..service.v2_head import BYTES, Call, Place
 from ..service.v2_read import Infer
 from .contents import GROWN, as_raw, check_head, read
 from .cut import cut
@@ -27,14 +27,16 @@ Raws = tuple[tuple[int, int], ...]  # of each tensor, from the first one's begin
 
 
 class GrpcInfer(Infer):
-    """Requests of one model."""
+    """Requests of one model. admission: has it as `served`, once it is there: ahead of that no body is read."""
 
-    def __init__(self, served: Served) -> None:
-        super().__init__(served, -1)
-        self._model = served
+    def __init__(self, admission: Any) -> None:
+        super().__init__(admission.served, -1)
+        self._admission = admission
         self._usual = lru_cache(256)(self._said)
 
     def _called(self, body: Any, account: Account) -> tuple[Call, Any, Any, list[tuple[int, int]]]:
+        if self._served is None:
+            self._served = self._admission.served
         found = cut(body)
         if found is None and len(body) > MOST_ODD:
             wrong = f"{len(body)} bytes that break off, or with fields that the protocol has not"
@@ -61,7 +63,7 @@ class GrpcInfer(Infer):
 
     def _said(self, head: bytes, raws: Raws) -> tuple[Call, Answer]:
         """What a head says, checked. Raises RequestError: 400, 404, 501."""
-        request, model = read(head), self._model
+        request, model = read(head), self._served
         check_model(request.model_name, request.model_version, [model.name])
         if model.missing:
             raise RequestError(501, f"V2 has no datatype for {', '.join(model.missing)} of {model.name!r}")

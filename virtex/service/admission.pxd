@@ -17,6 +17,8 @@ cdef class Admission(Keeper):
     cdef Deadlines _deadlines
     cdef Py_ssize_t _most_early
     cdef list _early
+    cdef public dict peers
+    cdef Py_ssize_t _peers_kept
 
     @cython.locals(exchange=Exchange, ring=Ring, bodies=Bodies)
     cpdef open(self, Head head, long long now)
@@ -31,6 +33,8 @@ cdef class Admission(Keeper):
     cdef _check_time(self, Py_ssize_t count, long long now, long long left)
 
     cdef _watch(self, Exchange exchange)
+    cpdef Peer peer(self, client)
+    cpdef Response break_off(self, Exchange exchange, error)
 
     @cython.locals(now=cython.longlong)
     cpdef conclude(self, Exchange exchange, Peer peer, int status)

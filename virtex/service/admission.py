@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ..batch.batcher import Batcher, retry_in
 from ..batch.company import Peer
@@ -31,6 +32,7 @@ from .v2_write import REFUSING
 WARNED = ("full", "predicted", "deadline", "draining")  # reasons that are the operator's business
 # Paths that are asked by the clock: they would outweigh an idle service's few
 NO_CLIENTS = ("/health/", "/metrics/", "/v2/health/")
+PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
 
 
 class Admission(Keeper):
@@ -58,6 +60,8 @@ class Admission(Keeper):
         self._observer = observer
         self._most_early = most_early
         self._early: list[Exchange] = []  # complete before the handler was there
+        self.peers: dict[Any, Peer] = {}  # by address and port
+        self._peers_kept = PEERS_KEPT
         self._deadlines = Deadlines(loop, clock, batcher, self._waiting)
         self.coder = Coder(loop, clock, bodies, lambda exchange: self._watch(exchange))
         self._all_settled: asyncio.Future[None] | None = None
@@ -92,6 +96,24 @@ class Admission(Keeper):
         exchange._begin(self, head, wants, now)
         return exchange
 
+    def peer(self, client: Any) -> Peer | None:
+        """The connection of a client of which a shell knows no more: its address and port. None where it has none."""
+        if not client or not client[1] or not self.company.window:
+            return None
+        key = (client[0], int(client[1]))  # granian gives the port as a string
+        peer = self.peers.get(key)
+        if peer is None:
+            if len(self.peers) >= self._peers_kept:
+                self._forget()
+            peer = self.peers[key] = Peer()
+        return peer
+
+    def _forget(self) -> None:
+        """Nobody says when such a connection ends: forget those that nobody expects, once they are many."""
+        self.company.until(self._clock.now())
+        self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.expected_since}
+        self._peers_kept = max(PEERS_KEPT, 2 * len(self.peers))
+
     def enter(self) -> None:
         """Take a request that no connection brought. Raises RequestError while too many wait for the start."""
         if self._early:
@@ -103,6 +125,12 @@ class Admission(Keeper):
                 raise
         self.unsettled += 1
         self.cells.in_flight(self.unsettled)
+
+    def break_off(self, exchange: Exchange, error: RequestError) -> Response:
+        """The body of a request finds no room, or does not come: the answer that says so."""
+        exchange.response = response = exchange.refuse(error)
+        exchange.cancel(error.reason)
+        return self.answer(response, exchange._head, exchange.begun)
 
     def turn_away(self, error: RequestError, head: Head | None = None) -> bytes:
         """What has no exchange, and may have been no request, is lost; returns the id that its answer is to have."""

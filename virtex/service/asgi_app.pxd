@@ -1,7 +1,6 @@
-from ..batch.company cimport Peer
 from .admission cimport Admission
 from .exchange cimport Exchange
-from .seam cimport Head, Waiter
+from .seam cimport Waiter
 
 
 cdef class Wait(Waiter):
@@ -12,8 +11,4 @@ cdef class Wait(Waiter):
 cdef class Shell:
     cdef object _loop, _clock, _timer
     cdef Admission _admission
-    cdef bint _remembers
-    cdef Py_ssize_t _peers_kept
-    cdef public dict peers
     cdef set _waits
-    cpdef Peer peer(self, client)

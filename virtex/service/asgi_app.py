@@ -11,11 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..batch.company import Peer
 from ..errors import RequestError
 from .admission import Admission
 from .exchange import GIVEN_UP, Exchange
-from .failures import reason_of
 from .model import retrieve
 from .seam import IDS, LEFT, BaseExchange, Head, Response, Waiter, without_root
 
@@ -23,7 +21,6 @@ log = logging.getLogger("virtex")
 
 WATCH_AFTER = 0.05  # seconds, at least, until a request that waits gets a task that sees its client leave
 WORTH_WATCHING = 100_000  # ns that an item computes, from which on it is cheaper to see its client leave: 20 us or so
-PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
 BY_LIFESPAN = (
     "service %r is started and ended by another server's lifespan: setup() gets worker.index 0 of 1 in each process, "
     "and /health/ready stays 200 until that server has taken its last request (docs/fastapi.md)"
@@ -50,15 +47,12 @@ class Wait(Waiter):
 
 
 class Shell:
-    """The requests that came by ASGI, in one life of a service. remembers: whether clients are told apart."""
+    """The requests that came by ASGI, in one life of a service."""
 
-    def __init__(self, admission: Admission, clock: Callable[[], int], remembers: bool) -> None:
+    def __init__(self, admission: Admission, clock: Callable[[], int]) -> None:
         self._loop = admission.loop
         self._clock = clock
         self._admission = admission
-        self._remembers = remembers
-        self.peers: dict[Any, Peer] = {}
-        self._peers_kept = PEERS_KEPT
         self._waits: set[Wait] = set()
         self._timer: asyncio.TimerHandle | None = None
         admission.batcher.on_long = self._watch_all
@@ -111,27 +105,9 @@ class Shell:
         method: str = scope["method"]
         if type(path) is not str or type(method) is not str:  # an HTTPMethod of http, say
             path, method = str.__str__(path), str.__str__(method)
-        head = Head(method, path, headers, length, self.peer(scope.get("client")))
+        head = Head(method, path, headers, length, self._admission.peer(scope.get("client")))
         head.query = scope.get("query_string") or b""
         return head
-
-    def peer(self, client: Any) -> Peer | None:
-        """The connection as ASGI lets us know it, by address and port; None behind a unix socket."""
-        if not client or not client[1] or not self._remembers:
-            return None
-        key = (client[0], int(client[1]))  # granian gives the port as a string
-        peer = self.peers.get(key)
-        if peer is None:
-            if len(self.peers) >= self._peers_kept:
-                self._forget()
-            peer = self.peers[key] = Peer()
-        return peer
-
-    def _forget(self) -> None:
-        """ASGI does not say when a connection ends: forget those that nobody expects, once they are many."""
-        self._admission.company.until(self._clock())
-        self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.expected_since}
-        self._peers_kept = max(PEERS_KEPT, 2 * len(self.peers))
 
     def take(self, exchange: Exchange, message: Any) -> Any:
         """A message of receive(): None when more must come, else the answer, or the exchange that will have it."""
@@ -143,10 +119,7 @@ class Shell:
             try:
                 exchange.write(piece if type(piece) is bytes else bytes(piece))
             except RequestError as error:
-                exchange.cancel(error.reason)
-                self._admission.cells.request(error.status, -1, self._clock() - exchange.begun)
-                self._admission.lost(reason_of(error), error.status, 0, exchange.name(), error.reason)
-                return exchange.refuse(error)
+                return self._admission.break_off(exchange, error)
         return None if message.get("more_body") else exchange.complete()
 
     def wait(self, exchange: Exchange, receive: Any) -> Wait:
