@@ -29,7 +29,6 @@ from typing import Any, ClassVar
 
 import uvloop
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
@@ -39,7 +38,7 @@ from .wire.connections import Connections
 from .wire.guests import limits_of
 from .wire.listener import Listener
 from .workers import logs, settings, signals, systemd, uvicorn
-from .workers.access_log import AccessLog
+from .workers.access_log import access_of
 from .workers.grpc_port import GrpcPort, keep
 from .workers.loading import load, stand_in
 from .workers.memory import freeze, keep_freed_memory
@@ -286,8 +285,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         connections.closing = True  # until it is ready
         connections.root_path = self.cfg.root_path.rstrip("/")
         connections.secure = settings.trust(self.cfg)
-        if self.log.access_log_enabled or type(self.log).access is not Logger.access:  # statsd's counts requests there
-            connections.access = AccessLog(self.log)
+        connections.access = access_of(self.log)
 
     async def _listen(self, listener: Listener) -> None:
         context = ssl_context(self.cfg) if self.cfg.is_ssl else None

@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 from google.protobuf.message import DecodeError
-from grpc import StatusCode
 from grpc.aio import EOF
 
 from ..errors import RETRY_SOON, RequestError, quoted
@@ -25,7 +24,7 @@ from ..service.formats import LATER, Wants
 from ..service.model import retrieve
 from ..service.seam import IDS, LEFT, Head, Response
 from . import messages
-from .codes import code_of, metadata_of
+from .codes import client_of, code_of, metadata_of
 from .cut import cut, length_of, name_in
 from .reading import GrpcInfer, check_model, no_model
 from .writing import Refusing, refused
@@ -39,7 +38,10 @@ REFUSING = Wants(LATER, Refusing())
 
 
 class Calls:
-    """The methods, for the services of one app. taken: how many infer requests there were."""
+    """The methods, for the services of one app. taken: how many infer requests there were.
+
+    access: writes a line for each call; None: nobody reads it.
+    """
 
     def __init__(self, app: Any) -> None:
         self._servers: dict[str, Any] = {server.name: server for server in getattr(app, "servers", (app,))}
@@ -50,6 +52,7 @@ class Calls:
         self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
+        self.access: Any = None
 
     def drain(self) -> None:
         """No stream is read any further; what was read is answered."""
@@ -60,10 +63,10 @@ class Calls:
 
     async def infer(self, _: Any, context: Any) -> bytes:
         """ModelInfer."""
-        head = self._head("ModelInfer", context)
+        begun, head = self._clock(), self._head("ModelInfer", context)
         exchange: Any = None
         try:
-            answer: Any = self._refusal(head) if self._only is None else self._opened(self._only, head)
+            answer: Any = self._refusal(head) if self._only is None else self._opened(self._only, head, begun)
             if answer is None or type(answer) is Exchange:
                 exchange = answer
                 if exchange is not None:
@@ -79,7 +82,7 @@ class Calls:
             if exchange is not None:
                 exchange.cancel(LEFT)
             raise
-        return await _ended(answer, exchange, head, context)
+        return await self._end(answer, exchange, head, begun, context)
 
     async def _first(self, context: Any) -> Any:
         """The first message of a call. Raises RequestError (408) where it does not come in the time of an answer."""
@@ -109,7 +112,7 @@ class Calls:
             server = self._servers.get(name)
             if server is None:
                 return refused(no_model(name, "", list(self._servers)))
-            exchange = self._opened(server, head)
+            exchange = self._opened(server, head, self._clock())
             if type(exchange) is not Exchange:
                 return exchange
         try:
@@ -120,10 +123,9 @@ class Calls:
             answer.request_id = exchange.name()  # that of the log
         return answer
 
-    def _opened(self, server: Any, head: Head) -> Any:
+    def _opened(self, server: Any, head: Head, now: int) -> Any:
         """A service has the head of a request: its refusal, or the exchange."""
         self.taken += 1
-        now: int = server.options.clock()
         met = self._met.get(server.name)
         if met is None or met[0] is not server.model:
             server.begin()
@@ -136,10 +138,10 @@ class Calls:
 
     async def stream(self, _: Any, context: Any) -> None:
         """ModelStreamInfer: an answer for each request, in order. One that is refused does not end the stream."""
-        head = self._head("ModelStreamInfer", context)
+        begun, head, sent = self._clock(), self._head("ModelStreamInfer", context), 0
         refusal = self._refusal(head)
         if refusal is not None:
-            await _ended(refusal, None, head, context)
+            await self._end(refusal, None, head, begun, context)
         asked: asyncio.Queue[Any] = asyncio.Queue()
         room = asyncio.Semaphore(self._pipelined)
         reading = asyncio.get_running_loop().create_task(self._read(context, asked, room))
@@ -151,7 +153,9 @@ class Calls:
                 answer, request_id = next_
                 response = await answer if type(answer) is Exchange else answer
                 answer = None
-                await context.write(_in_stream(response, request_id))
+                said = _in_stream(response, request_id)
+                sent += len(said)
+                await context.write(said)
                 room.release()
         finally:
             self._reading.discard(reading)
@@ -160,8 +164,8 @@ class Calls:
                 _give_up(asked.get_nowait())
             _give_up((answer, b""))
         error = _why_over(reading)
-        if error is not None:
-            await _ended(refused(error), None, head, context)
+        over = Response(200, (), []) if error is None else refused(error)
+        await self._end(over, None, head, begun, context, sent)
 
     async def _read(self, context: Any, asked: asyncio.Queue[Any], room: asyncio.Semaphore) -> None:
         """Put what the stream asks where it waits for its turn to be answered."""
@@ -181,24 +185,25 @@ class Calls:
 
     async def live(self, _: Any, context: Any) -> bytes:
         """ServerLive: open to everybody."""
-        return self._are("live")
+        return await self._health("Live", context)
 
     async def ready(self, _: Any, context: Any) -> bytes:
         """ServerReady: open to everybody."""
-        return self._are("ready")
+        return await self._health("Ready", context)
 
-    def _are(self, what: str) -> bytes:
-        servers = self._servers.values()
+    async def _health(self, what: str, context: Any) -> bytes:
+        begun, head, servers = self._clock(), self._head(f"Server{what}", context), self._servers.values()
         for server in servers:
             server.begin()
-        return _dumped(messages.State(holds=all(_holds(server, v2.HEALTH + what) for server in servers)))
+        said = messages.State(holds=all(_holds(server, v2.HEALTH + what.lower()) for server in servers))
+        return await self._end(Response(200, (), [_dumped(said)]), None, head, begun, context)
 
     async def server(self, _: Any, context: Any) -> bytes:
         """ServerMetadata."""
-        head = self._head("ServerMetadata", context)
+        begun, head = self._clock(), self._head("ServerMetadata", context)
         said = messages.ServerMetadata(**orjson.loads(v2.server_metadata()))
         answer = self._refusal(head) or Response(200, (), [_dumped(said)])
-        return await _ended(answer, None, head, context)
+        return await self._end(answer, None, head, begun, context)
 
     async def model_ready(self, _: Any, context: Any) -> bytes:
         """ModelReady: false for a model that there is not, as Triton has it."""
@@ -218,7 +223,7 @@ class Calls:
 
     async def _of_model(self, method: str, context: Any, tell: Callable[[Any], Any], unknown: Any) -> bytes:
         """What is told of the model that a message names. unknown: of one that there is not; None: it is refused."""
-        head = self._head(method, context)
+        begun, head = self._clock(), self._head(method, context)
         answer = self._refusal(head)
         if answer is None:
             try:
@@ -226,7 +231,7 @@ class Calls:
                 answer = self._told(head, b"" if message is EOF else message, tell, unknown)
             except RequestError as error:
                 answer = refused(error)
-        return await _ended(answer, None, head, context)
+        return await self._end(answer, None, head, begun, context)
 
     def _told(self, head: Head, message: bytes, tell: Callable[[Any], Any], unknown: Any) -> Response:
         try:
@@ -247,7 +252,7 @@ class Calls:
         except RequestError as error:
             return admission.refuse(error, head, now)  # type: ignore[no-any-return]
 
-    # ---- heads
+    # ---- heads and ends
 
     def _head(self, method: str, context: Any) -> Head:
         """A call, as the head of a request; its peer is the client's address, until a service knows it."""
@@ -261,6 +266,24 @@ class Calls:
         if left is not None:
             head.patience = max(1, int(min(left, MOST_SECONDS) * 1e9))
         return head
+
+    async def _end(
+        self, response: Response, exchange: Exchange | None, head: Head, begun: int, context: Any, sent: int = 0
+    ) -> bytes:
+        """Tell how a call ends: gives its message, or raises what ends it without one. sent: bytes, ahead of it."""
+        request_id = b"" if exchange is None else exchange.request_id
+        request_id = request_id or response.request_id or head.request_id or IDS.next()
+        said = response.buffers[0] if len(response.buffers) == 1 else b"".join(response.buffers)
+        if self.access is not None:
+            code, size = code_of(response.status).value[0], sent + (response.status == 200) * len(said)
+            client = client_of(context.peer())
+            self.access.of_call(client, head, code, size, self._clock() - begun, request_id, exchange)
+        if response.status == 200:
+            context.set_trailing_metadata((("x-request-id", request_id.decode()),))
+            return said
+        code = code_of(response.status)
+        await context.abort(code, said[:MOST_SAID].decode(errors="ignore"), metadata_of(response, request_id))
+        raise AssertionError("abort() raises")
 
     def _refusal(self, head: Head) -> Response | None:
         """The refusal of a call ahead of its message: where none of the services lets it in."""
@@ -333,16 +356,3 @@ def _in_stream(response: Response, request_id: str) -> bytes:
         return b"\x12" + length_of(len(said)) + said
     error = f"{code_of(response.status).name}: {said.decode()}"
     return _dumped(messages.StreamResponse(error_message=error, infer_response={"id": request_id}))
-
-
-async def _ended(response: Response, exchange: Exchange | None, head: Head, context: Any) -> bytes:
-    """Tell how a call ends: gives its message, or raises what ends it without one."""
-    request_id = b"" if exchange is None else exchange.request_id
-    request_id = request_id or response.request_id or head.request_id or IDS.next()
-    said = response.buffers[0] if len(response.buffers) == 1 else b"".join(response.buffers)
-    if response.status == 200:
-        context.set_trailing_metadata((("x-request-id", request_id.decode()),))
-        return said
-    code: StatusCode = code_of(response.status)
-    await context.abort(code, said[:MOST_SAID].decode(errors="ignore"), metadata_of(response, request_id))
-    raise AssertionError("abort() raises")

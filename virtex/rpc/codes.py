@@ -1,9 +1,11 @@
-"""How a call ends: the status of gRPC for one of HTTP, and what goes with it.
+"""How a call ends: the status of gRPC for one of HTTP, and what goes with it; and who called.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md. Rules: values in, values out.
 """
 
 from __future__ import annotations
+
+from urllib.parse import unquote
 
 from grpc import StatusCode
 
@@ -41,3 +43,9 @@ def metadata_of(response: Response, request_id: bytes) -> tuple[tuple[str, str],
         if name == b"retry-after" and value.isdigit():
             found.append(("grpc-retry-pushback-ms", str(int(value) * 1000)))
     return tuple(found)
+
+
+def client_of(peer: str) -> str:
+    """The address of a client. peer: as grpc has it, ipv4:127.0.0.1:5000 or ipv6:%5B::1%5D:5000; others have none."""
+    kind, _, place = unquote(peer).partition(":")
+    return place.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""

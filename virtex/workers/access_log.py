@@ -9,6 +9,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+
 from ..service.seam import BaseExchange, Head
 from ..wire.connections import Ends
 
@@ -29,15 +31,34 @@ class AccessLog:
         request_id: bytes = b"",
         exchange: BaseExchange | None = None,
     ) -> None:
-        client = ends.client
         # As it came, not decoded, and escaped from 0x80 on: llhttp let no control character of ASCII pass.
-        target = _shown(head.target)
+        target, client = _shown(head.target), ends.client[0] if ends.client else ""
+        self._write(client, f"HTTP/1.{head.minor}", target, head, status, length, ns, request_id, exchange)
+
+    def of_call(
+        self, client: str, head: Head, code: int, length: int, ns: int, request_id: bytes, exchange: BaseExchange | None
+    ) -> None:
+        """Of gRPC. code: how it ended, 0 for OK. length: of its answers."""
+        self._write(client, "HTTP/2", head.path, head, code, length, ns, request_id, exchange)
+
+    def _write(
+        self,
+        client: str,
+        protocol: str,
+        target: str,
+        head: Head,
+        status: int,
+        length: int,
+        ns: int,
+        request_id: bytes,
+        exchange: BaseExchange | None,
+    ) -> None:
         path, _, query = target.partition("?")
         environ = {
             "REQUEST_METHOD": head.method,
             "RAW_URI": target,
-            "SERVER_PROTOCOL": f"HTTP/1.{head.minor}",
-            "REMOTE_ADDR": client[0] if client else "-",
+            "SERVER_PROTOCOL": protocol,
+            "REMOTE_ADDR": client or "-",
             "PATH_INFO": path,
             "QUERY_STRING": query,
         }
@@ -52,6 +73,11 @@ class AccessLog:
         reply = SimpleNamespace(status=str(status), headers=answered, sent=length)
         sent = [(name.decode().title(), _shown(value)) for name, value in head.headers]
         self._log.access(reply, SimpleNamespace(headers=sent), environ, timedelta(microseconds=ns // 1000))
+
+
+def access_of(log: Any) -> AccessLog | None:
+    """What writes the access log; None where nobody wants it. log: gunicorn's, which counts requests for statsd."""
+    return AccessLog(log) if log.access_log_enabled or type(log).access is not Logger.access else None
 
 
 def _shown(sent: bytes) -> str:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .access_log import access_of
 from .program import why_not
 from .settings import is_set
 
@@ -176,6 +177,7 @@ class GrpcPort:
             files = certificate(cfg)
             credentials = credentials_of(*files) if files else None
             self._server = GrpcServer(app, wanted, True, limits, credentials)
+            self._server.calls.access = access_of(log)
             await self._server.start()
             log.info("gRPC at %s%s", " and ".join(wanted), " with TLS" if files else "")
 

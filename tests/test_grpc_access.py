@@ -1,0 +1,88 @@
+"""The access log's lines of gRPC: one for each call that was answered, none where nobody wants them."""
+
+import re
+
+import pytest
+from kit import needs
+from kit.servers import free_port, serving
+
+needs.library("grpc")
+
+import grpc  # noqa: E402
+import numpy as np  # noqa: E402
+from kit.grpc import SERVICE, request  # noqa: E402
+
+from virtex.rpc.codes import client_of  # noqa: E402
+
+SOURCE = """
+from virtex import Tensor, TensorHandler, http_server
+
+class Identity(TensorHandler):
+    inputs = outputs = Tensor("f4", (3,))
+    def run_inference(self, model_input):
+        return model_input
+
+app = http_server("identity", Identity)
+"""
+FORMAT = '%(h)s "%(r)s" %(s)s %(B)s %(D)s %({x-request-id}o)s %({virtex.items}e)s %({x-mine}i)s END'
+ROWS = np.float32([[1, 2, 3], [4, 5, 6]])
+
+
+def test_each_call_has_a_line_as_a_request_has(monkeypatch):
+    number = free_port()
+    monkeypatch.setenv("VIRTEX_GRPC_PORT", str(number))
+    asked = request("identity", ROWS).SerializeToString()
+    head = (("x-request-id", "one"), ("x-mine", "7"))
+    with serving("gunicorn", SOURCE, "--access-logfile", "-", "--access-logformat", FORMAT) as server:
+        server.wait_log("gRPC at")
+        with grpc.insecure_channel(f"127.0.0.1:{number}") as channel:
+
+            def ask(method, message=b"", metadata=()):
+                return channel.unary_unary(SERVICE + method)(message, metadata=metadata, timeout=20)
+
+            size = len(ask("ModelInfer", asked, head))
+            with pytest.raises(grpc.RpcError):
+                ask("ModelInfer", asked.replace(b"identity", b"indemnit"), (("x-request-id", "two"),))
+            size_of_live = len(ask("ServerLive"))
+            for method in ("ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata"):
+                ask(method, b"\x0a\x08identity")
+            streamed = list(channel.stream_stream(SERVICE + "ModelStreamInfer")(iter([asked, asked]), timeout=20))
+        lines = []
+        server.wait_log(f"{SERVICE}ModelStreamInfer ")
+        for line in server.log.splitlines():
+            found = re.fullmatch(rf'(\S+) "POST {SERVICE}(\w+) HTTP/2" (\d+) (\d+) (\d+) (\S+) (\S+) (\S+) END', line)
+            if found:
+                assert found[1] == "127.0.0.1" and 0 < int(found[5]) < 20e6 and found[6] != "-"
+                lines.append((found[2], int(found[3]), int(found[4]), found[6], found[7], found[8]))
+    assert lines[0] == ("ModelInfer", 0, size, "one", "2", "7")
+    assert lines[1] == ("ModelInfer", grpc.StatusCode.NOT_FOUND.value[0], 0, "two", "-", "-")
+    assert lines[2][:3] == ("ServerLive", 0, size_of_live)
+    told = [line[:2] for line in lines[3:]]
+    assert told == [
+        (m, 0) for m in ("ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelStreamInfer")
+    ]
+    assert lines[-1][2] == sum(map(len, streamed)) > 2 * size
+
+
+def test_nobody_writes_lines_that_nobody_wants(monkeypatch):
+    number = free_port()
+    monkeypatch.setenv("VIRTEX_GRPC_PORT", str(number))
+    with serving("gunicorn", SOURCE) as server:
+        server.wait_log("gRPC at")
+        with grpc.insecure_channel(f"127.0.0.1:{number}") as channel:
+            channel.unary_unary(SERVICE + "ServerLive")(b"", timeout=20)
+        assert SERVICE not in server.log
+
+
+@pytest.mark.parametrize(
+    "peer, client",
+    [
+        ("ipv4:127.0.0.1:5000", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:5000", "::1"),
+        ("ipv6:[fe80::1]:5000", "fe80::1"),
+        ("unix:/run/x:1", ""),
+        ("", ""),
+    ],
+)
+def test_the_client_is_the_address_of_its_peer(peer, client):
+    assert client_of(peer) == client
