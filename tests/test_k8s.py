@@ -16,7 +16,7 @@ from kit import needs
 from kit.k8s import FOLDER, container_of, document, manifests, pod, variables
 from kit.pages import Page
 from kit.prom import get, needs_prometheus, needs_pushgateway, program, prometheus, samples
-from kit.servers import ROOT, free_port, until
+from kit.servers import DRAIN_DELAY, HELD_DRAIN, ROOT, free_port, until
 
 from virtex.workers.settings import drain_delay
 
@@ -225,16 +225,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_container(folder):
 
 def test_a_pod_that_ends_is_unready_first_and_answers_who_still_comes(folder):
     container = container_of(*SERVED[0])
-    with pod(container, folder, VIRTEX_DRAIN_DELAY="2") as running:
+    (folder / "service.py").write_text(HELD_DRAIN + (folder / "service.py").read_text())
+    with pod(container, folder, VIRTEX_DRAIN_DELAY=str(DRAIN_DELAY)) as running:
         until(lambda: running.probe("startupProbe") == 200, "readiness", running)
         pause, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
         assert int(seconds) == 5  # which is not waited for here
-        assert subprocess.run([pause, "0.01"], timeout=10).returncode == 0
+        assert subprocess.run([pause, "0.01"], timeout=60).returncode == 0
         assert running.probe("readinessProbe") == 200
         running.signal(signal.SIGTERM)
         until(lambda: running.probe("readinessProbe") == 503, "unreadiness", running)
         assert [running.request("POST", "/", BODY)[0] for _ in range(20)] == [200] * 20
         assert running.probe("livenessProbe") == 200
+        running.end_delay()
         assert running.wait_exit() == 0
 
 
@@ -309,7 +311,7 @@ def crowd(running, folder, prom):
     until(lambda: prom.value("virtex_queue_items") == 5, "five that wait", running)
     hold.release()
     for thread in asking:
-        thread.join(10)
+        thread.join(60)
 
 
 @needs_prometheus

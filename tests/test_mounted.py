@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from kit import needs
 from kit.asks import Echo, ask_asgi
-from kit.servers import ECHO, serving, until
+from kit.servers import DRAIN_DELAY, ECHO, HELD_DRAIN, serving, until
 
 from virtex import Limits, http_server, serve
 from virtex.service.register import REGISTER
@@ -137,9 +137,10 @@ def started_with_the_first_request(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_under_gunicorn_each_is_started_told_its_worker_drained_and_ended_once(way, monkeypatch):
-    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "3")
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", str(DRAIN_DELAY))
     paths = WAYS[way][1]
-    with serving("gunicorn", source_of(way), "--workers", "2", "--graceful-timeout", "20") as server:
+    source = HELD_DRAIN + source_of(way)
+    with serving("gunicorn", source, "--workers", "2", "--graceful-timeout", "2000") as server:
         server.wait_log("is ready; workers=2", 2)
         for name, path in paths.items():
             assert {f"setup {name} {index} 2" for index in (0, 1)} <= set(server.log.splitlines())
@@ -156,6 +157,7 @@ def test_under_gunicorn_each_is_started_told_its_worker_drained_and_ended_once(w
             until(lambda path=path: server.request("GET", f"{path}health/ready")[0] == 503, "unreadiness", server)
             assert server.request("GET", f"{path}health/live")[0] == 200
             ask(server, path)
+        server.end_delay()
         assert server.wait_exit() == 0
         lines = server.log.splitlines()
         for name in names:

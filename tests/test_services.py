@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kit import needs
 from kit.asks import ask_asgi, ask_direct, run
-from kit.servers import ECHO, serving, until
+from kit.servers import DRAIN_DELAY, ECHO, HELD_DRAIN, serving, until
 from kit.services import BODY, Echo
 from kit.wire import LiveWire
 
@@ -572,10 +572,11 @@ def posted(server, path, item="q"):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_under_gunicorn_all_are_told_their_worker_drained_and_ended_once(way, monkeypatch):
-    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "3")
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", str(DRAIN_DELAY))
     needs.found("starlette", "fastapi")
     code, at = WAYS[way]
-    with serving("gunicorn", SOURCE + code, "--workers", "2", "--graceful-timeout", "20") as server:
+    source = HELD_DRAIN + SOURCE + code
+    with serving("gunicorn", source, "--workers", "2", "--graceful-timeout", "2000") as server:
         server.wait_log("is ready; workers=2", 2)
         told = Counter(line for line in server.log.splitlines() if line.startswith("setup"))
         assert told == {f"setup {name} {index} 2": 1 for name in "ab" for index in (0, 1)}
@@ -587,6 +588,7 @@ def test_under_gunicorn_all_are_told_their_worker_drained_and_ended_once(way, mo
         for path in ("/health/ready", "/a/health/ready", "/b/health/ready"):
             until(lambda path=path: server.request("GET", at + path)[0] == 503, "unreadiness", server)
         assert posted(server, f"{at}/a")[0] == "a"
+        server.end_delay()
         assert server.wait_exit() == 0
         assert Counter(line for line in server.log.splitlines() if line.startswith("teardown")) == {
             "teardown a": 2,

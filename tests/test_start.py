@@ -6,10 +6,9 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
-from kit.servers import ECHO, read_all, serving, until
+from kit.servers import AGES, ECHO, read_all, serving, until
 
 LOADING = (
     ECHO
@@ -37,7 +36,7 @@ def go(server, index):
 
 
 def test_a_loading_worker_answers_probes_while_no_sibling_is_ready_and_leaves_all_else_to_those_that_are():
-    with serving("gunicorn", LOADING, "--workers", "2", "--timeout", "1") as server:
+    with serving("gunicorn", LOADING, "--workers", "2", "--graceful-timeout", AGES, "--timeout", "1") as server:
         assert status(server, "GET", "/health/live") == 200
         assert status(server, "GET", "/health/ready") == 503
         with server.connect() as sock:
@@ -49,9 +48,8 @@ def test_a_loading_worker_answers_probes_while_no_sibling_is_ready_and_leaves_al
         server.wait_log("is ready; workers=2")
         assert [status(server) for _ in range(40)] == [200] * 40
         assert [status(server, "GET", "/health/ready") for _ in range(10)] == [200] * 10
-        begun = time.monotonic()
         server.signal(signal.SIGTERM)  # the other's setup() never ends
-        assert server.wait_exit() == 0 and time.monotonic() - begun < 20  # --graceful-timeout is 30
+        assert server.wait_exit() == 0
         assert "stopping while the application loads" in server.log
         assert "Traceback" not in server.log and "WORKER TIMEOUT" not in server.log
 
@@ -80,11 +78,10 @@ def test_a_worker_that_fails_to_load_takes_nobody_with_it():
 @pytest.mark.parametrize("executor", ["inline", "thread"])
 def test_sigterm_ends_a_setup_that_would_not_end(executor):
     source = LOADING.replace("while not", 'print("loading", flush=True)\n        while not')
-    with serving("gunicorn", source.replace('"thread"', f'"{executor}"')) as server:
+    with serving("gunicorn", source.replace('"thread"', f'"{executor}"'), "--graceful-timeout", AGES) as server:
         server.wait_log("loading")
-        begun = time.monotonic()
         server.signal(signal.SIGTERM)
-        assert server.wait_exit() == 0 and time.monotonic() - begun < 20
+        assert server.wait_exit() == 0
         assert "is ready" not in server.log and "Traceback" not in server.log
 
 
@@ -199,7 +196,7 @@ def test_a_worker_that_hangs_in_native_code_is_killed_with_a_traceback_in_the_lo
     native = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # Python sees no signal meanwhile
     with serving("gunicorn", ECHO.replace("return model_input", native), "--timeout", "1") as server:
         server.wait_log("is ready; workers=1")
-        with server.connect(30) as sock:
+        with server.connect() as sock:
             sock.sendall(POST)
             assert read_all(sock) == b""
         assert "WORKER TIMEOUT" in server.log and "in run_inference" in server.log

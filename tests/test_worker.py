@@ -16,10 +16,25 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
-from kit.servers import CERTIFICATE, ECHO, free_port, listens, read_all, read_answer, read_response, serving, until
+from kit.servers import (
+    AGES,
+    CERTIFICATE,
+    DRAIN_DELAY,
+    ECHO,
+    HELD_DRAIN,
+    PATIENCE,
+    free_port,
+    listens,
+    read_all,
+    read_answer,
+    read_response,
+    serving,
+    until,
+)
 
 from virtex import Limits
 from virtex.workers.settings import merge_limits, trust
@@ -58,6 +73,11 @@ class Slow(Echo):
 app = http_server(name="slow", handler=Slow, executor="thread", max_batch_size=1, max_queue_size=64)
 """
 )
+
+
+def request_of(number):
+    body = b'{"data":[%d]}' % number
+    return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 def post(server, body=b'{"data":["a"]}'):
@@ -130,7 +150,7 @@ def test_index_and_count_are_given_to_setup_and_a_respawned_worker_has_its_prede
 def test_sigterm_answers_what_was_taken_and_tears_down():
     with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
         server.wait_log("is ready; workers=1")
-        socks = [server.connect(20) for _ in range(4)]
+        socks = [server.connect() for _ in range(4)]
         for sock in socks:
             sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[0.3]}')
         idle = server.connect()
@@ -149,12 +169,13 @@ def test_sigterm_answers_what_was_taken_and_tears_down():
 
 
 def test_drain_delay_takes_connections_while_unready(monkeypatch):
-    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "2")
-    with serving("gunicorn", ECHO, "--graceful-timeout", "20") as server:
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", str(DRAIN_DELAY))
+    with serving("gunicorn", HELD_DRAIN + ECHO, "--graceful-timeout", "2000") as server:
         server.wait_log("is ready; workers=1")
         server.signal(signal.SIGTERM, server.workers()[0])
         until(lambda: server.request("GET", "/health/ready")[0] == 503, "unreadiness", server)
         assert server.request("GET", "/health/live")[0] == 200
+        server.end_delay()
         server.wait_log("worker index 0 is ready; workers=1", 2)  # gunicorn replaces the worker that left
 
 
@@ -186,28 +207,27 @@ def test_tls():
 
 
 def test_sigint_does_not_wait_for_answers():
-    with serving("gunicorn", SLOW, "--graceful-timeout", "20") as server:
+    with serving("gunicorn", SLOW, "--graceful-timeout", AGES) as server:
         server.wait_log("is ready; workers=1")
         with server.connect() as sock:
-            sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"data":[3.0]}')
-            begun = time.monotonic()
+            sock.sendall(request_of(int(AGES)))
+            until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work", server)
             server.signal(signal.SIGINT)
             assert server.wait_exit() == 0
-            assert time.monotonic() - begun < 15
 
 
 def test_graceful_timeout_cuts_what_takes_longer():
     with serving("gunicorn", SLOW, "--graceful-timeout", "1") as server:
         server.wait_log("is ready; workers=1")
-        with server.connect(30) as sock:
-            sock.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"data":[60]}')
+        with server.connect() as sock:
+            sock.sendall(request_of(int(AGES)))
             until(lambda: server.request("GET", "/health/ready")[0] == 200, "the worker to be at work")
             server.signal(signal.SIGTERM)
-            server.wait_exit()  # before the 60 s are over
+            server.wait_exit()
 
 
 def test_sigterm_during_a_long_load_ends_the_worker():
-    source = SLOW_LOAD.replace("{seconds}", "3")
+    source = SLOW_LOAD.replace("{seconds}", AGES)
     with serving("gunicorn", source) as server:
         server.wait_log("loading")
         server.signal(signal.SIGTERM)
@@ -215,8 +235,19 @@ def test_sigterm_during_a_long_load_ends_the_worker():
         assert "is ready; workers=1" not in server.log
 
 
+IMPORTED_UNTIL_TOLD = """
+import signal, time
+told, handler = [], signal.getsignal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda *asked: told.append(handler(*asked)))
+print("importing", flush=True)
+while not told:
+    time.sleep(0.01)
+signal.signal(signal.SIGTERM, handler)
+"""
+
+
 def test_sigterm_during_the_import_ends_the_worker():
-    source = "import time\nprint('importing', flush=True)\ntime.sleep(2)\n" + ECHO
+    source = IMPORTED_UNTIL_TOLD + ECHO
     with serving("gunicorn", source) as server:
         server.wait_log("importing")
         server.signal(signal.SIGTERM)
@@ -225,10 +256,10 @@ def test_sigterm_during_the_import_ends_the_worker():
 
 
 def test_blocked_loop_is_killed_with_a_traceback_in_the_log():
-    source = ECHO.replace("return model_input", "import time; time.sleep(60)")
+    source = ECHO.replace("return model_input", f"import time; time.sleep({AGES})")
     with serving("gunicorn", source, "--timeout", "1") as server:
         server.wait_log("is ready; workers=1")
-        with server.connect(30) as sock:
+        with server.connect() as sock:
             sock.sendall(REQUEST)
             assert read_all(sock) == b""
         server.wait_log("no heartbeat for 1 s")
@@ -425,7 +456,7 @@ app = http_server(name="hanging", handler=Hanging)
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
 def test_service_ends_at_once_though_a_reload_hangs(end):
-    with serving("gunicorn", SLOW, "--graceful-timeout", "25") as server:
+    with serving("gunicorn", SLOW, "--graceful-timeout", AGES) as server:
         server.wait_log("is ready; workers=1")
         replace_app(server, HANGING)
         server.signal(signal.SIGHUP)
@@ -436,13 +467,11 @@ def test_service_ends_at_once_though_a_reload_hangs(end):
         with server.connect() as sock:
             sock.sendall(request_of(1))
             until(lambda: server.request("GET", "/health/ready")[0] == 200, "the old worker to be at work", server)
-            begun = time.monotonic()
             server.signal(end)
             if end == signal.SIGTERM:
                 assert json.loads(read_response(sock)[2])["data"] == [1]
             server.wait_exit()
             until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "the workers to leave")
-        assert time.monotonic() - begun < 20
 
 
 def test_ttin_and_ttou_change_the_number_of_workers():
@@ -497,7 +526,7 @@ def test_several_binds():
     ) as server:
         server.wait_log("is ready; workers=1")
         for port in first, second:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
             connection.request("POST", "/", b'{"data":["a"]}')
             assert connection.getresponse().read() == ANSWER
             connection.close()
@@ -600,7 +629,7 @@ def test_access_log_is_written_when_asked_for():
 def test_statsd_counts_requests_without_an_access_log():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
         sink.bind(("127.0.0.1", 0))
-        sink.settimeout(10)
+        sink.settimeout(PATIENCE)
         with serving("gunicorn", ECHO, "--statsd-host", f"127.0.0.1:{sink.getsockname()[1]}") as server:
             server.wait_log("is ready; workers=1")
             post(server)
@@ -648,15 +677,21 @@ def test_embedded_in_a_program(kind):
 
 def test_connections_opened_at_once_spread_over_the_workers():
     source = ECHO.replace("return item", "import os; return os.getpid()")
-    with serving("gunicorn", source, "--workers", "2") as server:
-        server.wait_log("is ready; workers=2", 2)
+    core = min(os.sched_getaffinity(0))  # on one alone, who wakes first would have them all
+
+    def most_of_one_worker():
         socks = [server.connect() for _ in range(64)]
         shares = Counter()
         for sock in socks:
             with sock:
                 sock.sendall(REQUEST)
                 shares[json.loads(read_response(sock)[2])["data"][0]] += 1
-        assert max(shares.values()) <= 48, shares
+        return max(shares.values())
+
+    with serving("gunicorn", source, "--workers", "2", preexec_fn=lambda: os.sched_setaffinity(0, {core})) as server:
+        server.wait_log("is ready; workers=2", 2)
+        # Who gets no time for 50 ms, as on a busy machine, is not waited for: so not each time.
+        assert median(most_of_one_worker() for _ in range(11)) <= 48
 
 
 # --- what needs no process -----------------------------------------------------------------------------------
@@ -730,15 +765,10 @@ app = http_server(name="slow", handler=Slow, executor="thread", max_batch_size=6
 )
 
 
-def request_of(number):
-    body = b'{"data":[%d]}' % number
-    return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-
-
 def test_sigterm_with_a_thousand_requests_in_flight_loses_none():
     with serving("gunicorn", BATCHING, "--workers", "2", "--graceful-timeout", "30") as server:
         server.wait_log("is ready; workers=2", 2)
-        socks = [server.connect(30) for _ in range(200)]
+        socks = [server.connect() for _ in range(200)]
         for i, sock in enumerate(socks):
             sock.sendall(b"".join(request_of(5 * i + k) for k in range(5)))
         # The kernel has the bytes; an answer on the last connection says that the workers have read them.
@@ -775,7 +805,7 @@ class Load:
     async def _run(self):
         while not self.stopping:
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE):
                     await self._visit()
             except (OSError, EOFError, TimeoutError) as error:
                 self.failures.append(repr(error))
@@ -797,7 +827,7 @@ class Load:
 
 
 async def wait_for_answers(load, count):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while load.answered < count:
             await asyncio.sleep(0.01)
 
@@ -834,7 +864,7 @@ def test_reload_that_takes_longer_than_the_graceful_timeout_loses_nothing():
         await clients
         assert load.failures == []
 
-    with serving("gunicorn", BATCHING, "--graceful-timeout", "2") as server:
+    with serving("gunicorn", BATCHING, "--graceful-timeout", "3") as server:
         server.wait_log("is ready; workers=1")
         asyncio.run(main(server))
         assert "loaded" in server.log[: server.log.index("Worker exiting")]

@@ -17,7 +17,7 @@ import uvloop
 from virtex.client import HttpClient
 from virtex.message import HttpMessage
 
-DEADLINE = 10.0  # seconds; nothing here takes one
+DEADLINE = 120.0  # seconds; nothing here takes one
 
 
 @dataclass

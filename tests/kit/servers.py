@@ -27,13 +27,30 @@ from kit.asks import Echo
 
 ROOT = Path(__file__).resolve().parents[2]
 CERTIFICATE = str(ROOT / "tests" / "data" / "localhost.pem")  # with its key
-START_SECONDS = 30.0  # two busy cores start several interpreters at once
+PATIENCE = 120.0  # seconds that anything may take on a machine that is slow and busy; nothing here takes so long
+AGES = str(round(10 * PATIENCE))  # for a setting: who waits for as long has waited in vain
 
 ECHO = f"""
 from virtex import RequestHandler, http_server
 
 {inspect.getsource(Echo)}
 app = http_server(name="echo", handler=Echo())
+"""
+
+# In front of a source: the delay of a drain lasts until Running.end_delay(), however long the test takes to look.
+DRAIN_DELAY = 17.25  # seconds, which nothing else sleeps
+HELD_DRAIN = f"""
+import asyncio, os
+
+sleep = asyncio.sleep
+
+async def sleep_or_be_told(seconds, *result):
+    if seconds != {DRAIN_DELAY}:
+        return await sleep(seconds, *result)
+    while not os.path.exists("delay is over"):
+        await sleep(0.01)
+
+asyncio.sleep = sleep_or_be_told
 """
 
 _EMBEDDED = """
@@ -104,11 +121,11 @@ class Running:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def connect(self, timeout: float = 10.0) -> socket.socket:
+    def connect(self, timeout: float = PATIENCE) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -120,14 +137,18 @@ class Running:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
-    def wait_log(self, text: str, count: int = 1, seconds: float = START_SECONDS) -> None:
+    def wait_log(self, text: str, count: int = 1, seconds: float = PATIENCE) -> None:
         until(lambda: self.log.count(text) >= count, f"{text!r} {count} times in the log", self, seconds)
 
-    def wait_exit(self, seconds: float = START_SECONDS) -> int:
+    def wait_exit(self, seconds: float = PATIENCE) -> int:
         return self.process.wait(seconds)
 
     def signal(self, number: int, pid: int | None = None) -> None:
         os.kill(pid or self.process.pid, number)
+
+    def end_delay(self) -> None:
+        """Of its drain, where HELD_DRAIN stands in front of its source."""
+        (self.folder / "delay is over").touch()
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -181,7 +202,7 @@ def listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(holds: Callable[[], bool], what: str, server: Running | None = None, seconds: float = START_SECONDS) -> None:
+def until(holds: Callable[[], bool], what: str, server: Running | None = None, seconds: float = PATIENCE) -> None:
     """Wait until `holds()`, at most `seconds`; then fail, saying what was waited for."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -192,7 +213,7 @@ def until(holds: Callable[[], bool], what: str, server: Running | None = None, s
         time.sleep(0.01)
 
 
-async def eventually(holds: Callable[[], object], seconds: float = 10.0) -> None:
+async def eventually(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
     """until() beside what it waits for, on the same loop."""
     async with asyncio.timeout(seconds):
         while not holds():
