@@ -170,11 +170,14 @@ def test_what_warms_up_is_sent_beside_and_not_counted(mode: str) -> None:
 
 def test_a_closed_loop_lasts_as_long_as_it_is_told_over_as_many_connections() -> None:
     with answering(echo) as peer:
-        found = run(plan(peer.url(), rate=None, connections=5, count=None, seconds=0.5))
+        begun = time.perf_counter_ns()
+        found = run(plan(peer.url(), rate=None, connections=5, count=None, seconds=0.5, keep=True))
+        assert time.perf_counter_ns() - begun >= 5e8
         assert len(peer.links) == 5
     assert found.client_kept_rate
-    assert 0.45 < found.seconds < 1.5
-    assert found.rate == pytest.approx(found.offered, rel=0.2)
+    assert 0 < found.answers[-1].sent - found.answers[0].sent < 5e8
+    assert found.answered == found.sent == len(found.answers)
+    assert found.rate <= found.offered
 
 
 def test_an_open_loop_makes_connections_as_it_needs_them_and_no_more_than_it_may() -> None:
@@ -243,14 +246,16 @@ def test_time_counts_from_when_a_request_was_to_be_sent_against_the_server_s_own
                 url, [payload_of(message(n)) for n in range(count)], rate=rate, count=count, connections=500, keep=True
             )
         )
-        answered = trace()[:, 1]
+        read = trace()[:, 0]
     assert found.answered == count
-    # The schedule is the test's own: the server says when it answered what was to be sent every 1/150 s.
+    assert all(each.done > at for each, at in zip(found.answers, read, strict=True))
+    # The schedule is the test's own: the server says when it read what was to be sent every 1/150 s.
     start = found.answers[0].scheduled
-    truth = np.percentile((answered - start) / 1e9 - np.arange(count) / rate, 90)
-    assert found.response.percentile(90) == pytest.approx(truth, rel=0.05)
+    truth = np.percentile((read - start) / 1e9 - np.arange(count) / rate, 90)
     assert truth > 0.1
-    assert found.service.percentile(50) < 0.05
+    assert found.response.percentile(90) >= truth * 0.999
+    told = np.percentile([(each.done - each.scheduled) / 1e9 for each in found.answers], 90)
+    assert found.response.percentile(90) == pytest.approx(told, rel=0.02)
 
 
 def test_a_million_kept_answers_are_no_work_for_the_garbage_collector() -> None:
@@ -272,7 +277,7 @@ def traced(folder: Path, count: int, kind: str) -> Iterator[tuple[str, Any]]:
 
     def trace() -> np.ndarray:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         return np.load(path)
 
     try:
@@ -280,7 +285,7 @@ def traced(folder: Path, count: int, kind: str) -> Iterator[tuple[str, Any]]:
         yield f"http://127.0.0.1:{port}", trace
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_a_client_that_does_not_keep_the_rate_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -295,25 +300,21 @@ def test_a_client_that_does_not_keep_the_rate_says_so(caplog: pytest.LogCaptureF
     assert found.lateness.max > 0.25
 
 
-def test_what_came_in_each_second_is_told_and_kept() -> None:
-    told: list[Any] = []
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_came_in_each_second_is_told_once_and_kept(processes: int) -> None:
+    told: list[tuple[int, Any]] = []
     with answering(echo) as peer:
-        found = run(plan(peer.url(), rate=100.0, count=None, seconds=2.2), told.append)
-    assert told == found.slices
-    assert [part.at for part in told[:2]] == [1.0, 2.0]
-    assert 2.0 < told[-1].at < 3.5
-    assert [part.answered for part in told[:2]] == pytest.approx([100, 100], abs=10)
-    assert sum(part.answered for part in told) == sum(part.response.count for part in told) == 220
-
-
-def test_several_processes_tell_each_second_once() -> None:
-    told: list[Any] = []
-    with answering(echo) as peer:
-        found = run(plan(peer.url(), rate=100.0, count=None, seconds=2.2, processes=2), told.append)
-    assert told == found.slices
-    assert len(told) == 3
-    assert [part.answered for part in told[:2]] == pytest.approx([100, 100], abs=10)
-    assert found.answered == 220
+        asked = plan(peer.url(), rate=100.0, count=None, seconds=2.2, processes=processes, keep=True)
+        found = run(asked, lambda part: told.append((time.perf_counter_ns(), part)))
+    parts = [part for _, part in told]
+    assert parts == found.slices
+    assert [part.at for part in parts[:-1]] == [*range(1, len(parts))]
+    assert parts[-1].at > 2.1
+    assert sum(part.answered for part in parts) == sum(part.response.count for part in parts) == 220
+    done, begun, so_far = [each.done for each in found.answers], found.answers[0].scheduled, 0
+    for at, part in told[:-1]:
+        so_far += part.answered
+        assert sum(each < begun + part.at * 1e9 for each in done) <= so_far <= sum(each < at for each in done)
 
 
 # Where it runs
@@ -333,7 +334,7 @@ def test_it_runs_in_coroutines_and_in_threads() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
     assert found == [100, 100, 100]
 
 

@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -690,8 +689,8 @@ def test_connections_opened_at_once_spread_over_the_workers():
 
     with serving("gunicorn", source, "--workers", "2", preexec_fn=lambda: os.sched_setaffinity(0, {core})) as server:
         server.wait_log("is ready; workers=2", 2)
-        # Who gets no time for 50 ms, as on a busy machine, is not waited for: so not each time.
-        assert median(most_of_one_worker() for _ in range(11)) <= 48
+        # Who gets no time for 50 ms, as on a busy machine, is not waited for: so several tries.
+        assert any(most_of_one_worker() <= 44 for _ in range(11))
 
 
 # --- what needs no process -----------------------------------------------------------------------------------
