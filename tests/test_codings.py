@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kit.asks import Echo, ask_asgi, ask_direct, run
 from kit.cases import chunked, post
 from kit.servers import eventually
-from kit.services import Gate
+from kit.services import Gate, Hand
 from kit.wire import Wire
 
 from virtex import Content, ItemError, Limits, RequestHandler, Tensor, TensorHandler, http_server
@@ -37,7 +37,7 @@ def on_a_loop(test):
 
     @wraps(test)
     def run_it(*args, **kw):
-        asyncio.run(asyncio.wait_for(test(*args, **kw), 20))
+        asyncio.run(asyncio.wait_for(test(*args, **kw), 60))
 
     return run_it
 
@@ -367,10 +367,12 @@ async def settle():
 async def by_hand(handler=None, **options):
     """A service and the hands that its coder has; at the end nothing is held."""
     app = http_server("by hand", handler or Echo(), **options)
+    clock = Hand(app)
     await app.startup()
     hands = app.model.admission.coder._threads = Hands()
+    hands.clock = clock
     yield app, hands
-    await asyncio.wait_for(app.shutdown(), 10)
+    await asyncio.wait_for(app.shutdown(), 60)
     assert (app.budget.held, app.model.admission.unsettled) == (0, 0)
 
 
@@ -495,6 +497,7 @@ async def test_who_gives_up_while_a_thread_is_at_the_body_frees_it_when_the_thre
         if gives_up == "left":
             exchange.cancel(LEFT)
         else:
+            hands.clock.add(0.021)
             assert (await exchange).status == 504
         assert app.budget.held == held > coder.PIECE and app.model.admission.unsettled == 0
         ending = asyncio.create_task(app.shutdown())
@@ -556,7 +559,9 @@ async def test_by_asgi_a_client_that_leaves_frees_its_body():
 
         scope = {"type": "http", "method": "POST", "path": "/", "headers": [GZIPPED], "client": ("a", 1)}
         asked = asyncio.create_task(app(scope, receive, send))
-        await asyncio.wait_for(asked, 10)
+        await settle()
+        hands.clock.add(1)  # it is asked whether its client is there
+        await asyncio.wait_for(asked, 60)
         while hands.jobs:
             await hands.step()
 
@@ -703,7 +708,7 @@ async def test_who_leaves_while_a_thread_is_at_the_answer_leaves_nothing_behind(
 async def test_an_answer_whose_deadline_passes_while_it_waits_for_a_thread_goes_as_it_is():
     async with by_hand(Sized(), limits=Limits(answer_seconds=0.02)) as (app, hands):
         exchange = await at_the_thread(app, hands)
-        await eventually(lambda: app._clock() > exchange.deadline)
+        hands.clock.add(0.021)
         await hands.step()
         assert (await exchange).size > SIZE
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from kit import needs
 from kit.asks import ask_asgi, ask_direct, run
-from kit.services import BODY, AsyncEcho, AsyncLife, Echo, Life
+from kit.servers import eventually
+from kit.services import BODY, AsyncEcho, AsyncLife, Echo, Hand, Life
 
 from virtex import HttpMessage, Limits, Tensor, TensorHandler, http_server
 from virtex.batch.company import Peer
@@ -270,7 +271,7 @@ def test_two_shutdowns_at_once_are_one():
         await asyncio.sleep(0.01)
         early = [shutdown.done() for shutdown in both]
         handler.go.set()
-        await asyncio.wait_for(asyncio.gather(*both), 5)
+        await asyncio.wait_for(asyncio.gather(*both), 60)
         return early, (await asking).status, handler.teardowns
 
     assert asyncio.run(main()) == ([False, False], 200, 1)
@@ -296,7 +297,7 @@ def test_one_app_serves_another_loop_though_it_was_never_shut_down(ask):
     app = http_server("made", Life)
 
     async def main():
-        return await asyncio.wait_for(ask(app, BODY), 5)
+        return await asyncio.wait_for(ask(app, BODY), 60)
 
     assert [asyncio.run(main()).status for _ in range(2)] == [200, 200]
 
@@ -333,16 +334,21 @@ def test_an_end_that_is_told_after_the_loop_was_closed_ends_nothing(caplog):
 def test_a_model_that_never_comes_back_does_not_keep_the_service_from_ending(caplog):
     class Hangs(Life):
         def run_inference(self, model_input):
-            self.go.wait(10)
+            self.runs = True
+            self.go.wait(60)
             return model_input
 
     async def main():
         handler = Hangs()
         app = http_server("hangs", handler, executor="thread", limits=Limits(answer_seconds=0.05))
+        clock = Hand(app)
         await app.startup()
         handler.go.clear()
-        late = await ask_direct(app, BODY)
-        await asyncio.wait_for(app.shutdown(), 5)
+        asked = asyncio.ensure_future(ask_direct(app, BODY))
+        await eventually(lambda: hasattr(handler, "runs"))
+        clock.add(0.051)
+        late = await asked
+        await asyncio.wait_for(app.shutdown(), 30)
         handler.go.set()
         return late.status, "teardown" in handler.threads
 

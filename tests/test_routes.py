@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from kit.asks import ask_asgi, ask_direct, run
-from kit.services import BODY, Echo, Gate
+from kit.services import BODY, Echo, Gate, Hand
 
 from virtex import Limits, http_server
 
@@ -66,11 +66,12 @@ def test_a_model_that_hangs_is_not_live_any_more_where_a_watchdog_looks():
     async def main():
         gate = Gate()
         app = http_server("gate", gate, watchdog=0.05)
+        clock = Hand(app)
         await app.startup()
         asked = asyncio.ensure_future(ask_direct(app, BODY))
         await gate.entered.wait()
         well = await ask_direct(app, method="GET", path="/health/live")
-        await asyncio.sleep(0.06)
+        clock.add(0.06)
         hung = await ask_direct(app, method="GET", path="/health/live")
         gate.go.set()
         await asked

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from dataclasses import replace
 
 from virtex import Observer, RequestHandler, http_server
 from virtex.errors import ItemError
@@ -50,7 +52,7 @@ class Life(Echo):
         self.go.set()
 
     def setup(self, worker):
-        self.go.wait(10)
+        self.go.wait(60)
         self.worker = worker
         self.threads["setup"] = threading.current_thread()
 
@@ -85,6 +87,21 @@ class Gate(Echo):
         self.entered.set()
         await self.go.wait()
         return model_input
+
+
+class Hand:
+    """A service's clock that stands still but for what a test adds: how slow the machine is does not matter."""
+
+    def __init__(self, app):
+        self.now = time.perf_counter_ns()
+        app.options = replace(app.options, clock=self)
+        app._clock = self
+
+    def __call__(self):
+        return self.now
+
+    def add(self, seconds):
+        self.now += round(seconds * 1e9)
 
 
 class Watching(Observer):
