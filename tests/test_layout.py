@@ -96,7 +96,7 @@ READS_A_CLOCK = {
     "load.tuning",
     "posting.retries",
     "wire.replies",
-    "worker",
+    "workers.leaving",
 }  # the rest is given the time; replies writes the date, retries waits
 LOOPS = {"asyncio", "socket", "threading", "ssl"}
 NO_LOOP = {

@@ -289,9 +289,9 @@ class Siblings:
         return self.take
 
 
-async def listening(share=None, tls=None):
+async def listening(share=None, tls=None, handler=Echo):
     """A listener, and its socket once more."""
-    listener = Listener(echo(), Limits(idle_seconds=1000))
+    listener = Listener(echo(handler), Limits(idle_seconds=1000))
     await listener.begin()
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
@@ -344,6 +344,83 @@ def test_connections_that_wait_are_left_to_those_who_listen_on(run):
         again.close()
 
     run(main())
+
+
+READY = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["handed over", "nobody else"])
+@pytest.mark.parametrize("kind", ["accepted", "kept alive", "half asked"])
+def test_a_check_that_was_accepted_finds_the_address_served_where_others_serve_on(run, kind, others):
+    async def main():
+        listener, again = await listening(Siblings(take=others))
+        again.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        request = READY % b"/health/ready"
+        await eventually(lambda: listener.connections.members)
+        if kind == "kept alive":
+            writer.write(request)
+            assert (await read_answer(reader))[0] == 200
+        sent = 20 if kind == "half asked" else 0
+        writer.write(request[:sent])
+        stopping = asyncio.ensure_future(listener.stop(10, hands_over=others))
+        await eventually(lambda: listener.connections.draining)
+        writer.write(request[sent:])
+        status, head, _ = await read_answer(reader)
+        assert b"connection: close" in head
+        writer.close()
+        await stopping
+        return status
+
+    assert run(main()) == (200 if others else 503)
+
+
+def test_what_waits_for_company_is_answered_at_half_of_the_grace_where_others_serve_on(run):
+    async def main():
+        app = http_server(name="echo", handler=Echo, max_time_on_queue=3600)
+        listener = await serve(app, port=0)
+        _, half = await asyncio.open_connection("127.0.0.1", listener.port)
+        half.write(REQUEST[:-4])  # for a while the batch waits for it, then for nobody
+        answer = asyncio.ensure_future(ask(listener.port))
+        await eventually(lambda: listener.connections.heads_taken == 2)
+        await listener.stop(2, hands_over=True)
+        half.close()
+        return await answer
+
+    assert run(main()).endswith(ANSWER)
+
+
+@pytest.mark.parametrize("waits", ["delay", "answers", "handshake"])
+def test_close_ends_a_drain_that_waits_and_shuts_the_application_down(run, waits):
+    seen = []
+
+    class Ends(Echo):
+        def teardown(self):
+            seen.append("teardown")
+
+        async def run_inference(self, model_input):
+            await asyncio.sleep(3600 if model_input == ["a"] else 0)
+
+    async def main():
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server.load_cert_chain(CERTIFICATE)
+        listener, again = await listening(tls=server if waits == "handshake" else None, handler=Ends)
+        again.close()
+        (client,) = connect(listener, 1)
+        if waits == "answers":
+            client.send(REQUEST)
+            await eventually(lambda: listener.connections.heads_taken)
+        draining = asyncio.ensure_future(listener.drain(3600, 3000 if waits == "delay" else 0))
+        await eventually(lambda: listener.connections.closing)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not draining.done()
+        await listener.close()
+        client.close()
+        await draining
+
+    run(main())
+    assert seen == ([] if waits == "answers" else ["teardown"])  # for the model has not come back
 
 
 def test_connection_that_comes_last_and_says_nothing_does_not_hold_the_end_up(run):

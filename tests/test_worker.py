@@ -192,6 +192,21 @@ def test_drain_delay_is_not_for_a_reload_whose_checks_are_to_find_who_serves_on(
         assert seen.keys() <= {200}
 
 
+def test_a_check_whose_connection_a_reload_catches_is_answered_as_by_who_serves_on():
+    with serving("gunicorn", ECHO, "--graceful-timeout", "30") as server:
+        server.wait_log("is ready; workers=1")
+        request = b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
+        with server.connect() as sock:
+            sock.sendall(request + request[:20])
+            assert read_response(sock)[0] == 200
+            server.signal(signal.SIGHUP)
+            server.wait_log("worker index 0 drains")
+            sock.sendall(request[20:])
+            status, headers, _ = read_response(sock)
+            assert (status, headers["connection"]) == (200, "close")
+        until(lambda: len(server.workers()) == 1, "the old worker to leave", server)
+
+
 def test_tls():
     with serving("gunicorn", ECHO, "--keyfile", CERTIFICATE, "--certfile", CERTIFICATE) as server:
         server.wait_log("is ready; workers=1")

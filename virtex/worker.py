@@ -17,18 +17,15 @@ What gunicorn asks of a worker, and this file keeps to:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
 import logging
 import os
 import signal
-import sys
 import time
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import uvloop
-from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
@@ -40,16 +37,14 @@ from .wire.listener import Listener
 from .workers import logs, settings, signals, systemd, uvicorn
 from .workers.access_log import access_of
 from .workers.grpc_port import GrpcPort, keep
+from .workers.leaving import QUICK_SECONDS, Leaving
 from .workers.loading import load, stand_in
 from .workers.memory import freeze, keep_freed_memory
 from .workers.program import Program
-from .workers.scoreboard import DRAINING, READY, RESTARTING, Scoreboard
+from .workers.scoreboard import READY, RESTARTING, Scoreboard
 from .workers.share import Share
 
 HEARTBEAT_SECONDS = 1.0
-SUCCESSOR_SECONDS = 0.1  # between looks for one
-QUICK_SECONDS = 0.5  # for SIGINT and SIGQUIT
-MARGIN_SECONDS = 1.0  # of graceful_timeout, kept for the application's shutdown; at its end gunicorn kills
 
 
 class VirtexWorker(Worker):  # type: ignore[misc]
@@ -76,12 +71,9 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         self.scoreboard = VirtexWorker._scoreboard
         self.count: int = self.cfg.workers
         self.index = self.scoreboard.take(self.age, VirtexWorker._generation)
-        self._stop: asyncio.Event
-        self._told = False  # to go, by a signal
-        self._quick = False
-        self._said: set[str] = set()
         self._is_ready = False
         self._share = Share(self.scoreboard, self.index)
+        self._leaving = Leaving(self, self.index, self.scoreboard, self._share)
         self._grpc = GrpcPort()
 
     @classmethod
@@ -118,9 +110,9 @@ class VirtexWorker(Worker):  # type: ignore[misc]
                 raise
             if self.scoreboard.has_served():  # else whoever failed first has said it
                 self.log.exception("the worker could not be started")  # a hook raised: of the new settings, say
-            self._leave_after_failure()
+            self._leaving.after_failure()
         finally:
-            if self._told or self.scoreboard.entry(self.index).state != RESTARTING:
+            if self._leaving.is_told or self.scoreboard.entry(self.index).state != RESTARTING:
                 self.scoreboard.release(self.index)  # else its successor is still to come
 
     def init_signals(self) -> None:
@@ -138,7 +130,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
                 self.wsgi = stand_in(error, self.reloader)
             elif self.scoreboard.has_served() and self.alive:
                 self.log.exception("the application could not be imported")
-                self._leave_after_failure()
+                self._leaving.after_failure()
             else:
                 raise
         self._join_logs()
@@ -165,7 +157,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             signal.signal(signal.SIGINT, self.handle_quit)
             signal.signal(signal.SIGQUIT, self.handle_quit)
         if not started and self.alive:
-            self._leave_after_failure()
+            self._leaving.after_failure()
 
     def _cancel_setup(self, sig: int, frame: Any) -> None:
         """A signal to go while a setup() holds the event loop, which could not react: no request was taken yet."""
@@ -173,20 +165,6 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         if sig != signal.SIGTERM:
             self.cfg.worker_int(self)
         raise asyncio.CancelledError(signal.Signals(sig).name)
-
-    def _leave_after_failure(self) -> None:
-        """End the service if it never worked; else this process only, after a pause, for it is respawned at once."""
-        if not self.scoreboard.has_served():
-            sys.exit(Arbiter.WORKER_BOOT_ERROR if self.scoreboard.may_end_service() else 1)
-        pause = min(60, 2 ** self.scoreboard.count_failure())
-        if self.scoreboard.is_proven():
-            self.log.error("worker %d did not start; another try in %d s", self.index, pause)
-        else:
-            self.log.error("worker %d did not start; those from before the reload serve on", self.index)
-        until = time.monotonic() + pause
-        while self.alive and time.monotonic() < until and os.getppid() == self.ppid:
-            time.sleep(0.1)  # SIGTERM has its handler of gunicorn's again: it clears self.alive
-        sys.exit(1)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         """faulthandler has written where the threads stand: one that never returns to Python does not get here.
@@ -217,8 +195,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     async def _serve(self) -> bool:
         """Load, listen, drain; False when the application did not start."""
-        self._stop = asyncio.Event()
-        begun = time.monotonic()
+        begun, leaving = time.monotonic(), self._leaving
         limits = settings.merge_limits(limits_of(self.wsgi), self.cfg, self.log)
         self._tell("start", "starts", workers=self.count, timeout=self.cfg.timeout, **asdict(limits))
         listener = Listener(self.wsgi, limits, lifespan=self.cfg.asgi_lifespan)
@@ -226,12 +203,12 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         heart = asyncio.get_running_loop().create_task(self._beat(listener))
         try:
             if not await self._start(listener):
-                return self._stop.is_set()
-            if not self._stop.is_set():
+                return leaving.begun.is_set()
+            if not leaving.begun.is_set():
                 self._be_ready(listener.connections)
-                await self._stop.wait()
-                await self._wait_for_successor()
-            await self._drain(listener)
+                await leaving.begun.wait()
+                await leaving.wait_for_successor()
+            await leaving.drain(listener, self._grpc, self._is_ready)
             return True
         finally:
             heart.cancel()
@@ -247,13 +224,13 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             await asyncio.sleep(0)  # a setup() that holds the loop does it here, and SIGTERM ends it there
         self._add_signals(asyncio.get_running_loop())
         starting = asyncio.ensure_future(listener.start(loading, lambda: self._listen(listener)))
-        stopping = asyncio.ensure_future(self._stop.wait())
+        stopping = asyncio.ensure_future(self._leaving.begun.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         self._join_logs()
         if not starting.done():
             self.log.info("stopping while the application loads")
-            self._arm_watchdog()
+            self._leaving.arm_watchdog()
             starting.cancel()
         try:
             await starting
@@ -261,7 +238,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             return True
         except asyncio.CancelledError:
             if REGISTER.has_to_tear_down():  # it warms up: once its batch is back
-                await self._drain(listener)
+                await self._leaving.drain(listener, self._grpc, was_ready=False)
             else:
                 await listener.drain(QUICK_SECONDS)
         except Exception:
@@ -303,88 +280,24 @@ class VirtexWorker(Worker):  # type: ignore[misc]
             if self._is_ready:
                 self.notify()
             self.scoreboard.publish(self.index, len(listener.connections.members))
-            over = "the master is gone: stopping" if os.getppid() != self.ppid else REGISTER.gone
-            if over:
-                self._stop_because(over)
-            elif self._is_ready and self._taken(listener) >= self.max_requests:
-                self._stop_because(f"max_requests reached: {self.max_requests} requests served")
-            elif not self.alive:  # the reloader says so
-                self._stop.set()
+            self._leaving.look(self._taken(listener) if self._is_ready else 0)
             await asyncio.sleep(pause)
 
     def _taken(self, listener: Listener) -> int:
         """Requests since it was ready, over HTTP and gRPC."""
         return int(listener.connections.heads_taken) + self._grpc.taken
 
-    def _stop_because(self, why: str) -> None:
-        """Begin to stop; the log says each reason once."""
-        if why not in self._said:
-            self._said.add(why)
-            self.log.info(why if self._is_free() else f"{why}; not acted on until a newer worker is ready")
-        self._stop.set()
-
-    async def _wait_for_successor(self) -> None:
-        """Serve on while nobody else would for a while, or only code that was never ready."""
-        if self._is_free():
-            return
-        self.log.info("worker %d serves on until a newer worker is ready", self.index)
-        while not self._is_free():
-            await asyncio.sleep(SUCCESSOR_SECONDS)
-
-    def _is_free(self) -> bool:
-        at_once = self._quick or not self.alive or self.scoreboard.is_stopping() or os.getppid() != self.ppid
-        return at_once or self.scoreboard.can_do_without(self.index)
-
-    async def _drain(self, listener: Listener) -> None:
-        self.alive = False
-        self.scoreboard.set_state(self.index, DRAINING if self._told else RESTARTING)
-        self._arm_watchdog()
-        grace = QUICK_SECONDS if self._quick else max(QUICK_SECONDS, self.cfg.graceful_timeout - MARGIN_SECONDS)
-        connections = len(listener.connections.members)
-        self._tell("drain", "drains", connections=connections, seconds=grace, by_signal=self._told)
-        waits = self._is_ready and not self._quick and not self._share.has_ready_sibling()
-        delay = settings.drain_delay() if waits else 0.0  # else a check would find who leaves, not who serves on
-        draining: asyncio.Future[Any] = asyncio.gather(listener.drain(grace, delay), self._grpc.stop(grace, delay))
-        hurry = asyncio.ensure_future(self._wait_quick())
-        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
-            listener.connections.abort()
-            await self._grpc.stop(0)
-            await asyncio.wait({draining}, timeout=QUICK_SECONDS)
-        hurry.cancel()
-        if draining.done() and draining.exception() is not None:
-            self.log.warning("shutting the application down: %r", draining.exception())
-
-    async def _wait_quick(self) -> None:
-        while not self._quick:
-            await asyncio.sleep(0.05)
-
-    def _arm_watchdog(self) -> None:
-        """Leave in time even when a thread never returns: after a HUP gunicorn would wait for this process for ever."""
-        with contextlib.suppress(Exception):  # stderr without a file behind it
-            faulthandler.dump_traceback_later(self.cfg.graceful_timeout + MARGIN_SECONDS, exit=True)
-
     # --- signals ----------------------------------------------------------------------------------------------------
 
     def _add_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """SIGABRT stays with signal.signal(): it is for the case that the loop does not run."""
-        loop.add_signal_handler(signal.SIGTERM, self._on_term)
-        loop.add_signal_handler(signal.SIGINT, self._on_quit)
-        loop.add_signal_handler(signal.SIGQUIT, self._on_quit)
+        loop.add_signal_handler(signal.SIGTERM, self._leaving.on_term)
+        loop.add_signal_handler(signal.SIGINT, self._leaving.on_quit)
+        loop.add_signal_handler(signal.SIGQUIT, self._leaving.on_quit)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         loop.add_signal_handler(signal.SIGWINCH, lambda: None)
         if not self.alive:
-            self._stop.set()  # SIGTERM came just before
-
-    def _on_term(self) -> None:
-        self._told = True
-        self._stop.set()
-
-    def _on_quit(self) -> None:
-        if not self._quick:
-            self._told = self._quick = True
-            self.cfg.worker_int(self)
-        self._stop.set()
+            self._leaving.begun.set()  # SIGTERM came just before
 
 
 async def _cancel_what_is_left() -> None:

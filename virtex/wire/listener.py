@@ -40,6 +40,9 @@ class Listener:
         self._acceptors: list[Acceptor] = []
         self._file: UnixSocket | None = None
         self._closed = asyncio.Event()
+        self._hurried: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by close()
+        self._deadline = 0.0  # of what was taken, once it stops
+        self._stopping: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
 
     @property
@@ -92,6 +95,19 @@ class Listener:
         """
         self._acceptors.append(Acceptor(sock, backlog, self.connections, ssl, share))
 
+    async def stop(self, grace: float = 30.0, delay: float = 0.0, hands_over: bool = False) -> None:
+        """End the connections as drain() does, which is left to shut the app down.
+
+        grace: as there. delay: as there.
+        hands_over: others serve on at these addresses. A check that was accepted is to find them served, so the app is
+        unready only when those who were accepted are answered, or half of grace is over. Calling it again waits for the
+        first call.
+        """
+        if self._stopping is None:
+            self._deadline = time.monotonic() + grace
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(min(delay, grace), hands_over))
+        await asyncio.shield(self._stopping)
+
     async def drain(self, grace: float = 30.0, delay: float = 0.0) -> None:
         """Stop: be unready at once, answer what was taken, cut what is left, shut the app down.
 
@@ -100,38 +116,50 @@ class Listener:
         that this server is unready. Calling it again waits for the first call.
         """
         if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._drain(grace, min(delay, grace)))
+            self._draining = asyncio.get_running_loop().create_task(self._drain(grace, delay))
         await asyncio.shield(self._draining)
 
     async def close(self) -> None:
-        """Stop without waiting for answers."""
+        """Stop without waiting for answers, nor any longer where drain() waits for them."""
+        self._deadline = 0.0
+        if not self._hurried.done():
+            self._hurried.set_result(None)
+        self.connections.abort()
         await self.drain(0)
 
     async def wait_closed(self) -> None:
         """Returns when drain() or close() is done."""
         await self._closed.wait()
 
-    async def _drain(self, grace: float, delay: float) -> None:
+    async def _stop(self, delay: float, hands_over: bool) -> None:
         connections = self.connections
-        deadline = time.monotonic() + grace
-        try:
+        if not hands_over:
             self._service.drain()
-            connections.closing = True
-            if delay:
-                await asyncio.sleep(delay)
-            self._stop_listening()
-            connections.drain()
-            await self._wait_joined(min(HANDSHAKE_SECONDS, deadline - time.monotonic()))
-            if grace:
-                await connections.wait_empty(max(0.0, deadline - time.monotonic()))
-            connections.abort()
-            await connections.wait_empty(1.0)
-            left = max(1.0, deadline - time.monotonic())
+        connections.closing = True
+        if delay:
+            await asyncio.wait({self._hurried}, timeout=delay)
+        self._stop_listening()
+        connections.drain()
+        if hands_over:
+            await self._wait_answered(self._left() / 2)
+            self._service.drain()
+        await self._wait_answered(self._left())
+        connections.abort()
+        await connections.wait_empty(1.0)
+
+    async def _drain(self, grace: float, delay: float) -> None:
+        try:
+            await self.stop(grace, delay)
+            left = max(1.0, self._left())
             await asyncio.wait_for(self._service.shutdown(), left)
         except TimeoutError:
             log.warning("the application did not shut down within %g s", left)
         finally:
             self._closed.set()
+
+    def _left(self) -> float:
+        """Seconds of grace."""
+        return max(0.0, self._deadline - time.monotonic())
 
     def _stop_listening(self) -> None:
         if self._file is not None:
@@ -139,14 +167,17 @@ class Listener:
         for acceptor in self._acceptors:
             acceptor.close()
 
-    async def _wait_joined(self, seconds: float) -> None:
-        """Wait until those who were accepted last are among the connections; give up those who take longer."""
+    async def _wait_answered(self, seconds: float) -> None:
+        """Wait until those who were accepted are answered; give up those whose TLS takes longer than it may."""
+        until = time.monotonic() + seconds
         joining = [task for acceptor in self._acceptors for task in acceptor.joining]
         if joining:
-            _, late = await asyncio.wait(joining, timeout=max(0.0, seconds))
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            joined: asyncio.Future[Any] = asyncio.gather(*joining, return_exceptions=True)
+            most = min(HANDSHAKE_SECONDS, seconds)
+            await asyncio.wait([joined, self._hurried], timeout=most, return_when=asyncio.FIRST_COMPLETED)
+            joined.cancel()
+            await asyncio.wait(joining)
+        await self.connections.wait_empty(max(0.0, until - time.monotonic()))
 
     async def __aenter__(self) -> Listener:
         return self

@@ -17,6 +17,7 @@ from ..limits import Limits
 from ..logs import check_form
 
 UNLIMITED = 1 << 40  # what 0 means in gunicorn's limit_request_* settings
+LEAST_ANSWERING = 2  # seconds of graceful_timeout that VIRTEX_DRAIN_DELAY leaves
 OTHER_FILES = 64  # that a worker holds open beside its connections: log files, the event loop's, the application's
 
 _AS_LIMITS = {
@@ -66,7 +67,11 @@ def check(cfg: Any) -> None:
     refused = [f"{name}: {why}" for name, why in _REFUSED.items() if name in cfg.settings and is_set(cfg, name)]
     if cfg.asgi_loop not in ("auto", "uvloop"):
         refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
-    drain_delay()
+    if drain_delay() > cfg.graceful_timeout - LEAST_ANSWERING and drain_delay():
+        refused.append(
+            f"VIRTEX_DRAIN_DELAY={drain_delay():g}: expected {LEAST_ANSWERING} s less than graceful_timeout, which is "
+            f"{cfg.graceful_timeout} s: who comes last is to be answered, too"
+        )
     check_form()
     if refused:
         raise ValueError("VirtexWorker does not take these settings:\n  " + "\n  ".join(refused))
