@@ -88,6 +88,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn in the master, ahead of the first fork."""
         settings.check(cfg)
+        signals.spare_orphans(cfg)
         systemd.report(cfg, lambda: VirtexWorker._scoreboard)
         keep(cfg)
         for line in uvicorn.ignored(cls):

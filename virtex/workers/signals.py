@@ -10,6 +10,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gunicorn import version_info  # type: ignore[import-untyped]
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+
+from ..metrics.board import is_alive
+
 
 def watch_for_stop(mark_stop: Callable[[], None]) -> None:
     """Make the master's signal handlers call mark_stop() before they do anything else: the whole service stops.
@@ -30,6 +35,34 @@ def watch_for_stop(mark_stop: Callable[[], None]) -> None:
         handler = signal.getsignal(number)
         if callable(handler):
             signal.signal(number, watched(handler))
+
+
+def spare_orphans(cfg: Any) -> None:
+    """Have the master, which is about to fork, live on when a child that is no worker exits with code 3 or 4.
+
+    The first process of a container gets whatever a library has left behind, and gunicorn before 27 takes these codes
+    of any child for those of a worker that can't start.
+    """
+    if version_info >= (27,):
+        return
+    when_ready = cfg.when_ready
+
+    def begin(arbiter: Any) -> None:
+        when_ready(arbiter)
+        reap = arbiter.reap_workers
+
+        def reap_workers() -> None:
+            while True:
+                try:
+                    reap()
+                    return
+                except HaltServer:
+                    if not all(map(is_alive, arbiter.WORKERS)):  # it is one of them that was reaped
+                        raise
+
+        arbiter.reap_workers = reap_workers
+
+    cfg.set("when_ready", begin)
 
 
 def trace_to(streams: Iterable[Any]) -> None:
