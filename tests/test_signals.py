@@ -27,12 +27,31 @@ def handled():
 
 
 def test_the_stop_is_marked_ahead_of_what_the_handler_does_in_the_master_alone(handled, monkeypatch):
-    signals.watch_for_stop(lambda: handled.append("stop"))
+    signals.watch_for_stop(lambda is_handed_over: handled.append("stop"))
     signal.raise_signal(signal.SIGTERM)
     assert handled == ["stop", signal.SIGTERM]
     monkeypatch.setattr(os, "getpid", lambda: 1)  # a worker that has just been forked
     signal.raise_signal(signal.SIGQUIT)
     assert handled == ["stop", signal.SIGTERM, signal.SIGQUIT]
+
+
+def test_a_stop_says_whether_another_master_is_its_successor():
+    class Master:
+        reexec_pid = 0
+
+        def signal(self, sig, frame):
+            pass
+
+    master, said = Master(), []
+    before = signal.signal(signal.SIGTERM, master.signal)
+    try:
+        signals.watch_for_stop(said.append)
+        signal.raise_signal(signal.SIGTERM)
+        master.reexec_pid = 7
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said == [False, True]
 
 
 def test_where_threads_stand_is_written_to_the_first_stream_with_a_file(tmp_path, monkeypatch):

@@ -508,6 +508,32 @@ def test_usr2_starts_a_second_master_beside_the_first():
         assert post(server) == (200, ANSWER)
 
 
+def test_an_upgrade_by_usr2_refuses_nobody_while_it_loads_and_finds_no_check_unready(monkeypatch):
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "20")
+    source = SLOW_LOAD.replace("time.sleep({seconds})", "while not os.path.exists('go'): time.sleep(0.01)")
+    source = source.replace("handler=Loading)", "handler=Loading, executor='thread')")
+    with serving("gunicorn", "import os\n" + source, wait=False) as server:
+        (server.folder / "go").touch()
+        server.wait_log("is ready; workers=1")
+        request = b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
+        with server.connect() as sock:
+            sock.sendall(request + request[:20])
+            assert read_response(sock)[0] == 200
+            (server.folder / "go").unlink()
+            server.signal(signal.SIGUSR2)
+            server.wait_log("loading", 2)
+            load = [json.loads(server.request("GET", "/metrics/live")[1])["workers"] for _ in range(100)]
+            assert {worker["state"] for workers in load for worker in workers} == {"ready"}
+            (server.folder / "go").touch()
+            server.wait_log("is ready; workers=1", 2)
+            server.signal(signal.SIGTERM)
+            server.wait_log("worker index 0 drains")
+            sock.sendall(request[20:])
+            assert read_response(sock)[0] == 200
+        assert server.wait_exit(15) == 0  # without the delay
+        assert post(server) == (200, ANSWER)
+
+
 def test_usr1_reopens_the_logs_of_every_worker(tmp_path):
     log, moved = tmp_path / "error.log", tmp_path / "moved.log"
     with serving("gunicorn", ECHO, "--error-logfile", str(log)) as server:

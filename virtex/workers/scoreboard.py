@@ -126,12 +126,18 @@ class Scoreboard:
 
     # --- who may go ---------------------------------------------------------------------------------------------
 
-    def mark_stop(self) -> None:
-        """The whole service stops, so nobody waits for a successor. Called in the master."""
-        self._words[_STOPPING] = 1
+    def mark_stop(self, is_handed_over: bool = False) -> None:
+        """All workers of this master stop, so nobody waits for a successor. Called in the master.
+
+        is_handed_over: another master's workers listen on, after SIGUSR2.
+        """
+        self._words[_STOPPING] = 2 if is_handed_over else 1
 
     def is_stopping(self) -> bool:
         return bool(self._words[_STOPPING])
+
+    def is_handed_over(self) -> bool:
+        return self._words[_STOPPING] == 2
 
     @property
     def newest(self) -> int:

@@ -5,6 +5,9 @@ Rules: knows the scoreboard, and neither sockets nor clocks; the listener asks i
 
 from __future__ import annotations
 
+import os
+
+from ..metrics.board import is_alive
 from .scoreboard import LOADING, Scoreboard
 
 PATIENCE = 10  # pauses in which a sibling may show no sign of life before it is not waited for: 50 ms
@@ -26,8 +29,9 @@ class Share:
 
     def may_accept(self) -> bool:
         """While it loads, a worker leaves new connections to siblings that can answer, if there are any."""
-        is_loading = self._scoreboard.entry(self._index).state == LOADING
-        return not is_loading or (self.is_open and not self._scoreboard.has_ready_sibling(self._index))
+        if self._scoreboard.entry(self._index).state != LOADING:
+            return True
+        return self.is_open and not self._scoreboard.has_ready_sibling(self._index) and not _has_predecessor()
 
     def has_more(self, connections: int) -> bool:
         """Whether this worker, which has so many, is to let another one be quicker."""
@@ -40,5 +44,14 @@ class Share:
         self._vain = {key: self._vain.get(key, 0) + 1 for key in self._asked}
 
     def has_ready_sibling(self) -> bool:
-        """Whether a sibling takes what this worker leaves; in a stop they would all wait for each other."""
-        return not self._scoreboard.is_stopping() and self._scoreboard.has_ready_sibling(self._index)
+        """Whether somebody takes what this worker leaves; in a stop they would all wait for each other."""
+        scoreboard = self._scoreboard
+        if scoreboard.is_stopping():
+            return scoreboard.is_handed_over()
+        return scoreboard.has_ready_sibling(self._index)
+
+
+def _has_predecessor() -> bool:
+    """Whether the master that got SIGUSR2 still lives: its workers answer. gunicorn's master has its number so long."""
+    pid = os.environ.get("GUNICORN_PID", "")
+    return pid.isdecimal() and is_alive(int(pid))

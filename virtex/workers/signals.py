@@ -16,8 +16,10 @@ from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 from ..metrics.board import is_alive
 
 
-def watch_for_stop(mark_stop: Callable[[], None]) -> None:
-    """Make the master's signal handlers call mark_stop() before they do anything else: the whole service stops.
+def watch_for_stop(mark_stop: Callable[[bool], None]) -> None:
+    """Make the master's signal handlers call mark_stop() before they do anything else: all of its workers stop.
+
+    What it gets is whether the master has another one as its successor, after SIGUSR2.
 
     gunicorn looks at a signal only when a reload is over, which takes up to graceful_timeout.
     """
@@ -26,7 +28,8 @@ def watch_for_stop(mark_stop: Callable[[], None]) -> None:
     def watched(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
         def handle(sig: int, frame: Any) -> Any:
             if os.getpid() == master:  # and not a worker that has just been forked
-                mark_stop()
+                arbiter = getattr(handler, "__self__", None)
+                mark_stop(bool(getattr(arbiter, "reexec_pid", 0)))
             return handler(sig, frame)
 
         return handle
