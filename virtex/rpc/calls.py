@@ -24,6 +24,7 @@ from ..service.formats import LATER, Wants
 from ..service.model import retrieve
 from ..service.seam import IDS, LEFT, Head, Response
 from . import messages
+from .arriving import Arriving
 from .codes import client_of, code_of, metadata_of
 from .cut import cut, length_of, name_in
 from .reading import GrpcInfer, check_model, no_model
@@ -48,7 +49,7 @@ class Calls:
         self._only = None if hasattr(app, "servers") else app
         self._pipelined: int = app.limits.pipelined
         self._clock: Callable[[], int] = next(iter(self._servers.values())).options.clock
-        self._patience: float = app.limits.answer_seconds
+        self.arriving = Arriving(app.limits)
         self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
@@ -72,7 +73,9 @@ class Calls:
                 if exchange is not None:
                     exchange.await_rest(exchange.begun)
                 try:
-                    answer = self._asked(head, await self._first(context), exchange)  # no name keeps a message alive
+                    answer = self._asked(
+                        head, await self.arriving.message(context), exchange
+                    )  # no name keeps a message alive
                 except RequestError as error:
                     answer = refused(error) if exchange is None else exchange.keeper.break_off(exchange, error)
                 if type(answer) is Exchange:
@@ -83,22 +86,6 @@ class Calls:
                 exchange.cancel(LEFT)
             raise
         return await self._end(answer, exchange, head, begun, context)
-
-    async def _first(self, context: Any) -> Any:
-        """The first message of a call. Raises RequestError (408) where it does not come in the time of an answer."""
-        task: Any = asyncio.current_task()
-        late: list[bool] = []
-        # asyncio.timeout would do the same, for 10 us a call
-        timer = asyncio.get_running_loop().call_later(self._patience, _break_in, task, late)
-        try:
-            return await context.read()
-        except asyncio.CancelledError:
-            if not late or task.uncancel():
-                raise
-            reason = f"no message was all there within {self._patience:g} s (limits.answer_seconds)"
-            raise RequestError(408, reason) from None
-        finally:
-            timer.cancel()
 
     def _asked(self, head: Head, message: Any, exchange: Any) -> Any:
         """A message is all there: its answer, or the exchange that will have it. exchange: of its head, if any."""
@@ -171,7 +158,7 @@ class Calls:
         """Put what the stream asks where it waits for its turn to be answered."""
         try:
             await room.acquire()
-            message = await self._first(context)
+            message = await self.arriving.message(context)
             while message is not EOF:
                 head = self._head("ModelStreamInfer", context)
                 asked.put_nowait((self._asked(head, message, None), _id_of(message)))
@@ -227,7 +214,7 @@ class Calls:
         answer = self._refusal(head)
         if answer is None:
             try:
-                message = await self._first(context)
+                message = await self.arriving.message(context)
                 answer = self._told(head, b"" if message is EOF else message, tell, unknown)
             except RequestError as error:
                 answer = refused(error)
@@ -311,11 +298,6 @@ def _holds(server: Any, path: str) -> bool:
         return bool(_said_at(server, path))
     except RequestError:
         return False
-
-
-def _break_in(task: asyncio.Task[Any], late: list[bool]) -> None:
-    late.append(True)
-    task.cancel()
 
 
 def _why_over(reading: asyncio.Task[None]) -> RequestError | None:

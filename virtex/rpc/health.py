@@ -17,6 +17,8 @@ from ..errors import RequestError, quoted
 from ..service import routes
 from ..service.seam import Head
 from . import messages
+from .arriving import Arriving
+from .codes import code_of
 
 SERVICE = "/grpc.health.v1.Health/"
 WHOLE = ("", "inference.GRPCInferenceService")  # names of the process: the others are those of its models
@@ -27,11 +29,11 @@ SERVING, NOT_SERVING, SERVICE_UNKNOWN = (messages.Health(status=n).SerializeToSt
 
 
 class Health:
-    """What the services of one app are said to be. patience: seconds for which the message of a call is waited for."""
+    """What the services of one app are said to be. arriving: the messages of the server's calls."""
 
-    def __init__(self, servers: dict[str, Any], patience: float) -> None:
+    def __init__(self, servers: dict[str, Any], arriving: Arriving) -> None:
         self._servers = servers
-        self._patience = patience
+        self._arriving = arriving
         self._change = asyncio.Event()  # another one after each change
         self._is_draining = False
         self._is_over = False
@@ -89,15 +91,12 @@ class Health:
 
     async def _asked(self, context: Any) -> str:
         """The name that a call asks for."""
-        message: Any = b""
         try:
-            async with asyncio.timeout(self._patience):
-                message = await context.read()
+            message = await self._arriving.message(context)
             name: str = messages.HealthRequest.FromString(b"" if message is EOF else message).service
             return name
-        except TimeoutError:
-            reason = f"no message was all there within {self._patience:g} s (limits.answer_seconds)"
-            await context.abort(StatusCode.DEADLINE_EXCEEDED, reason)
+        except RequestError as error:
+            await context.abort(code_of(error.status), error.reason)
         except (DecodeError, UnicodeDecodeError) as error:
             await context.abort(StatusCode.INVALID_ARGUMENT, f"expected the name of a service: {quoted(error)}")
         raise AssertionError("abort() raises")

@@ -76,9 +76,8 @@ class GrpcServer:
         ]
         self.calls = Calls(app)
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
-        self._health = health.Health(
-            {each.name: each for each in getattr(app, "servers", (app,))}, limits.answer_seconds
-        )
+        servers = {each.name: each for each in getattr(app, "servers", (app,))}
+        self._health = health.Health(servers, self.calls.arriving)
         self._server.add_generic_rpc_handlers((_Methods(self.calls, self._health),))
         self.ports = [self._listen(address, credentials) for address in addresses]
 

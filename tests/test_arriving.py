@@ -1,0 +1,122 @@
+"""Messages of gRPC that are not all there: waited for, but no more of them than fit into limits.max_bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from kit import needs
+from kit.asks import Echo
+
+needs.library("grpc")
+
+import grpc  # noqa: E402
+from kit.grpc import SERVICE, Client  # noqa: E402
+
+from virtex import Limits, http_server  # noqa: E402
+from virtex.errors import RequestError  # noqa: E402
+from virtex.rpc.arriving import Arriving  # noqa: E402
+from virtex.rpc.serving import serve_grpc  # noqa: E402
+
+BOUNDED = Limits(max_bytes=2000, body=1000, body_grace_seconds=0.05, answer_seconds=60.0)  # room for two slow ones
+
+
+class Context:
+    """Of a call whose message comes when it is let."""
+
+    def __init__(self) -> None:
+        self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def read(self) -> bytes:
+        return await self.message
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        yield runner
+
+
+def test_slow_messages_have_so_many_places_as_fit_into_max_bytes(runner: asyncio.Runner) -> None:
+    async def main() -> None:
+        arriving = Arriving(BOUNDED)
+        contexts = [Context() for _ in range(5)]
+        tasks = [asyncio.create_task(arriving.message(context)) for context in contexts]
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        while len(done) < 3:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+        assert done == set(tasks[2:]) and arriving.slow == 2
+        for task in done:
+            error = task.exception()
+            assert isinstance(error, RequestError) and (error.status, error.dropped) == (503, "full")
+            assert error.reason == ("no room for a message that is not all there beside 2 such ones (limits.max_bytes)")
+        contexts[0].message.set_result(b"one")
+        assert await tasks[0] == b"one" and arriving.slow == 1  # one that is there makes room
+        another = asyncio.create_task(arriving.message(last := Context()))
+        while arriving.slow < 2:
+            await asyncio.sleep(0)
+        tasks[1].cancel()  # and so does a client that leaves
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+        assert arriving.slow == 1
+        last.message.set_result(b"last")
+        assert await another == b"last" and arriving.slow == 0
+
+    runner.run(asyncio.wait_for(main(), 30))
+
+
+def test_messages_that_come_at_once_are_not_counted_however_many_they_are(runner: asyncio.Runner) -> None:
+    async def main() -> None:
+        arriving = Arriving(BOUNDED)
+        contexts = [Context() for _ in range(1000)]
+        tasks = [asyncio.create_task(arriving.message(context)) for context in contexts]
+        await asyncio.sleep(0)
+        for context in contexts:
+            context.message.set_result(b"x")
+        assert await asyncio.gather(*tasks) == [b"x"] * 1000 and arriving.slow == 0
+
+    runner.run(asyncio.wait_for(main(), 30))
+
+
+def test_one_that_does_not_come_in_the_time_of_an_answer_is_late(runner: asyncio.Runner) -> None:
+    async def main(limits: Limits) -> None:
+        arriving = Arriving(limits)
+        with pytest.raises(RequestError, match=r"no message was all there within 0.05 s \(limits.answer_seconds\)"):
+            await arriving.message(Context())
+        assert arriving.slow == 0
+
+    for grace in (0.01, 10.0):
+        runner.run(asyncio.wait_for(main(Limits(answer_seconds=0.05, body_grace_seconds=grace)), 30))
+
+
+def test_calls_of_every_kind_share_the_places(runner: asyncio.Runner) -> None:
+    """A call that sends no message holds a place; the third is refused, with when to come again."""
+    methods = [SERVICE + "ModelStreamInfer", "/grpc.health.v1.Health/Check", SERVICE + "ModelInfer"]
+
+    async def main() -> None:
+        app = http_server("one", Echo, limits=BOUNDED)
+        async with await serve_grpc(app, port=0) as server:
+            client = Client(server.port)
+            calls: list[Any] = []
+            for held, method in enumerate(methods):
+                calls.append(client.channel.stream_stream(method)(timeout=30))
+                while server.calls.arriving.slow <= held < 2:
+                    await asyncio.sleep(0)
+            assert await calls[2].code() is grpc.StatusCode.UNAVAILABLE
+            assert "beside 2 such ones (limits.max_bytes)" in await calls[2].details()
+            assert dict(await calls[2].trailing_metadata())["retry-after"]
+            for call in calls:
+                call.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await calls[0].code()
+            while server.calls.arriving.slow:
+                await asyncio.sleep(0)
+            await client.close()
+        await app.shutdown()
+
+    runner.run(asyncio.wait_for(main(), 30))
