@@ -572,6 +572,8 @@ def test_a_stream_has_an_answer_for_each_request_in_order_whatever_is_wrong_with
         answers = await streamed(client, *asked)
         assert [answer.infer_response.id for answer in answers] == [str(k) for k in range(60)]
         for k, answer in enumerate(answers):
+            (final,) = answer.infer_response.parameters.items()
+            assert final[0] == "triton_final_response" and final[1].bool_param is True
             says = {3: "INVALID_ARGUMENT: input 'input'", 5: "NOT_FOUND: model 'none'"}.get(k % 7, "")
             assert answer.error_message.startswith(says) and bool(answer.error_message) == bool(says)
             if not says:

@@ -99,6 +99,22 @@ with grpc.InferenceServerClient(URL) as streaming:
             assert (result.as_numpy("output") == k).all() and len(result.as_numpy("output")) == 1 + k % 3
     streaming.stop_stream()
 
+# As a caller of models that give many answers asks: each request is over with the answer that says it is the final one
+with grpc.InferenceServerClient(URL) as streaming:
+    streaming.start_stream(callback=lambda result, error: answers.put((result, error)))
+    for k in range(10):
+        asked = [given("input", np.full((1, 3), k, "f4"))]
+        streaming.async_stream_infer("as f4", asked, request_id=str(k), enable_empty_final_response=True)
+    open_ones = {str(k) for k in range(10)}
+    while open_ones:
+        result, error = answers.get(timeout=30)
+        assert error is None and (result.as_numpy("output") == int(result.get_response().id)).all()
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            open_ones.remove(result.get_response().id)
+    streaming.stop_stream()
+    assert answers.empty()
+assert not client.infer("as f4", one).get_response().parameters  # only a stream may have more than one answer
+
 async_answers = queue.Queue()
 for k in range(20):
     array = np.full((1, 3), k, "f4")

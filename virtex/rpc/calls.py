@@ -35,6 +35,8 @@ log = logging.getLogger("virtex")
 SERVICE = "/inference.GRPCInferenceService/"
 MOST_SECONDS = 1e9  # of a deadline: beyond it, ns leave 64 bits
 MOST_SAID = 2000  # bytes of a reason: it travels in a header, of which clients take 8 KB
+# In each answer of a stream: no other follows for that request. Clients of Triton, whose models may give many, wait for it
+FINAL: bytes = messages.InferResponse(parameters={"triton_final_response": {"bool_param": True}}).SerializeToString()
 REFUSING = Wants(LATER, Refusing())
 
 
@@ -333,8 +335,9 @@ def _id_of(message: bytes) -> str:
 
 def _in_stream(response: Response, request_id: str) -> bytes:
     """An answer as one of a stream. request_id: of what it answers, which is told where that is refused."""
-    said = b"".join(response.buffers)
     if response.status == 200:
-        return b"\x12" + length_of(len(said)) + said
-    error = f"{code_of(response.status).name}: {said.decode()}"
-    return _dumped(messages.StreamResponse(error_message=error, infer_response={"id": request_id}))
+        return b"".join((b"\x12", length_of(response.size + len(FINAL)), *response.buffers, FINAL))
+    error = f"{code_of(response.status).name}: {b''.join(response.buffers).decode()}"
+    refusal = messages.InferResponse(id=request_id)
+    refusal.MergeFromString(FINAL)
+    return _dumped(messages.StreamResponse(error_message=error, infer_response=refusal))
