@@ -1,4 +1,4 @@
-"""tritonclient over gRPC, as it is, against a server under gunicorn; and the block of the page that shows it.
+"""tritonclient and the SDK of KServe over gRPC, as they are, against a server under gunicorn; and the block of the page that shows it.
 
 It needs an environment of its own: `make test-all` makes it, and names it in VIRTEX_V2.
 """
@@ -11,7 +11,7 @@ from kit.pages import Page
 from kit.servers import ROOT, free_port, serving
 
 if not os.environ.get("VIRTEX_V2"):
-    pytest.skip("VIRTEX_V2 names no environment with tritonclient", allow_module_level=True)
+    pytest.skip("VIRTEX_V2 names no environment with tritonclient and kserve", allow_module_level=True)
 
 from test_v2_clients import CLIENTS, PYTHON, SOURCE
 
@@ -32,8 +32,9 @@ def ask(*command):
     return told.stdout
 
 
-def test_tritonclient_finds_all_it_asks_for(port):
-    ask(CLIENTS / "triton_grpc.py", f"127.0.0.1:{port}")
+@pytest.mark.parametrize("program", ["triton_grpc", "kserve_grpc"])
+def test_a_client_finds_all_it_asks_for(port, program):
+    ask(CLIENTS / f"{program}.py", f"127.0.0.1:{port}")
 
 
 def test_the_block_of_the_page_prints_what_it_says(port):

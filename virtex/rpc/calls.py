@@ -35,7 +35,7 @@ log = logging.getLogger("virtex")
 SERVICE = "/inference.GRPCInferenceService/"
 MOST_SECONDS = 1e9  # of a deadline: beyond it, ns leave 64 bits
 MOST_SAID = 2000  # bytes of a reason: it travels in a header, of which clients take 8 KB
-# In each answer of a stream: no other follows for that request. Clients of Triton, whose models may give many, wait for it
+# In each answer of a stream: no other follows for that request. Clients of models that may give many wait for it
 FINAL: bytes = messages.InferResponse(parameters={"triton_final_response": {"bool_param": True}}).SerializeToString()
 REFUSING = Wants(LATER, Refusing())
 
