@@ -459,7 +459,7 @@ def test_numbers_one_by_one_are_no_more_than_values_and_raw_ones_are(run):
 
     async def main(client):
         many = with_contents("fp32_contents", [1.0] * 300, shape=(100, 3))
-        refused(await client.ask(many), "RESOURCE_EXHAUSTED", "input 'input': 300 values", "send raw_input_contents")
+        refused(await client.ask(many), "RESOURCE_EXHAUSTED", "more than 100 values", "limits.values", "send raw")
         assert len((await client.infer(request("identity", np.zeros((100, 3), "f4"))))["output"]) == 100
 
     run(app, main)
@@ -789,6 +789,10 @@ def long_and_contents(n):
     return changed(shape=[1] * n, raws=[]).SerializeToString() + asked.SerializeToString()
 
 
+def of_contents(field, values, n):
+    return with_contents(field, values * n, "BYTES", [n]).SerializeToString()
+
+
 LIES = {
     "a shape of many numbers": (lying([2**62] * 300, raws=[]), "INVALID_ARGUMENT", "expected 32 dimensions at most"),
     "a field of nobody": (
@@ -801,6 +805,16 @@ LIES = {
         long_and_contents(600_000),
         "RESOURCE_EXHAUSTED",
         "bytes beside id and tensors",
+    ),
+    "texts of nothing": (
+        of_contents("bytes_contents", [b""], 2_000_000),
+        "RESOURCE_EXHAUSTED",
+        "more than 524288 values",
+    ),
+    "many values in each of several inputs": (
+        of_contents("bool_contents", [True], 300_000) * 2,
+        "RESOURCE_EXHAUSTED",
+        "limits.values",
     ),
     "many fields": (lying([1, 3], b"\x1a\x00" * 5000), "RESOURCE_EXHAUSTED", "more than 4096 fields"),
 }

@@ -1,4 +1,4 @@
-"""tritonclient and the SDK of KServe over gRPC, as they are, against a server under gunicorn; and the block of the page that shows it.
+"""tritonclient and the SDK of KServe over gRPC, as they are, against a server under gunicorn; and a block of the page.
 
 It needs an environment of its own: `make test-all` makes it, and names it in VIRTEX_V2.
 """

@@ -18,9 +18,10 @@ needs.library("google.protobuf")
 from google.protobuf import descriptor_pb2  # noqa: E402
 
 from virtex.errors import RequestError  # noqa: E402
-from virtex.rpc.cut import MOST_FIELDS, beside, cut, length_of, name_in  # noqa: E402
-from virtex.rpc.messages import InferRequest  # noqa: E402
+from virtex.rpc.cut import MOST_FIELDS, counted, cut, length_of, name_in  # noqa: E402
+from virtex.rpc.messages import Contents, InferRequest  # noqa: E402
 
+MANY = 1 << 60
 HERE = ROOT / "virtex" / "rpc"
 
 
@@ -148,8 +149,53 @@ def test_what_is_beside_id_and_contents_is_counted(shape, contents, one_by_one):
     asked.id = "i" * len(contents)
     message = asked.SerializeToString()
     more = b"\x2a" + length_of(len(unpacked)) + unpacked
-    assert 0 <= beside(message + more) - len(alone) - len(more) < 12  # tags and lengths
-    assert beside(message[: len(message) // 2]) >= 0
+    assert 0 <= counted(message + more, MANY, MANY)[0] - len(alone) - len(more) < 12  # tags and lengths
+    assert counted(message[: len(message) // 2], MANY, MANY) >= (0, 0)
+
+
+FIELDS = [field.name for field in Contents.DESCRIPTOR.fields]
+
+
+@given(st.lists(st.tuples(st.sampled_from(FIELDS), st.integers(0, 300), st.booleans()), max_size=6), st.data())
+def test_the_values_of_contents_are_counted_as_protobuf_reads_them(fields, data):
+    asked, expected = whole(), 0
+    contents, more = asked.inputs[0].contents, b""
+    for name, n, one_by_one in fields:
+        field = Contents.DESCRIPTOR.fields_by_name[name]
+        value = {"fp": 1.5, "by": b"\x42" * (n % 200), "bo": True}.get(name[:2], [1, 300, 2**31 - 1][n % 3])
+        if one_by_one and name != "bytes_contents":  # as clients may write it, and protobuf does not
+            alone = Contents(**{name: [value]}).SerializeToString()
+            kind = {"fp32_contents": 5, "fp64_contents": 1}.get(name, 0)
+            more += (bytes([field.number << 3 | kind]) + alone[2:]) * n
+        else:
+            getattr(contents, name).extend([value] * n)
+        expected += n
+    tail = b"\x2a" + length_of(len(more)) + more
+    message = asked.SerializeToString() + b"\x2a" + length_of(len(tail)) + tail
+    read = InferRequest.FromString(message)
+    assert sum(len(values) for one in read.inputs for _, values in one.contents.ListFields()) == expected
+    assert counted(message, MANY, MANY)[1] == expected
+    assert counted(message, MANY, max(0, expected - 1))[1] > expected - 1
+
+
+@pytest.mark.parametrize(
+    "piece", [b"\x42\x00", b"\x42\x80\x00", b"\x0a\x00", b"\x12\x80\x00", b"\x08\x01", b"\x35abcd"]
+)
+def test_what_is_counted_ends_with_the_limit(piece):
+    inner = piece * (8_000_000 // len(piece))
+    inner = b"\x2a" + length_of(len(inner)) + inner
+    began = time.process_time()
+    assert counted(b"\x2a" + length_of(len(inner)) + inner, 1000, 1000)[1] == 1001
+    assert counted(b"\x2a" + length_of(len(inner)) + inner.replace(b"\x2a", b"\x1a", 1), 1000, 1000)[0] > 1000
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize("odd", [b"\x4a\x01a", b"\x80\x01\x00", b"\x0b", b"\x0d\x01\x01\x01\x01", b"\x40\x01"])
+def test_what_is_no_field_of_contents_is_beside_them(odd):
+    inner = odd + b"\x42\x00" * 50
+    inner = b"\x2a" + length_of(len(inner)) + inner
+    beside, values = counted(b"\x2a" + length_of(len(inner)) + inner, MANY, MANY)
+    assert values == 0 and beside > 100
 
 
 def _varint(n):

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from ..errors import RequestError, quoted
 from ..message import Account
 from ..service import v2
-from .cut import beside
+from .cut import counted
 from .messages import InferRequest
 
 MOST_HEAD = 1 << 19  # bytes beside id and tensors: protobuf, and what looks at it, take 0.1 s for so many
@@ -46,18 +46,25 @@ def read(message: bytes) -> Any:
         raise RequestError(400, f"expected a ModelInferRequest: {quoted(error)}") from None
 
 
-def as_raw(message: bytes, account: Account) -> bytes:
+def as_raw(message: bytes, account: Account, most_values: int) -> bytes:
     """The same request with raw_input_contents, and nothing that the protocol does not know.
 
     Raises RequestError: 400; 413 for too many values; 503 where there is no room for them.
     """
-    check_head(beside(message))
+    size, values = counted(message, MOST_HEAD, most_values)
+    check_head(size)
+    if values > most_values:
+        reason = (
+            f"more than {most_values} values in the contents of one request (limits.values): send raw_input_contents"
+        )
+        raise RequestError(413, reason)
+    account.admit_strings(values)
     account.admit_items(0, GROWN * len(message))
     request = read(message)
     request.DiscardUnknownFields()
     if not request.raw_input_contents:
         for tensor in request.inputs:
-            request.raw_input_contents.append(_raw_of(tensor, account))
+            request.raw_input_contents.append(_raw_of(tensor))
             tensor.ClearField("contents")
     raw: bytes = request.SerializeToString()
     account.admit_items(0, len(raw))
@@ -65,12 +72,12 @@ def as_raw(message: bytes, account: Account) -> bytes:
 
 
 def check_head(size: int) -> None:
-    """Raise RequestError (413) for so many bytes beside id and tensors."""
+    """Raise RequestError (413) where there are too many: so many bytes beside id and tensors."""
     if size > MOST_HEAD:
-        raise RequestError(413, f"{size} bytes beside id and tensors; the limit is {MOST_HEAD}")
+        raise RequestError(413, f"more than {MOST_HEAD} bytes beside id and tensors")
 
 
-def _raw_of(tensor: Any, account: Account) -> bytes:
+def _raw_of(tensor: Any) -> bytes:
     name, datatype = f"input {quoted(tensor.name)!r}", quoted(tensor.datatype)
     field = _FIELDS.get(tensor.datatype)
     if field is None:
@@ -87,13 +94,6 @@ def _raw_of(tensor: Any, account: Account) -> bytes:
     if len(values) != math.prod(shape):
         expected = f"{quoted(math.prod(shape))} values in {field} for a shape of {quoted(shape)}"
         raise RequestError(400, f"{name}: expected {expected}, got {len(values)}")
-    try:
-        account.admit_strings(len(values))
-    except RequestError as error:
-        if error.status != 413:
-            raise
-        reason = f"{name}: {len(values)} values in {field} are more than limits.values: send raw_input_contents"
-        raise RequestError(413, reason) from None
     if tensor.datatype == v2.TEXT:
         return b"".join([len(value).to_bytes(4, "little") + value for value in values])
     return _numbers(values, v2.DTYPES[tensor.datatype], _WIDE.get(field), f"{name}: expected {datatype}")

@@ -14,10 +14,10 @@ cpdef cut(bytes message)
 
 
 @cython.locals(
-    size=Py_ssize_t, at=Py_ssize_t, found=Py_ssize_t, stop=Py_ssize_t, begin=Py_ssize_t, length=Py_ssize_t, tag=int,
-    inside=bint
+    size=Py_ssize_t, at=Py_ssize_t, found=Py_ssize_t, values=Py_ssize_t, stop=Py_ssize_t, until=Py_ssize_t,
+    begin=Py_ssize_t, length=Py_ssize_t, end=Py_ssize_t, there=Py_ssize_t, tag=int, kind=int
 )
-cpdef Py_ssize_t beside(bytes message) except -1
+cpdef tuple counted(bytes message, Py_ssize_t most_beside, Py_ssize_t most_values)
 
 
 @cython.locals(value=Py_ssize_t, shift=Py_ssize_t, byte=Py_ssize_t)

@@ -14,6 +14,10 @@ MOST_FIELDS = 4096  # inputs, outputs, parameters and tensors of a request; each
 
 _NAME, _ID, _INPUT, _RAW = 0x0A, 0x1A, 0x2A, 0x3A  # tags: model_name, id, inputs, raw_input_contents
 _NUMBER = 0x18  # of a shape whose numbers come one by one
+_VARINT, _PIECE = 0, 2  # kinds of fields
+_FLOATS, _DOUBLES = 0x32, 0x3A  # tags: many of them in one field
+# The fields of contents, from bool_contents 1 to bytes_contents 8: one value each, and many
+_VALUES = frozenset({0x08, 0x10, 0x18, 0x20, 0x28, 0x35, 0x39, 0x42, 0x0A, 0x12, 0x1A, 0x22, 0x2A, _FLOATS, _DOUBLES})
 _OTHERS = frozenset({_NAME, 0x12, 0x22, _INPUT, 0x32})  # and model_version, parameters, outputs
 
 
@@ -64,22 +68,49 @@ def cut(message: bytes) -> Cut | None:
     return Cut(b"".join(head), request_id, tuple(raws))  # at once: a large piece would be copied for each small one
 
 
-def beside(message: bytes) -> int:
-    """How many bytes of a message, as cut() takes it, are neither its id nor the contents of its inputs."""
-    size, at, found, stop = len(message), 0, 0, 0  # stop: the end of the input that is looked into
+def counted(message: bytes, most_beside: int, most_values: int) -> tuple[int, int]:
+    """How many bytes of a message, as cut() takes it, are neither its id nor contents of its inputs, and how many
+    values those have; counted until there are more of either than that. A field without values counts as one."""
+    size, at, found, values = len(message), 0, 0, 0
+    stop = until = 0  # the ends of the input, and of the contents in it, that are looked into
     try:
-        while at < size:
-            begin, tag, inside = at, message[at], at < stop
+        while at < size and found <= most_beside and values <= most_values:
+            begin, tag = at, message[at]
             at += 1
-            if inside and tag == _NUMBER:
+            if begin < until and tag in _VALUES:
+                length, kind, there = 0, tag & 7, 0
+                if kind == _PIECE:
+                    length = message[at]
+                    at += 1
+                    if length > 127:
+                        length, at = _varint(message, at - 1)
+                end = at + length
+                if kind == _VARINT or (kind == _PIECE and tag < _FLOATS):
+                    while (at < end or not kind) and there <= most_values:
+                        there += message[at] < 128
+                        at += 1
+                        if there and not kind:
+                            break
+                elif kind == _PIECE:
+                    there = length >> 2 if tag == _FLOATS else length >> 3 if tag == _DOUBLES else 1
+                    at = end
+                else:
+                    at += 4 if kind == 5 else 8
+                values += there or 1
+                continue
+            if begin < until:
+                at = until  # nobody knows what follows
+            elif begin < stop and tag == _NUMBER:
                 while message[at] > 127:
                     at += 1
                 at += 1
-            elif inside and tag not in _OTHERS and tag != _ID:  # 0x1A is a shape
-                at = stop  # nobody knows what follows
+            elif begin < stop and tag not in _OTHERS and tag != _ID:  # 0x1A is a shape
+                at = stop
             else:
                 length, at = _varint(message, at)
-                if tag == (_INPUT if inside else _ID):  # 0x2A are contents
+                if begin < stop and tag == _INPUT:  # 0x2A are contents
+                    until = at + length
+                elif tag == _ID and begin >= stop:
                     begin += length
                     at += length
                 elif tag == _INPUT:
@@ -89,7 +120,7 @@ def beside(message: bytes) -> int:
             found += at - begin
     except IndexError:
         pass  # protobuf breaks off there, too
-    return found
+    return found, values
 
 
 def name_in(message: bytes) -> str:

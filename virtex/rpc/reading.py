@@ -42,7 +42,7 @@ class GrpcInfer(Infer):
             wrong = f"{len(body)} bytes that break off, or with fields that the protocol has not"
             raise RequestError(400, f"expected a ModelInferRequest, got {wrong}")
         if found is None or not found.raws:
-            body = as_raw(body, account)
+            body = as_raw(body, account, self._admission.most_values)
             found = cut(body)
         if found is None or not found.raws:
             raise RequestError(400, "inputs: expected a tensor at least")
