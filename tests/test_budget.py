@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 
@@ -399,6 +400,59 @@ def test_answers_that_nobody_reads_take_no_more_memory_than_the_budget():
             sock.close()
         assert grown < 100 << 20
         assert server.request("POST", "/", b'{"data":[1]}')[0] == 200
+
+
+# --- a worker in a cgroup -----------------------------------------------------------------------------------
+
+IN_A_CGROUP = """
+from functools import partial
+from pathlib import Path
+
+from virtex import limits, resident
+
+limits.memory = partial(resident.memory, Path({root!r}))  # where given files of /proc and of a cgroup are
+"""
+ROOT_OF_512_MIB = {
+    "proc/self/cgroup": "0::/pod/box",
+    "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+    "sys/fs/cgroup/pod/box/memory.max": "max",
+    "sys/fs/cgroup/pod/memory.max": f"{512 << 20}",
+}
+
+
+def most_resident(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
+
+def test_a_worker_in_a_cgroup_of_512_mib_refuses_by_name_what_its_memory_has_no_room_for(tmp_path):
+    for name, text in ROOT_OF_512_MIB.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    with serving("gunicorn", IN_A_CGROUP.format(root=str(tmp_path)) + ECHO) as server:
+        server.wait_log("is ready; workers=1")
+        assert server.log.count(f" max_bytes={128 << 20} ") == 2  # the worker's, and the service's
+        assert "sys/fs/cgroup/pod/memory.max says" in server.log
+        (worker,) = server.workers()
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(server.connect()) for _ in range(12)]
+            answers = [fill(sock, 60 << 20) for sock in socks]
+            assert answers[:2] == [b"", b""]  # there was room
+            refused = b"more than 134217728 bytes (limits.max_bytes)"
+            assert all(answer.startswith(b"HTTP/1.1 503 ") and refused in answer for answer in answers[2:])
+        assert server.request("POST", "/", b'{"data":[1]}')[0] == 200
+        assert server.workers() == [worker] and most_resident(worker) < 512 << 20
+
+
+def fill(sock, size):
+    """Send so many bytes of a larger body, as far as they are taken; gives the answer, if there is one."""
+    with contextlib.suppress(OSError):
+        sock.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (64 << 20) + b" " * size)
+    sock.setblocking(False)
+    with contextlib.suppress(OSError):
+        return sock.recv(65536)
+    return b""
 
 
 # --- answers of several batches -----------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from kit.servers import ROOT
 import virtex
 from virtex import info
 from virtex.cli import main
+from virtex.limits import allowance
+from virtex.resident import memory
 
 
 def test_it_names_versions_cores_codec_and_limits():
@@ -22,6 +24,7 @@ def test_it_names_versions_cores_codec_and_limits():
     assert found["dependencies"]["numpy"] and found["cpu"]
     assert found["cores"]["usable"] == len(os.sched_getaffinity(0)) <= found["cores"]["all"]
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert found["memory"]["size"] == memory().size and found["memory"]["max_bytes"] == allowance(None).max_bytes
     assert found["open_files"]["soft"] == (None if soft == resource.RLIM_INFINITY else soft)
 
 
@@ -39,7 +42,8 @@ def test_as_text_it_has_a_line_for_each(capsys):
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["virtex", virtex.__version__]
-    assert {"python", "cpu", "codec", "gpu", "uvloop"} <= {line.split(maxsplit=1)[0] for line in lines if line.strip()}
+    names = {line.split(maxsplit=1)[0] for line in lines if line.strip()}
+    assert {"python", "cpu", "codec", "gpu", "memory", "max_bytes", "uvloop"} <= names
 
 
 @pytest.fixture

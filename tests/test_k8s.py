@@ -18,6 +18,8 @@ from kit.pages import Page
 from kit.prom import get, needs_prometheus, needs_pushgateway, program, prometheus, samples
 from kit.servers import DRAIN_DELAY, HELD_DRAIN, ROOT, free_port, until
 
+from virtex.limits import allowance
+from virtex.resident import Memory
 from virtex.workers.settings import drain_delay
 
 PAGE = Page(ROOT / "docs" / "kubernetes.md")
@@ -169,8 +171,8 @@ def test_a_pod_has_time_for_its_end(path, kind, monkeypatch):
 
 
 def test_what_requests_may_take_fits_into_the_pod():
-    (most,) = re.findall(r"max_bytes=(\d+) \* 2\*\*20", SERVICE)
-    assert container_of(*SERVED[0])["resources"]["limits"]["memory"] == "1Gi" and int(most) <= 1024 / 2
+    assert container_of(*SERVED[0])["resources"]["limits"]["memory"] == "1Gi" and "max_bytes" not in SERVICE
+    assert allowance(None, found=Memory(1 << 30, "its cgroup")).max_bytes == 256 << 20
 
 
 # -- a pod

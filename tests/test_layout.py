@@ -217,7 +217,6 @@ TESTED_BY = {  # where a file's tests have another name
     "register": "mounted",
     "replica": "ray",
     "requests": "connection",
-    "resident": "check",
     "result": "load_test",
     "run": "load",
     "schedule": "load",

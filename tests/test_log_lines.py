@@ -9,6 +9,10 @@ import signal
 import pytest
 from kit.servers import ROOT, serving, until
 
+from virtex.limits import allowance
+
+FITS = allowance(None).max_bytes
+
 SERVICE = """
 import logging
 {configure}
@@ -60,8 +64,8 @@ def lines_of(log):
 def test_each_event_of_a_worker_is_one_line_of_text():
     log = lived(PLAIN)
     for line in (
-        r"worker index 0 starts; workers=1 timeout=30 .*\bbody=67108864 .*\bmax_bytes=4294967296 ",
-        r"service 'mine' starts; executor=inline max_batch_size=512 .*\bmax_bytes=4294967296 ",
+        rf"worker index 0 starts; workers=1 timeout=30 .*\bbody=67108864 .*\bmax_bytes={FITS} ",
+        rf"service 'mine' starts; executor=inline max_batch_size=512 .*\bmax_bytes={FITS} max_bytes_why=\"limits",
         r"service 'mine' is ready in process \d+; seconds=\S+ rss=\d+",
         r"worker index 0 is ready; workers=1",
         r"worker index 0 drains; connections=\d+ seconds=29 by_signal=True",
@@ -84,7 +88,7 @@ def test_each_line_of_gunicorn_the_service_and_its_handler_is_json(how, monkeypa
     assert [line["event"] for line in lines if line.get("event") in LIFE] == LIFE
     assert all({"time", "level", "logger", "process"} <= set(line) for line in lines)
     by_event = {line.get("event", line.get("message")): line for line in lines}
-    assert by_event["worker_start"]["max_bytes"] == 4 << 30 and by_event["worker_start"]["index"] == 0
+    assert by_event["worker_start"]["max_bytes"] == FITS and by_event["worker_start"]["index"] == 0
     assert by_event["service_ready"]["rss"] > 1 << 20
     assert (by_event["loaded"]["weights"], by_event["loaded"]["logger"]) == (3, "mine.of.the.handler")
     failure = by_event["request_failure"]

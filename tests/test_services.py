@@ -399,7 +399,7 @@ def test_rows_of_declared_inputs_share_the_room_and_have_it_again_on_another_loo
     asyncio.run(main())
     row = 4096
     assert left[0] == left[1] and left[0][1] == 0
-    assert services.limits.max_bytes - left[0][0] >= 2 * 2 * 64 * row
+    assert services.budget.most - left[0][0] >= 2 * 2 * 64 * row
 
 
 # --- life ----------------------------------------------------------------------------------------------------------

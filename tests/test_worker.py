@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,8 @@ from kit.servers import (
     until,
 )
 
-from virtex import Limits
+from virtex import Limits, limits
+from virtex.resident import Memory
 from virtex.workers.settings import merge_limits, trust
 
 SLOW_LOAD = (
@@ -751,7 +753,13 @@ LOG = SimpleNamespace(warning=lambda *_: None)
 
 def test_settings_at_gunicorns_default_leave_the_limits_of_the_application():
     limits = Limits(connections=100)
-    assert merge_limits(limits, settings_of(), LOG) == limits
+    assert replace(merge_limits(limits, settings_of(), LOG), max_bytes=None) == limits
+
+
+def test_workers_divide_the_memory_that_there_is(monkeypatch):
+    monkeypatch.setattr(limits, "memory", lambda: Memory(1 << 30, "a cgroup"))
+    assert merge_limits(Limits(), settings_of(workers=4), LOG).max_bytes == 1 << 26
+    assert merge_limits(Limits(max_bytes=5), settings_of(workers=4), LOG).max_bytes == 5
 
 
 def test_settings_become_limits():

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .limits import allowance
+from .resident import memory
 
 CORE = ("gunicorn", "httpcore2", "httptools", "httpx2", "multipart", "numpy", "orjson", "prometheus-client", "uvloop")
 SECONDS = 20.0  # for nvidia-smi: on a machine of many GPUs it takes some
@@ -37,6 +39,7 @@ def gather() -> dict[str, Any]:
         "codec": _codec(),
         "gpu": _gpus(),
         "open_files": _open_files(),
+        "memory": _memory(),
     }
 
 
@@ -56,6 +59,8 @@ def as_text(found: dict[str, Any]) -> str:
             f"as {found['gpu']['told_by']} says" if found["gpu"]["told_by"] else "neither torch nor nvidia-smi is here",
         ),
         ("open files", f"{_say(found['open_files']['soft'])} (hard limit {_say(found['open_files']['hard'])})"),
+        ("memory", f"{found['memory']['size']:,} bytes, as {found['memory']['said_by']} says"),
+        ("max_bytes", f"{found['memory']['max_bytes']:,} bytes, by default, for one worker"),
         *((name, installed or "not installed") for name, installed in found["dependencies"].items()),
         *((name, installed) for name, installed in found["extras"].items()),
     ]
@@ -136,6 +141,12 @@ def _said_by(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return ended.stdout.strip() or None if ended.returncode == 0 else None
+
+
+def _memory() -> dict[str, Any]:
+    """What this process may have, and what requests get of that where one worker is by itself."""
+    found = memory()
+    return {**found._asdict(), "max_bytes": allowance(None, found=found).max_bytes}
 
 
 def _open_files() -> dict[str, int | None]:

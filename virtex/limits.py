@@ -1,14 +1,21 @@
 """Every security limit of the protocol and the queue, each with its default and the reason for it.
 
-Rules: numbers only; imports nothing of Virtex.
+Rules: numbers only. max_bytes is the one that depends on the machine, where nobody says it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from .resident import Memory, memory
 
 MOST = 1 << 62  # what C counts in, with room for sums
+MOST_BYTES = 4 << 30  # of max_bytes, where nobody says it
+# A worker keeps three of four bytes for its model, its libraries, what a handler makes of a batch, and what is not
+# charged: sockets of the kernel, 3 KB for a connection (50 with TLS), memory that the C library keeps
+SHARE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +23,8 @@ class Limits:
     """What one worker takes from its clients at most; a client over a limit is refused by name, or cut.
 
     Sizes are in bytes, times in seconds, rates in bytes per second. Raises ValueError for a limit that is not
-    above 0 and below 2**62, or not whole where bytes or things are counted.
+    above 0 and below 2**62, or not whole where bytes or things are counted. max_bytes may be None: allowance() says
+    what fits.
     """
 
     request_line: int = 8192  # RFC 9112 section 3 asks for 8000 at least; longer is 414
@@ -34,21 +42,47 @@ class Limits:
     write_stall_seconds: float = 30.0  # a client that reads nothing of its answer for so long is cut
     connections: int = 10_000  # per worker; one more is answered 503 and closed
     pipelined: int = 16  # requests of one connection waiting for their turn; then reading pauses
-    max_bytes: int = 4 << 30  # whatever clients make a worker hold, until it is written (503); rows of declared inputs
+    max_bytes: int | None = None  # whatever clients make a worker hold, until it is written (503); rows, too
     answer_seconds: float = 60.0  # from a request's headers to its answer, or less if its client says so; then 504
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None is field.default:
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
                 raise ValueError(f"Limits({field.name}={value!r}): expected a number above 0 and below 2**62")
-            if isinstance(field.default, int):
+            if field.type != "float":
                 if value != int(value):
                     raise ValueError(f"Limits({field.name}={value!r}): expected a whole number")
                 object.__setattr__(self, field.name, int(value))
 
 
 def widest(several: Sequence[Limits]) -> Limits:
-    """What each of these takes, and more: the widest of each limit."""
-    wide = {field.name: max(getattr(one, field.name) for one in several) for field in fields(Limits)}
-    return Limits(**{**wide, "body_rate": min(one.body_rate for one in several)})
+    """What each of these takes, and more: the widest of each limit, of max_bytes among those that say one."""
+    said = {field.name: [getattr(one, field.name) for one in several] for field in fields(Limits)}
+    wide = {name: max([each for each in values if each is not None], default=None) for name, values in said.items()}
+    return Limits(**{**wide, "body_rate": min(said["body_rate"])})
+
+
+class Allowance(NamedTuple):
+    """max_bytes: that clients may make one worker hold. why: where the number comes from, for who reads it."""
+
+    max_bytes: int
+    why: str
+
+
+def allowance(said: int | None, workers: int = 1, parts: int = 1, found: Memory | None = None) -> Allowance:
+    """limits.max_bytes as it was said; where it is None, what fits into the memory that there is, 4 GiB at most.
+
+    workers: how many processes share that memory. parts: how many services of a worker have such an allowance. found:
+    the memory; by default, that of this process.
+    """
+    if said is not None:
+        return Allowance(said, "as limits.max_bytes says")
+    found = found or memory()
+    fits = max(found.size // (SHARE * workers * parts), 1)
+    if fits > MOST_BYTES:
+        return Allowance(MOST_BYTES, "limits.max_bytes is not said, and 4 GiB is the most then")
+    there = f"the {found.size} bytes that {found.said_by} says there are"
+    return Allowance(fits, f"limits.max_bytes is not said, so 1/{SHARE} of {there}, for {workers} x {parts}")

@@ -158,10 +158,10 @@ class Server(Service):
         """The life of this process and loop, which begins now if there is none."""
         model = self._living()
         if model is None:
-            self.budget.count_for((os.getpid(), asyncio.get_running_loop()))
+            worker = self._worker or Worker()
+            self.budget.count_for((os.getpid(), asyncio.get_running_loop()), worker.count)
             if is_lazy and not self.is_hosted:
                 log.warning(LEFT_ALONE, self.name, extra={"event": "unhosted", "service": self.name})
-            worker = self._worker or Worker()
             # The key's answer to the same head is the same one; that of the user's function may change.
             asked = self.options.authorize is not None or type(self).open is not Server.open
             model = self._model = Model(self.options, self.budget, self._cells, worker, is_lazy, asked)

@@ -8,6 +8,7 @@ import socket
 import struct
 
 from virtex import HttpProtocol, Limits
+from virtex.limits import allowance
 from virtex.service.seam import BaseExchange, Budget, Response, Service
 from virtex.wire.connections import SECOND, Connections
 from virtex.wire.protocol import hosted
@@ -153,7 +154,7 @@ class StubServer(Service):
 
     def __init__(self, loop=None):
         limits = Limits(body=1 << 20)
-        super().__init__(limits, Budget(limits.max_bytes))
+        super().__init__(limits, Budget(allowance(limits.max_bytes).max_bytes))
         self.loop = loop
         self.later = False  # answers come by a future
         self.busy = False  # requests wait behind a batch

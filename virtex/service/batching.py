@@ -6,7 +6,8 @@ Rules: knows handlers and options; it makes things, and starts none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
 
@@ -22,6 +23,17 @@ from ..handler import RequestHandler, TensorHandler, own_cost
 from ..tensor import Tensor
 from .bodies import Bodies
 from .options import Options
+
+BODY_IS_CUT = "service %r takes bodies of %d bytes at most, and not %d (limits.body): %s; say a larger max_bytes"
+
+
+@contextmanager
+def telling(bodies: Bodies) -> Iterator[None]:
+    """Have a MemoryError say where limits.max_bytes comes from, which leaves too little."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{error}. max_bytes is {bodies.most}: {bodies.why}") from None
 
 
 def executor_for(
@@ -63,7 +75,8 @@ def row_ring_for(handler: TensorHandler, options: Options, device: Device | None
     if options.max_queue_size is None:
         capacity = min(capacity, fitting(handler.inputs, size, room // 2))
     most = room - options.limits.body  # for a body must be room too
-    ring = RowRing(handler.inputs, size, capacity, most, allocate if device is None else device.allocate)
+    with telling(bodies):
+        ring = RowRing(handler.inputs, size, capacity, most, allocate if device is None else device.allocate)
     bodies.budget = room - ring.slabs * ring.slab_bytes
     return ring
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import sys
 
+from ..limits import MOST_BYTES, allowance
 from .seam import Budget
 
 KEPT = 64 << 20  # bytes of free memory that a worker keeps for the next large bodies
@@ -17,23 +18,33 @@ SMALLEST = 64 << 10
 
 
 class Bodies(Budget):
-    """The budget, and a pool. kept: bytes of free memory that wait for the next large body."""
+    """The budget, and a pool. said: limits.max_bytes, which may be None.
 
-    def __init__(self, budget: int) -> None:
-        super().__init__(budget)
+    most: the budget ahead of rows. why: where that comes from. kept: bytes of free memory that wait for the next large
+    body.
+    """
+
+    def __init__(self, said: int | None) -> None:
+        super().__init__(said or MOST_BYTES)
+        self.most = self.budget
+        self.why = ""
         self.kept = 0
-        self._most = budget
+        self._said = said
         self._life: object = None
         self._free: dict[int, list[mmap.mmap]] = {}
 
-    def count_for(self, life: object) -> None:
+    def count_for(self, life: object, workers: int) -> None:
         """Begin to count in a process and on a loop: what was held elsewhere, rows too, went with that.
 
-        life: the same for all services that share the budget there.
+        life: the same for all services that share the budget there. workers: how many processes share the memory.
         """
-        if self._life not in (None, life):
-            self.held, self.budget = 0, self._most
+        if self._life == life:
+            return
+        if self._life is not None:
+            self.held = 0
         self._life = life
+        self.most, self.why = allowance(self._said, workers, self.parts)
+        self.budget = self.most
 
     def take(self, n: int) -> memoryview:
         """Memory for n bytes, of unknown content, on a page of its own."""

@@ -37,7 +37,7 @@ from ..metrics.export import Export
 from ..resident import most_resident
 from .about import declared, described, example_shown
 from .admission import Admission
-from .batching import buffers_of, check_declared, executor_for, ring_for, row_ring_for
+from .batching import BODY_IS_CUT, buffers_of, check_declared, executor_for, ring_for, row_ring_for
 from .bodies import Bodies
 from .health import Health
 from .on_device import Gpu, check_device
@@ -63,7 +63,8 @@ class Model:
     def __init__(
         self, options: Options, bodies: Bodies, cells: Cells, worker: Worker, is_lazy: bool, asked: bool
     ) -> None:
-        self.options = options
+        self._asked_body = options.limits.body
+        self.options = options = options.fitting(bodies.most)
         self.loop = asyncio.get_running_loop()
         self.state: str = STARTING
         self.watchers: set[Callable[[], None]] = set()  # told once it drains
@@ -274,11 +275,14 @@ class Model:
             max_time_on_queue=options.max_time_on_queue,
             max_queue_size=options.queue,
             max_bytes=limits.max_bytes,
+            max_bytes_why=self.admission.bodies.why,
             body=limits.body,
             values=limits.values,
             answer_seconds=limits.answer_seconds,
             index=worker.index,
         )
+        if limits.body < self._asked_body:
+            log.warning(BODY_IS_CUT, options.name, limits.body, self._asked_body, self.admission.bodies.why)
 
     def _fail(self, doing: str, error: BaseException) -> None:
         self.state = FAILED

@@ -14,6 +14,7 @@ from ..batch.pipeline import Pipeline
 from ..batch.rows import tensors_of
 from ..batch.texts import has_text
 from ..handler import TensorHandler
+from .batching import telling
 from .bodies import Bodies
 from .health import Health
 from .options import Options, is_whole
@@ -83,7 +84,8 @@ class Gpu:
         """
         made, room = self.executor.bytes, self._bodies.budget - self._options.limits.body
         if made["answer_bytes"] > room:
-            raise MemoryError(f"answers take {made['answer_bytes']} bytes; limits.max_bytes leaves {room} for them")
+            with telling(self._bodies):
+                raise MemoryError(f"answers take {made['answer_bytes']} bytes; limits.max_bytes leaves {room} for them")
         self.executor.count()
         return made
 

@@ -39,6 +39,7 @@ cdef Py_ssize_t size_of(list buffers) except -1
 
 cdef class Budget:
     cdef public Py_ssize_t budget, held
+    cdef public int parts
     cpdef charge(self, Py_ssize_t n)
 
 

@@ -184,11 +184,13 @@ class Budget:
 
     Whatever a client makes us hold counts, from the byte that arrives to the byte that the kernel has taken: heads,
     bodies and what they become, answers. A byte is charged when it has arrived, not when it was announced.
+    parts: how many of them share the memory of the process.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.held = 0
+        self.parts = 1
 
     def charge(self, n: int) -> None:
         """So many bytes have arrived. Raises RequestError (503) when that is over the budget; they count anyway."""
@@ -197,7 +199,12 @@ class Budget:
             raise self.refusal()
 
     def refusal(self) -> RequestError:
-        """What to raise when there is no room."""
+        """What to raise when there is no room.
+
+        Its Retry-After is the least there is, for nobody knows when there will be room. Clients let go of bytes, as
+        they finish bodies, read answers or leave, and how long a batch takes says nothing of that. Who comes too early
+        costs a head.
+        """
         reason = f"no room: requests and answers take more than {self.budget} bytes (limits.max_bytes)"
         return RequestError(503, reason, RETRY_SOON, "full")
 

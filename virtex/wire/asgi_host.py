@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import RequestError, too_large
-from ..limits import Limits
+from ..limits import Limits, allowance
 from ..logs import Tracebacks
 from ..service.seam import BaseExchange, Budget, Head, Response, Service, Waiter, plain
 from .grammar import Header, decoded
@@ -44,7 +44,7 @@ class AsgiHost(Service):
     def __init__(
         self, app: Callable[..., Awaitable[None]], limits: Limits, clock: Callable[[], int], mode: str = "auto"
     ) -> None:
-        super().__init__(limits, Budget(limits.max_bytes))
+        super().__init__(limits, Budget(allowance(limits.max_bytes).max_bytes))
         self.app = app
         self.guests = Guests(limits.body)
         self.state: dict[str, Any] = {}

@@ -53,6 +53,8 @@ class Guests:
     def _add(self, service: Service) -> None:
         service.meet(self._worker)
         self._all.append(service)
+        for each in self._all:  # counts for those that have not begun
+            each.budget.parts = len(self._all)
         self.most_body = max(self.most_body, service.limits.body)
 
     def meet(self, service: Service) -> bool:

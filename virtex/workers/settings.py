@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
-from ..limits import Limits
+from ..limits import Limits, allowance
 from ..logs import check_form
 
 UNLIMITED = 1 << 40  # what 0 means in gunicorn's limit_request_* settings
@@ -116,8 +116,8 @@ def is_set(cfg: Any, name: str) -> bool:
 
 
 def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
-    """The application's limits with what gunicorn was told to set, and no more connections than there can be files."""
-    changes: dict[str, Any] = {
+    """The application's limits with what gunicorn was told to set, as far as memory and files are there for them."""
+    changes: dict[str, Any] = {"max_bytes": allowance(limits.max_bytes, cfg.workers).max_bytes} | {
         ours: getattr(cfg, name) or UNLIMITED
         for name, ours in _AS_LIMITS.items()
         if is_set(cfg, name) and (getattr(cfg, name) or name != "keepalive")  # keepalive 0: see Connections.closing
