@@ -603,7 +603,7 @@ def test_hosting_a_foreign_application_loads_neither_numpy_nor_codec_nor_batcher
     assert {name for name in own if name.startswith("virtex.batch")} <= MAY_KNOW_OF_BATCH
     assert {name for name in own if name.startswith("virtex.service")} <= MAY_KNOW_OF_SERVICE
     rest = {name for name in own if name.count(".") == 1} - {"virtex.batch", "virtex.service"}
-    assert rest == {"virtex.wire", "virtex.errors", "virtex.limits", "virtex.logs"}
+    assert rest == {"virtex.wire", "virtex.errors", "virtex.limits", "virtex.logs", "virtex.resident"}
 
 
 def test_nothing_follows_an_answer_that_said_it_is_the_last(serve, caplog):

@@ -762,6 +762,16 @@ def test_workers_divide_the_memory_that_there_is(monkeypatch):
     assert merge_limits(Limits(max_bytes=5), settings_of(workers=4), LOG).max_bytes == 5
 
 
+def test_connections_with_tls_are_no_more_than_memory_is_there_for(monkeypatch):
+    monkeypatch.setattr(limits, "memory", lambda: Memory(200_000_000, "a cgroup"))
+    tls = {"certfile": str(CERTIFICATE), "keyfile": str(CERTIFICATE)}
+    assert merge_limits(Limits(), settings_of(**tls), LOG).connections == 1000
+    assert merge_limits(Limits(connections=7), settings_of(**tls), LOG).connections == 7
+    assert merge_limits(Limits(), settings_of(**tls, worker_connections=2000), LOG).connections == 2000
+    assert merge_limits(Limits(max_bytes=50_000_000), settings_of(**tls), LOG).connections > 1000
+    assert merge_limits(Limits(), settings_of(), LOG).connections > 1000
+
+
 def test_settings_become_limits():
     cfg = settings_of(keepalive=7, limit_request_line=500, limit_request_fields=10, limit_request_field_size=100)
     limits = merge_limits(Limits(connections=100), cfg, LOG)

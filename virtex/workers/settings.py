@@ -18,6 +18,7 @@ from ..logs import check_form
 
 UNLIMITED = 1 << 40  # what 0 means in gunicorn's limit_request_* settings
 LEAST_ANSWERING = 2  # seconds of graceful_timeout that VIRTEX_DRAIN_DELAY leaves
+TLS_BYTES = 50_000  # that a connection takes which says nothing, in OpenSSL and uvloop; without TLS it is 3 KB
 OTHER_FILES = 64  # that a worker holds open beside its connections: log files, the event loop's, the application's
 
 _AS_LIMITS = {
@@ -117,7 +118,8 @@ def is_set(cfg: Any, name: str) -> bool:
 
 def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
     """The application's limits with what gunicorn was told to set, as far as memory and files are there for them."""
-    changes: dict[str, Any] = {"max_bytes": allowance(limits.max_bytes, cfg.workers).max_bytes} | {
+    most = allowance(limits.max_bytes, cfg.workers).max_bytes
+    changes: dict[str, Any] = {"max_bytes": most} | {
         ours: getattr(cfg, name) or UNLIMITED
         for name, ours in _AS_LIMITS.items()
         if is_set(cfg, name) and (getattr(cfg, name) or name != "keepalive")  # keepalive 0: see Connections.closing
@@ -125,6 +127,8 @@ def merge_limits(limits: Limits, cfg: Any, log: Any) -> Limits:
     if is_set(cfg, "limit_request_field_size"):
         fields = changes.get("header_fields", limits.header_fields)
         changes["header_bytes"] = min(UNLIMITED, (cfg.limit_request_field_size or UNLIMITED) * fields)
+    if cfg.is_ssl and limits.max_bytes is None:
+        limits = replace(limits, connections=min(limits.connections, max(most // TLS_BYTES, 1)))
     limits = replace(limits, **changes)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     fit = UNLIMITED if files == resource.RLIM_INFINITY else max(1, files - OTHER_FILES)
