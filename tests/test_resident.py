@@ -58,6 +58,7 @@ def given(root, cgroup, mounts, **files):
             4,
             OLD,
         ),
+        ("4:memory:/d/1/own", [BOUND], {f"memory/own/{OLD}": 3 * MIB}, 3, f"memory/own/{OLD}"),
         # Another's group is not this one
         ("0::/a", [V2], {"a/memory.max": "max", "b/memory.max": MIB}, None, "the machine"),
         ("4:memory:/a", [V1], {f"memory/a/{OLD}": UNLIMITED}, None, "the machine"),
