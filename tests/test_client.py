@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import orjson
 import pytest
 import uvloop
@@ -26,9 +25,10 @@ from kit.peer import DEADLINE, FACES, Face, Link, always, answering, echo, messa
 from kit.servers import CERTIFICATE
 
 from virtex import Limits, http_server, serve
-from virtex.client import LIMITS, HttpClient
+from virtex.client import HttpClient
 from virtex.errors import ClientError
 from virtex.message import HttpMessage
+from virtex.posting.pool import EXPIRY
 from virtex.posting.retries import Retries
 
 
@@ -382,8 +382,8 @@ def test_a_connection_that_the_server_ends_is_not_used_again(face: Face) -> None
 
 
 def test_a_connection_is_given_up_before_the_server_would_close_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < LIMITS.keepalive_expiry < Limits().keep_alive_seconds
-    monkeypatch.setattr("virtex.client.LIMITS", httpx2.Limits(keepalive_expiry=0))
+    assert 0 < EXPIRY < Limits().keep_alive_seconds
+    monkeypatch.setattr("virtex.posting.pool.EXPIRY", 0.0)
     with answering(echo) as peer, HttpClient(peer.url()) as client:
         assert [client.post(message(n)).data for n in range(2)] == [[0], [1]]
         assert len(peer.links) == 2

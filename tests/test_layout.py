@@ -208,6 +208,7 @@ TESTED_BY = {  # where a file's tests have another name
     "outcomes": "client",
     "plan": "load",
     "plots": "document",
+    "pool": "client",
     "process": "load",
     "program": "starting",
     "promise": "exchange",

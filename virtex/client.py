@@ -3,36 +3,30 @@
     HttpMessage -> bytes -> httpx2 ... httpx2 -> bytes -> HttpMessage
 
 Rules: knows messages, and nothing of the server. It drives the connections of httpx2, not its Client: that would keep
-cookies, and read proxies and .netrc from the environment. posting/ has the parts: lanes, retries, bundles, arrays.
+cookies, and read proxies and .netrc from the environment. posting/ has the parts: the pool and its lanes,
+retries, bundles, arrays.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import weakref
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
-from contextlib import suppress
-from functools import cache
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import httpcore2
-import httpx2
 
 from .errors import ClientError
 from .message import HttpMessage
 from .posting import arrays as of_arrays
 from .posting.bundles import Bar, Place, in_tasks, in_threads
-from .posting.lanes import AsyncLane, Lane
 from .posting.outcomes import Outcome, message_of
+from .posting.pool import Pool
 from .posting.retries import Post, Retries
 from .posting.targets import Target, check_message, checked, headers_of, target_of
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-# Seconds idle; below the 75 of our server and the 60 of most proxies, so that the client is the first to close.
-LIMITS = httpx2.Limits(keepalive_expiry=30.0)
 JSON = "application/json"
 Steps = Generator[Post, Outcome, Any]
 
@@ -90,15 +84,9 @@ class HttpClient:
         self._headers = headers_of(headers or {}, api_key)
         if b"x-request-timeout-ms" in self._headers:
             raise ValueError("headers: 'X-Request-Timeout-Ms' says what is left of timeout=, and is set by the client")
-        self._context = ssl_context or _system_trust()
-        self._uds = None if uds is None else os.fspath(uds)
+        self._pool = Pool(max_connections, ssl_context, None if uds is None else os.fspath(uds))
         self._retries = Retries(retry)
         self._services: dict[str, dict[str, Any]] = {}  # by URL, what their GET / said
-        self._closed = False
-        self._lanes: list[Lane] = []  # the idle ones, newest last
-        self._lanes_of_loops: dict[asyncio.AbstractEventLoop, list[AsyncGenerator[AsyncLane, None]]] = {}
-        weakref.finalize(self, _close_beyond, 0, self._lanes)  # unlike __del__, it also runs at exit
-        _clients.add(self)
 
     # Posts
 
@@ -222,16 +210,11 @@ class HttpClient:
 
     def close(self) -> None:
         """Close every idle connection; a post under way ends first and closes its own. May be called again."""
-        self._closed = True
-        _close_beyond(0, self._lanes)
-        self._lanes_of_loops.clear()
+        self._pool.close()
 
     async def aclose(self) -> None:
         """Close as `close` does, and wait until the idle connections of the running loop are closed."""
-        lanes = self._lanes_of_loops.pop(asyncio.get_running_loop(), [])
-        self.close()
-        for lane in lanes:
-            await lane.aclose()
+        await self._pool.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -260,53 +243,25 @@ class HttpClient:
         self, method: str, target: Target, kinds: tuple[str, str], body: bytes = b"", place: Place | None = None
     ) -> Post:
         """kinds: of the body, and of the answer."""
-        if self._closed:
+        if self._pool.is_closed:
             raise RuntimeError("this HttpClient is closed")
         fields = {b"content-type": kinds[0].encode(), b"accept": kinds[1].encode()} | self._headers
         self._retries.budget.deposit()
         return Post(method, target, list(fields.items()), body, self.timeout, self._retries.clock, place)
 
     def _exchange(self, post: Post) -> Outcome:
-        outcome = self._try(post)
+        outcome = self._pool.exchange(post)
         while (wait := self._retries.wait(post, outcome)) is not None:
             self._retries.sleep(wait)
-            outcome = self._try(post)
+            outcome = self._pool.exchange(post)
         return outcome
 
     async def _exchange_async(self, post: Post) -> Outcome:
-        outcome = await self._try_async(post)
+        outcome = await self._pool.exchange_async(post)
         while (wait := self._retries.wait(post, outcome)) is not None:
             await self._retries.sleep_async(wait)
-            outcome = await self._try_async(post)
+            outcome = await self._pool.exchange_async(post)
         return outcome
-
-    def _try(self, post: Post) -> Outcome:
-        try:
-            lane = self._lanes.pop()
-        except IndexError:
-            lane = Lane(self._context, LIMITS.keepalive_expiry, self._uds)
-        try:
-            return lane.exchange(post)
-        finally:
-            self._lanes.append(lane)
-            _close_beyond(0 if self._closed else self.max_connections, self._lanes)
-
-    async def _try_async(self, post: Post) -> Outcome:
-        lanes = self._lanes_of_this_loop()
-        held = lanes.pop() if lanes else _held(AsyncLane(self._context, LIMITS.keepalive_expiry, self._uds))
-        lane = await anext(held)
-        try:
-            return await lane.exchange(post)
-        finally:
-            if len(lanes) < self.max_connections:
-                lanes.append(held)
-
-    def _lanes_of_this_loop(self) -> list[AsyncGenerator[AsyncLane, None]]:
-        loop = asyncio.get_running_loop()
-        if loop not in self._lanes_of_loops:
-            for ended in [other for other in list(self._lanes_of_loops) if other.is_closed()]:
-                self._lanes_of_loops.pop(ended, None)
-        return self._lanes_of_loops.setdefault(loop, [])
 
     def _deliver(self, post: Post, outcome: Outcome) -> HttpMessage:
         status, message = message_of(post.name, post.timeout, outcome)
@@ -349,42 +304,6 @@ class HttpClient:
                 self._services[name] = told
                 return told
         return {}
-
-
-# Lanes
-
-
-def _close_beyond(count: int, lanes: list[Lane]) -> None:
-    with suppress(IndexError):  # other threads take from the list, too
-        while len(lanes) > count:
-            lanes.pop().close()
-
-
-async def _held(lane: AsyncLane) -> AsyncGenerator[AsyncLane, None]:
-    """A lane of a loop, closed in time: asyncio ends a generator once it is dropped, and all when the loop ends."""
-    async with lane:
-        while True:
-            yield lane
-
-
-@cache  # reading the certificates takes longer than a hundred posts
-def _system_trust() -> SSLContext:
-    return httpx2.create_ssl_context(trust_env=False)
-
-
-_clients: weakref.WeakSet[HttpClient] = weakref.WeakSet()
-_of_parent: list[object] = []  # kept for ever: what a child drops of its parent's loops, it would make them close
-
-
-def _after_fork() -> None:
-    """In the child: close its copies of the idle connections, which says nothing to the server."""
-    for client in list(_clients):
-        _close_beyond(0, client._lanes)
-        _of_parent.append(client._lanes_of_loops)
-        client._lanes_of_loops = {}
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 # Arguments
