@@ -157,7 +157,7 @@ def test_each_step_is_timed():
     ticks = iter(range(0, 10**12, 10**9))
     steps = Steps(Doubler(), lambda: next(ticks))
     steps.run([[1], [2]])
-    assert steps.seconds == {"process_request": 1.0, "run_inference": 1.0, "process_response": 1.0}
+    assert steps.laps.seconds == {"process_request": 1.0, "run_inference": 1.0, "process_response": 1.0}
 
 
 def test_a_plain_handler_that_awaits_is_a_bug_said_plainly():
@@ -172,13 +172,13 @@ def test_seconds_are_those_of_one_batch():
     steps = TensorSteps(Identity(), False, itertools.count(0, 1_000_000).__next__)
     for _ in range(2):
         steps.run((np.zeros((1, 3)), [1]))
-        assert steps.seconds == {"run_inference": 0.001}
+        assert steps.laps.seconds == {"run_inference": 0.001}
 
 
 def test_nothing_is_measured_without_a_clock():
     steps = Steps(Doubler())
     steps.run([[1], [2]])
-    assert steps.seconds == {}
+    assert steps.laps.seconds == {}
 
 
 # --- statuses of its own ---------------------------------------------------------------------------------------------

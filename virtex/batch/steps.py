@@ -98,11 +98,6 @@ class Steps:
         self.came = False
         self.fits = self.proven = 0
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """How long each step took in the last run, by its name."""
-        return self.laps.seconds
-
     def run(self, requests: Any, askers: list[Any] | None = None) -> list[Outcome]:
         """Compute one outcome per request: its rows, as process_response gave them, or its error."""
         self.laps = Laps()

@@ -19,11 +19,11 @@ import orjson
 
 from .._codec import row_signature
 from ..errors import RequestError, quoted
+from ..limits import MOST
 from ..tensor import Inputs, Tensor
 from . import v2
 from .v2_write import Asked
 
-MOST = 1 << 62  # of a dimension, and of bytes
 NUMBERS, BYTES, VALUES = "numbers", "bytes", "values"  # where a tensor is: in a list, behind the head, in a parser's
 
 

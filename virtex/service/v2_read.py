@@ -17,6 +17,7 @@ import orjson
 from .._codec import Items, blob_items, list_items, lists_in
 from ..batch.arrays import rows_of_any, stacked
 from ..errors import ItemError, RequestError, quoted
+from ..limits import MOST
 from ..message import Account
 from ..serial._npy import named_dtype
 from ..tensor import Inputs, Source, Tensor
@@ -24,10 +25,8 @@ from . import v2
 from .codings import asked_for, coding_of
 from .formats import USUAL, Body, Wants
 from .seam import Head
-from .v2_head import BYTES, MOST, NUMBERS, Call, Place, Served, check_size
-from .v2_write import V2
-
-LENGTH = b"inference-header-content-length"
+from .v2_head import BYTES, NUMBERS, Call, Place, Served, check_size
+from .v2_write import LENGTH, V2
 
 
 def wants_of(served: Served, head: Head) -> Wants:

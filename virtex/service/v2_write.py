@@ -24,7 +24,7 @@ from .seam import JSON, Response
 from .v2 import OUTPUT
 
 _BINARY: Headers = ((b"content-type", b"application/octet-stream"),)
-_LENGTH = b"inference-header-content-length"
+LENGTH = b"inference-header-content-length"  # of the JSON ahead of bytes; a request has it too
 DEEP = 32  # dimensions that any NumPy takes
 
 
@@ -114,7 +114,7 @@ class Asked(V2):
         """Of an answer with bytes behind a head of that length: the same for the same, by which the wire knows them."""
         if length != self._latest_length:
             self._latest_length = length
-            self._latest_headers = (*_BINARY, (_LENGTH, b"%d" % length))
+            self._latest_headers = (*_BINARY, (LENGTH, b"%d" % length))
         return self._latest_headers
 
     def _known_of(self, name: str, tensor: Any) -> Known:

@@ -82,7 +82,6 @@ async def warm_up(
     except (HandlerError, ItemError) as error:
         step = "" if isinstance(error, HandlerError) else f"{_step_of(steps.laps)} refused "
         raise HandlerError(f"warm-up with a batch of {size}: {step}{error}") from (error.__cause__ or error)
-    return size
 
 
 def _step_of(laps: Laps) -> str:
