@@ -346,3 +346,51 @@ def test_memory_of_declared_answers_is_made_ahead_and_counted():
     assert life.pipeline.host_bytes == DEPTH * 64  # 4 rows of 4 float32, on lines of 64 bytes
     assert life.pipeline.device_bytes == DEPTH * (64 + MOST * WIDTH * 4)
     assert Life(declared=False).pipeline.host_bytes == 0
+
+
+class HostTensor(SimTensor):
+    """In host memory: form() knows nothing of it."""
+
+    def copy(self):
+        return self.array.copy()
+
+
+def test_a_tensor_in_host_memory_that_is_still_on_its_way_is_waited_for(monkeypatch):
+    life = Life()
+    monkeypatch.setattr(life.device, "form", lambda value: None)
+    here = HostTensor(life.static.owner, np.zeros((2, WIDTH), np.float32))
+
+    def model(given):
+        life.device.current().ask([given.owner], [], lambda: np.copyto(here.array, given.array * 2))
+        return here
+
+    life.cut(2, "fresh", 1)
+    life.load()
+    _, _, _, berth, expected = life.waiting[1].pop()
+    life.pipeline.run(berth, model)
+    here.array[:] = -1  # the model may write there again
+    assert (life.pipeline.wait(berth) == expected).all()
+
+
+def test_a_batch_behind_one_that_had_to_be_waited_for_has_not():
+    life = Life()
+    for made, is_foreign in ((iter, True), (lambda rows: rows, False)):
+        for _ in range(DEPTH):
+            life.pipeline.infer(life.slabs[0][:2], lambda batch, made=made: made([life.static, life.static]))
+        assert [berth.is_foreign for berth in life.pipeline._berths] == [is_foreign] * DEPTH
+
+
+def test_a_copy_that_can_not_be_asked_for_costs_no_berth_and_leaves_nothing_under_way(monkeypatch):
+    life = Life()
+    send = life.device.send
+
+    def fails(array, rows):
+        send(array, rows)
+        raise Boom
+
+    monkeypatch.setattr(life.device, "send", fails)
+    for _ in range(DEPTH + 1):
+        with pytest.raises(Boom):
+            life.pipeline.load(life.slabs[0][:2])
+    assert len(life.pipeline._free) == DEPTH and not any(stream.work for stream in life.device.streams)
+    life.device.host(writes=[life.memories[0]])  # the rows may be used again

@@ -246,7 +246,6 @@ class Pipeline:
         if made:
             with self.device.on(self._compute):
                 for i in made:
-                    berth.rows[i] = None
                     berth.rows[i] = self.device.buffer(self._most * self._inputs[i].nbytes)
                 berth.loaded.record(self._compute)
             self._in.wait_event(berth.loaded)
