@@ -18,6 +18,7 @@ from kit.servers import eventually
 
 from virtex import ItemError, Limits, Tensor, http_server
 from virtex._codec import decode_numpy, encode_numpy
+from virtex.batch.pipeline import Pipeline
 from virtex.service.register import REGISTER
 from virtex.service.seam import LEFT, Head
 
@@ -271,9 +272,12 @@ def test_what_the_device_says_late_fails_its_own_batch(device):
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_is_harmed(device, caplog):
+    overflows = []
+
     class Large(Doubles):
         def run_inference(self, batch):
             if len(batch) > 3:
+                overflows.append(len(batch))
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return batch * 2
 
@@ -281,6 +285,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_nobody_is_harmed(de
     for one, answer in zip(sent, asked(Large(), *(body(*one) for one in sent), max_batch_size=8), strict=True):
         assert (rows(answer) == one[0] * 2).all()
     assert device[0].freed >= 1
+    assert overflows.count(8) <= 2  # those that were out: no other is put there whole
     assert re.search("from now on at most [23] items at once", caplog.text)
 
 
@@ -313,7 +318,8 @@ def test_a_failed_batch_runs_again_from_its_rows_for_the_model_had_a_copy(device
 @pytest.mark.parametrize("late", [False, True])
 def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_unhealthy(device, late, monkeypatch):
     monkeypatch.setattr(REGISTER, "gone", "")
-    calls = []
+    calls, loads, load = [], [], Pipeline.load
+    monkeypatch.setattr(Pipeline, "load", lambda self, batch: (loads.append(len(batch)), load(self, batch))[1])
 
     class Asserts(Doubles):
         def run_inference(self, batch):
@@ -339,7 +345,7 @@ def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_un
     before, live, during, dead, after = asyncio.run(main())
     assert before.status == live.status == 200
     assert [answer.status for answer in during] == [500] * 4 and after.status == 500
-    assert sum(calls) <= 6  # nothing was tried again
+    assert sum(calls) <= 6 and sum(loads) <= 6  # nothing was tried again
     assert dead.status == 503 and "its device is gone: RuntimeError: CUDA error: device-side assert" in dead.error
     assert "Compile with" not in dead.error and REGISTER.gone.startswith("service 'flights': its device is gone")
 
