@@ -96,7 +96,7 @@ def with_room_for(count: int, seen: list[int]) -> Any:
                 refused.set()
                 answer = reply({"data": [], "error": "full"}, "503 Service Unavailable", "retry-after: 0\r\n")
             else:
-                refused.wait(1.0)
+                refused.wait(10.0)
                 answer = reply({"data": [int(request[1].split(b"[")[1].split(b"]")[0])]})
             with lock:
                 inside[0] -= 1

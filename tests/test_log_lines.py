@@ -98,7 +98,7 @@ def test_each_line_of_gunicorn_the_service_and_its_handler_is_json(how, monkeypa
     asked = {line["request_id"]: line for line in lines if line.get("event") == "request"}
     answer = asked["mine-1"]
     assert (answer["method"], answer["path"], answer["status"], answer["bytes"]) == ("POST", "/", 200, 31)
-    assert (answer["items"], answer["batch_size"]) == (2, 2) and 0 < answer["queue_wait"] < answer["seconds"] < 10
+    assert (answer["items"], answer["batch_size"]) == (2, 2) and 0 < answer["queue_wait"] < answer["seconds"] < 60
     assert asked["mine-2"]["status"] == 500
     assert any("Listening at" in line.get("message", "") for line in lines)
 
@@ -119,7 +119,7 @@ def test_a_form_that_is_none_is_refused_by_name(monkeypatch):
 def test_the_access_log_has_id_items_wait_and_batch_as_atoms():
     form = "%(m)s %({x-request-id}o)s %({virtex.items}e)s %({virtex.queue_wait}e)s %({virtex.batch_size}e)s"
     log = lived(PLAIN, "--access-logfile", "-", "--access-logformat", form, "--env", "VIRTEX_LOG=json")
-    assert len(re.findall(r"^POST mine-1 2 0\.\d{6} 2$", log, re.MULTILINE)) == 1, log
+    assert len(re.findall(r"^POST mine-1 2 \d+\.\d{6} 2$", log, re.MULTILINE)) == 1, log
     assert re.search(r"^GET [0-9a-f]{24} - - -$", log, re.MULTILINE), log
 
 

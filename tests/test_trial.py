@@ -145,7 +145,7 @@ with Trial("{module(ECHO)}:app", {{}}) as trial:
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.communicate()
-    until(lambda: not is_running(master), "gunicorn to end with its parent", seconds=20)
+    until(lambda: not is_running(master), "gunicorn to end with its parent")
 
 
 def is_running(pid):

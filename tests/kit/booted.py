@@ -22,6 +22,21 @@ from kit.servers import ROOT, until
 
 MANAGER = "/lib/systemd/systemd"
 
+# What a machine may not let us do: $1 is a folder.
+_MAY = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+cd "$1/root"
+mount -t proc proc proc
+mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
+pivot_root . mnt
+"""
+
 # $1: a folder for what is written. $2: Python's own prefix. $3: where its libraries are. $4: the repository.
 _BOOT = f"""
 set -e
@@ -71,10 +86,15 @@ class Booted:
         tools = [shutil.which(tool) for tool in ("unshare", "nsenter", "systemctl")]
         if os.geteuid() != 0 or None in tools or not os.path.exists(MANAGER):
             pytest.skip("only root can boot a systemd, where there is one")
+        spaces = ["--mount", "--pid", "--fork", "--cgroup", "--uts", "--ipc", "--net", "--kill-child"]
+        may = subprocess.run(
+            ["unshare", *spaces, "sh", "-c", _MAY, "sh", str(folder)], capture_output=True, text=True, timeout=120
+        )
+        if may.returncode:
+            pytest.skip(f"this machine does not let a systemd be booted: {may.stderr[-300:]}")
         self._root = folder / "root"
         self._root.mkdir()
         Path(f"{self._root}-server.py").write_text(source)
-        spaces = ["--mount", "--pid", "--fork", "--cgroup", "--uts", "--ipc", "--net", "--kill-child"]
         places = [str(self._root), sys.base_prefix, sysconfig.get_path("purelib"), str(ROOT)]
         self._log = folder / "boot"
         with self._log.open("wb") as log:
@@ -108,8 +128,7 @@ class Booted:
             return bool(children) and (self._files / "run" / "systemd" / "private").exists()
 
         until(runs, "systemd to boot")
-        if self._process.poll() is not None:
-            pytest.skip(f"no systemd can be booted here: {self._log.read_text()[-300:]}")
+        assert self._process.poll() is None, f"systemd did not boot: {self._log.read_text()[-1000:]}"
         return self
 
     def __exit__(self, *error: object) -> None:
