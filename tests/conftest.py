@@ -41,10 +41,10 @@ COMPILED_ONLY = {
 LONGEST = [
     f"test_{name}.py"
     for group in (
-        "ray_serve worker mounted tuning prometheus docs package example_servers examples starting codec services",
-        "status log_lines start command load readme recycling bundles client serial_torch peers",
-        "proxies first_page compat trial document numbers connection listener k8s k8s_schemas deployed",
-        "systemd grpc_port grpc_tls",
+        "ray_serve worker status example_servers mounted package deployed load prometheus docs services cases start",
+        "starting listener codec tuning k8s systemd log_lines examples scrape readme bundles proxies command client",
+        "peers serial_torch load_faults grpc_port grpc_tls deploy document recycling fleet k8s_schemas first_page export",
+        "load_test embed trial v2_clients bench_gpu numbers",
     )
     for name in group.split()
 ]

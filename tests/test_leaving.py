@@ -16,7 +16,7 @@ from kit.servers import eventually, read_answer
 from kit.workers import scoreboard_of
 
 from virtex import Services, http_server
-from virtex.service.seam import REGISTER
+from virtex.service.register import REGISTER
 from virtex.wire.listener import Listener, serve
 from virtex.workers import settings
 from virtex.workers.grpc_port import GrpcPort

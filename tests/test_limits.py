@@ -8,7 +8,7 @@ from virtex import Limits, Services, Tensor, TensorHandler, http_server, limits,
 from virtex.handler import Worker
 from virtex.limits import allowance, widest
 from virtex.resident import Memory
-from virtex.service.seam import REGISTER
+from virtex.service.register import REGISTER
 
 
 @pytest.mark.parametrize("name", asdict(Limits()))

@@ -13,7 +13,7 @@ import asyncio
 from typing import Any
 
 from ..errors import RETRY_SOON, RequestError
-from ..limits import Limits
+from ..limits import Limits, allowance
 
 
 class Arriving:
@@ -22,7 +22,7 @@ class Arriving:
     def __init__(self, limits: Limits) -> None:
         self._patience = limits.answer_seconds
         self._grace = min(limits.body_grace_seconds, limits.answer_seconds)
-        self._most = max(1, limits.max_bytes // limits.body)
+        self._most = max(1, allowance(limits.max_bytes).max_bytes // limits.body)
         self.slow = 0
 
     async def message(self, context: Any) -> Any:

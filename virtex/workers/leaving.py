@@ -16,7 +16,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 
 from ..logs import event
-from ..service.seam import REGISTER
+from ..service.register import REGISTER
 from ..wire.listener import Listener
 from . import settings
 from .grpc_port import GrpcPort
