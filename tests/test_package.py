@@ -198,9 +198,9 @@ def test_the_wheel_that_make_makes_serves_in_an_environment_that_has_nothing_els
     (wheel,) = (checkout / "dist").iterdir()
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert re.fullmatch(rf"virtex-{virtex.__version__}-{tag}-{tag}-manylinux[\w.]+\.whl", wheel.name)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # pip takes what it finds there for installed
     python, port = pages.install([str(wheel)], tmp_path / "venv"), free_port()
     readme, folder = pages.Page(ROOT / "README.md"), tmp_path / "readme"
-    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(pages, "ROOT", tmp_path / "nothing")  # which the servers of pages have on their path
     folder.mkdir()
     for name, code in readme.files.items():
