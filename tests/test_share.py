@@ -22,9 +22,11 @@ def test_sibling_that_gives_no_sign_of_life_is_waited_for_a_while_only():
     assert share.has_more(5)
 
 
-@pytest.mark.parametrize(("pid", "takes"), [(str(os.getpid()), False), (str(1 << 30), True), ("", True)])
+@pytest.mark.parametrize(
+    ("pid", "takes"), [(os.getpid, False), (lambda: 1 << 30, True), (str, True)], ids=["lives", "gone", "none"]
+)
 def test_while_it_loads_it_leaves_connections_to_the_workers_of_the_master_before(monkeypatch, pid, takes):
-    monkeypatch.setenv("GUNICORN_PID", pid)  # gunicorn's, on SIGUSR2
+    monkeypatch.setenv("GUNICORN_PID", str(pid()))  # gunicorn's, on SIGUSR2
     scoreboard = scoreboard_of(0)
     assert Share(scoreboard, 0).may_accept()
     scoreboard.set_state(0, LOADING)
