@@ -173,18 +173,3 @@ def test_a_call_without_a_message_is_not_waited_for_without_an_end(runner: async
             assert "within 0.05 s (limits.answer_seconds)" in await call.details()
 
     runner.run(asyncio.wait_for(main(), 30))
-
-
-def test_who_leaves_is_not_told_any_more(runner: asyncio.Runner) -> None:
-    app = http_server("one", Echo)
-
-    async def main() -> None:
-        async with asked(app) as (server, asker):
-            watch = asker.watch()
-            assert await watch.read() == SERVING
-            watch.cancel()
-            app.drain()
-            assert await asker.check() == NOT_SERVING
-        assert server.calls.taken == 0  # probes are no requests
-
-    runner.run(asyncio.wait_for(main(), 30))
