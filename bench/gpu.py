@@ -101,12 +101,18 @@ def run(command: list[str], seconds: float, log: Path | None = None) -> dict[str
     lines = said.splitlines() or [""]
     if late or process.returncode:
         why = [f"took more than {seconds:.0f} s"] if late else []
-        return {"failed": "\n".join(why + lines[-LINES:]).strip()}
+        return {"failed": "\n".join(why + _telling(lines)).strip()}
     try:
         found: dict[str, Any] = json.loads(lines[-1])
     except ValueError:
         found = {"said": lines[-1]}
     return found
+
+
+def _telling(lines: list[str]) -> list[str]:
+    """The last of what was printed; where threads were asked where they stand, that, and what was before."""
+    asked = [i for i, line in enumerate(lines) if line.startswith("Fatal Python error: Aborted")]
+    return lines[max(asked[0] - LINES // 3, 0) :][:LINES] if asked else lines[-LINES:]
 
 
 def _end(process: subprocess.Popen[bytes], late: bool) -> None:
