@@ -549,6 +549,20 @@ def test_the_id_of_a_refusal_is_that_of_the_log(run, caplog, several):
     run(app, main)
 
 
+def test_several_services_are_ready_once_all_are_and_what_none_has_seen_has_its_clients_id(run):
+    one, other = identity(), http_server("other", Echo)
+
+    async def main(client):
+        head = [("x-request-id", "mine")]
+        for message, method in ((request("none", ROWS), "ModelInfer"), (b"", "ServerMetadata"), (b"", "ServerReady")):
+            assert (await client.ask(message, method, metadata=head)).metadata["x-request-id"] == "mine"
+        assert State.FromString((await client.ask(method="ServerReady")).message).holds
+        other.drain()
+        assert not State.FromString((await client.ask(method="ServerReady")).message).holds
+
+    run(Services(one, other), main)
+
+
 # ---- streams
 
 
@@ -590,8 +604,8 @@ def test_requests_of_a_stream_share_batches_and_no_more_wait_than_are_pipelined(
     async def main(client):
         asking = asyncio.create_task(streamed(client, *[request("gated", ROWS, id=str(k)) for k in range(12)]))
         await eventually(lambda: app.model.admission.unsettled >= 4)
-        for _ in range(100):
-            await asyncio.sleep(0)
+        for _ in range(20):  # in which a fifth would come
+            await client.ask(method="ServerLive")
         assert app.model.admission.unsettled == 4
         handler.gate.set()
         answers = await asking
