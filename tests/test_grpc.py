@@ -285,11 +285,7 @@ WRONG = {
     "no raws": (changed(raws=[]), "INVALID_ARGUMENT", "input 'input': expected 3 values in fp32_contents"),
     "other contents": (with_contents("int_contents", [1, 2, 3]), "INVALID_ARGUMENT", "fp32_contents for FP32, got int"),
     "few contents": (with_contents("fp32_contents", [1, 2]), "INVALID_ARGUMENT", "expected 3 values in fp32_contents"),
-    "many contents": (
-        with_contents("fp32_contents", [1] * 4),
-        "INVALID_ARGUMENT",
-        "expected 3 values in fp32_contents",
-    ),
+    "many contents": (with_contents("fp32_contents", [1] * 4), "INVALID_ARGUMENT", "expected 3 values in fp32"),
     "does not fit": (with_contents("int_contents", [1, 300, 3], "INT8"), "INVALID_ARGUMENT", "INT8, got 300 (value 1)"),
     "unknown type": (with_contents("int_contents", [1], "INT4"), "INVALID_ARGUMENT", "datatype 'INT4'"),
     "timeout": (with_parameter("request", "timeout", string_param="1"), "INVALID_ARGUMENT", "expected microseconds"),
