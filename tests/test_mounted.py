@@ -161,7 +161,7 @@ def test_under_gunicorn_each_is_started_told_its_worker_drained_and_ended_once(w
         assert server.wait_exit() == 0
         lines = server.log.splitlines()
         for name in names:
-            assert lines.count(f"teardown {name}") == 2
+            assert lines.count(f"teardown {name}") == 2, server.log
         assert "Traceback" not in server.log and "docs/fastapi.md" not in server.log
 
 

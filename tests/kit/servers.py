@@ -38,19 +38,20 @@ app = http_server(name="echo", handler=Echo())
 """
 
 # In front of a source: the delay of a drain lasts until Running.end_delay(), however long the test takes to look.
-DRAIN_DELAY = 17.25  # seconds, which nothing else sleeps
+DRAIN_DELAY = 17.25  # seconds, which nothing else waits
 HELD_DRAIN = f"""
 import asyncio, os
 
-sleep = asyncio.sleep
+wait = asyncio.wait
 
-async def sleep_or_be_told(seconds, *result):
-    if seconds != {DRAIN_DELAY}:
-        return await sleep(seconds, *result)
+async def wait_or_be_told(those, *, timeout=None, **more):
+    if timeout != {DRAIN_DELAY}:
+        return await wait(those, timeout=timeout, **more)
     while not os.path.exists("delay is over"):
-        await sleep(0.01)
+        await asyncio.sleep(0.01)
+    return set(), set(those)
 
-asyncio.sleep = sleep_or_be_told
+asyncio.wait = wait_or_be_told
 """
 
 _EMBEDDED = """
