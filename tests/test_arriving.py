@@ -20,7 +20,7 @@ from kit.grpc import SERVICE, Client  # noqa: E402
 from virtex import Limits, http_server  # noqa: E402
 from virtex.errors import RequestError  # noqa: E402
 from virtex.rpc.arriving import Arriving  # noqa: E402
-from virtex.rpc.serving import serve_grpc  # noqa: E402
+from virtex.rpc.serving import GrpcServer  # noqa: E402
 
 BOUNDED = Limits(max_bytes=2000, body=1000, body_grace_seconds=0.05, answer_seconds=60.0)  # room for two slow ones
 
@@ -94,13 +94,16 @@ def test_one_that_does_not_come_in_the_time_of_an_answer_is_late(runner: asyncio
         runner.run(asyncio.wait_for(main(Limits(answer_seconds=0.05, body_grace_seconds=grace)), 30))
 
 
-def test_calls_of_every_kind_share_the_places(runner: asyncio.Runner) -> None:
+@pytest.mark.parametrize("of", ["the app", "the worker"])
+def test_calls_of_every_kind_share_the_places(runner: asyncio.Runner, of: str) -> None:
     """A call that sends no message holds a place; the third is refused, with when to come again."""
     methods = [SERVICE + "ModelStreamInfer", "/grpc.health.v1.Health/Check", SERVICE + "ModelInfer"]
 
     async def main() -> None:
-        app = http_server("one", Echo, limits=BOUNDED)
-        async with await serve_grpc(app, port=0) as server:
+        app = http_server("one", Echo, limits=BOUNDED if of == "the app" else None)
+        await app.startup()
+        async with GrpcServer(app, ["127.0.0.1:0"], False, None if of == "the app" else BOUNDED) as server:
+            await server.start()
             client = Client(server.port)
             calls: list[Any] = []
             for held, method in enumerate(methods):

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from grpc.aio import EOF
 
 from ..errors import RETRY_SOON, RequestError, quoted
+from ..limits import Limits
 from ..service import routes, v2
 from ..service.exchange import Exchange
 from ..service.formats import LATER, Wants
@@ -41,17 +42,17 @@ REFUSING = Wants(LATER, Refusing())
 
 
 class Calls:
-    """The methods, for the services of one app. taken: how many infer requests there were.
+    """The methods, for the services of one app. servers: these, by name. taken: how many infer requests there were.
 
     access: writes a line for each call; None: nobody reads it.
     """
 
-    def __init__(self, app: Any) -> None:
-        self._servers: dict[str, Any] = {server.name: server for server in getattr(app, "servers", (app,))}
+    def __init__(self, app: Any, limits: Limits) -> None:
+        self.servers: dict[str, Any] = {server.name: server for server in getattr(app, "servers", (app,))}
         self._only = None if hasattr(app, "servers") else app
-        self._pipelined: int = app.limits.pipelined
-        self._clock: Callable[[], int] = next(iter(self._servers.values())).options.clock
-        self.arriving = Arriving(app.limits)
+        self._pipelined = limits.pipelined
+        self._clock: Callable[[], int] = next(iter(self.servers.values())).options.clock
+        self.arriving = Arriving(limits)
         self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
@@ -75,9 +76,8 @@ class Calls:
                 if exchange is not None:
                     exchange.await_rest(exchange.begun)
                 try:
-                    answer = self._asked(
-                        head, await self.arriving.message(context), exchange
-                    )  # no name keeps a message alive
+                    # No name keeps the message alive
+                    answer = self._asked(head, await self.arriving.message(context), exchange)
                 except RequestError as error:
                     answer = refused(error) if exchange is None else exchange.keeper.break_off(exchange, error)
                 if type(answer) is Exchange:
@@ -98,9 +98,9 @@ class Calls:
                 name = name_in(message)
             except RequestError as error:
                 return refused(error)
-            server = self._servers.get(name)
+            server = self.servers.get(name)
             if server is None:
-                return refused(no_model(name, "", list(self._servers)))
+                return refused(no_model(name, "", list(self.servers)))
             exchange = self._opened(server, head, self._clock())
             if type(exchange) is not Exchange:
                 return exchange
@@ -181,10 +181,10 @@ class Calls:
         return await self._health("Ready", context)
 
     async def _health(self, what: str, context: Any) -> bytes:
-        begun, head, servers = self._clock(), self._head(f"Server{what}", context), self._servers.values()
+        begun, head, servers = self._clock(), self._head(f"Server{what}", context), self.servers.values()
         for server in servers:
             server.begin()
-        said = messages.State(holds=all(_holds(server, v2.HEALTH + what.lower()) for server in servers))
+        said = messages.State(holds=all(holds(server, v2.HEALTH + what.lower()) for server in servers))
         return await self._end(Response(200, (), [_dumped(said)]), None, head, begun, context)
 
     async def server(self, _: Any, context: Any) -> bytes:
@@ -198,7 +198,7 @@ class Calls:
         """ModelReady: false for a model that there is not, as Triton has it."""
 
         def tell(server: Any) -> Any:
-            return messages.State(holds=_holds(server, v2.HEALTH + "ready"))
+            return messages.State(holds=holds(server, v2.HEALTH + "ready"))
 
         return await self._of_model("ModelReady", context, tell, messages.State())
 
@@ -228,10 +228,10 @@ class Calls:
         except (DecodeError, UnicodeDecodeError) as error:
             return refused(RequestError(400, f"expected the name of a model: {quoted(error)}"))
         try:
-            check_model(asked.name, asked.version, list(self._servers))
+            check_model(asked.name, asked.version, list(self.servers))
         except RequestError as error:
             return refused(error) if unknown is None else Response(200, (), [_dumped(unknown)])
-        server = self._servers[asked.name]
+        server = self.servers[asked.name]
         admission, now = server.model.admission, server.options.clock()
         head.wants = REFUSING
         try:
@@ -263,21 +263,20 @@ class Calls:
         request_id = b"" if exchange is None else exchange.request_id
         request_id = request_id or response.request_id or head.request_id or IDS.next()
         said = response.buffers[0] if len(response.buffers) == 1 else b"".join(response.buffers)
+        code = code_of(response.status)
         if self.access is not None:
-            code, size = code_of(response.status).value[0], sent + (response.status == 200) * len(said)
-            client = client_of(context.peer())
-            self.access.of_call(client, head, code, size, self._clock() - begun, request_id, exchange)
+            client, size = client_of(context.peer()), sent + (response.status == 200) * len(said)
+            self.access.of_call(client, head, code.value[0], size, self._clock() - begun, request_id, exchange)
         if response.status == 200:
             context.set_trailing_metadata((("x-request-id", request_id.decode()),))
             return said
-        code = code_of(response.status)
         await context.abort(code, said[:MOST_SAID].decode(errors="ignore"), metadata_of(response, request_id))
         raise AssertionError("abort() raises")
 
     def _refusal(self, head: Head) -> Response | None:
         """The refusal of a call ahead of its message: where none of the services lets it in."""
         first: Any = None
-        for server in self._servers.values():
+        for server in self.servers.values():
             server.begin()
             try:
                 server.check_admits(head)
@@ -295,7 +294,8 @@ def _said_at(server: Any, path: str) -> bytes:
     return said
 
 
-def _holds(server: Any, path: str) -> bool:
+def holds(server: Any, path: str) -> bool:
+    """Whether a path of health is answered, and not refused."""
     try:
         return bool(_said_at(server, path))
     except RequestError:

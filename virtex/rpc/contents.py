@@ -14,12 +14,12 @@ from google.protobuf.message import DecodeError
 from ..errors import RequestError, quoted
 from ..message import Account
 from ..service import v2
+from ..service.v2_write import DEEP
 from .cut import counted
 from .messages import InferRequest
 
 MOST_HEAD = 1 << 19  # bytes beside id and tensors: protobuf, and what looks at it, take 0.1 s for so many
 GROWN = 20  # times its length that a message of many small fields takes, once protobuf has read it
-DEEP = 32  # dimensions at most
 
 _FIELDS = {
     "BOOL": "bool_contents",

@@ -14,10 +14,9 @@ from grpc import StatusCode
 from grpc.aio import EOF
 
 from ..errors import RequestError, quoted
-from ..service import routes
-from ..service.seam import Head
 from . import messages
 from .arriving import Arriving
+from .calls import holds
 from .codes import code_of
 
 SERVICE = "/grpc.health.v1.Health/"
@@ -80,14 +79,11 @@ class Health:
     def _status(self, name: str) -> bytes:
         if name not in WHOLE and name not in self._servers:
             return SERVICE_UNKNOWN
-        head = Head("GET", "/health/ready", [], 0, None)
-        try:
-            for server in self._servers.values() if name in WHOLE else (self._servers[name],):
-                server.begin()
-                routes.answer(head, server.model)
-        except RequestError:
-            return NOT_SERVING
-        return NOT_SERVING if self._is_draining else SERVING
+        servers = self._servers.values() if name in WHOLE else (self._servers[name],)
+        for server in servers:
+            server.begin()
+        is_ready = not self._is_draining and all(holds(server, "/health/ready") for server in servers)
+        return SERVING if is_ready else NOT_SERVING
 
     async def _asked(self, context: Any) -> str:
         """The name that a call asks for."""

@@ -20,7 +20,6 @@ def _message(name: str) -> Any:
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"virtex.{name}"))
 
 
-Contents = _message("Contents")
 Health = _message("Health")
 HealthRequest = _message("HealthRequest")
 InferRequest = _message("InferRequest")

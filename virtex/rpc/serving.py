@@ -74,10 +74,9 @@ class GrpcServer:
             ("grpc.server_handshake_timeout_ms", _ms(limits.idle_seconds)),
             ("grpc.max_connection_idle_ms", _ms(limits.keep_alive_seconds)),
         ]
-        self.calls = Calls(app)
+        self.calls = Calls(app, limits)
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
-        servers = {each.name: each for each in getattr(app, "servers", (app,))}
-        self._health = health.Health(servers, self.calls.arriving)
+        self._health = health.Health(self.calls.servers, self.calls.arriving)
         self._server.add_generic_rpc_handlers((_Methods(self.calls, self._health),))
         self.ports = [self._listen(address, credentials) for address in addresses]
 
@@ -132,10 +131,11 @@ async def serve_grpc(
 ) -> GrpcServer:
     """Start `app`, where nobody has, and serve it over gRPC on the running loop; returns when it takes calls.
 
+    It goes with serve() of the same app, which shuts that down; without it, `await app.shutdown()` does once this has
+    stopped.
+
     app: what http_server() or Services() made. host: a name or an address to listen on. port: 0 is any free one.
-    credentials: for TLS, `grpc.ssl_server_credentials([(key, chain)])`, both in PEM, or whatever else makes such an
-    object. It goes with serve() of the same app, which shuts it down; without that, `await app.shutdown()` does once
-    this has stopped.
+    credentials: for TLS, of `grpc.ssl_server_credentials([(key, chain)])`, both in PEM; without them there is no TLS.
 
     Raises what the app's startup raised, OSError when the address can't be had or grpc can't use the credentials,
     TypeError for another app, ImportError without grpcio.
