@@ -29,6 +29,7 @@ import uvloop
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
+from .limits import allowance
 from .logs import event
 from .service.register import REGISTER
 from .wire.connections import Connections
@@ -101,7 +102,7 @@ class VirtexWorker(Worker):  # type: ignore[misc]
         logs.lead_to(self.log.error_log)
         if not settings.is_set(self.cfg, "access_log_format"):
             logs.shape(self.log.access_log, logs.AccessLines)
-        keep_freed_memory()
+        keep_freed_memory(allowance(None, self.count).max_bytes)
         self.scoreboard.own(self.index, self.age)
         self.scoreboard.board.use(self.index)
         try:

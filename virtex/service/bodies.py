@@ -13,7 +13,7 @@ import sys
 from ..limits import MOST_BYTES, allowance
 from .seam import Budget
 
-KEPT = 64 << 20  # bytes of free memory that a worker keeps for the next large bodies
+KEPT = 64 << 20  # bytes of free memory that a worker keeps for the next large bodies; half of a small budget
 SMALLEST = 64 << 10
 
 
@@ -64,7 +64,7 @@ class Bodies(Budget):
             return  # a reader has it open; the memory goes with the last of them
         assert isinstance(memory, mmap.mmap)
         size = len(memory)
-        if self.kept + size <= KEPT and sys.getrefcount(memory) <= _ALONE:
+        if self.kept + size <= min(KEPT, self.most // 2) and sys.getrefcount(memory) <= _ALONE:
             self.kept += size
             self._free.setdefault(size, []).append(memory)
 
