@@ -59,7 +59,7 @@ def test_requests_get_a_quarter_of_the_memory_and_4_gib_at_most_unless_somebody_
 
 def test_an_allowance_says_where_it_comes_from():
     assert (
-        "1/4 of the 1073741824 bytes that /a/memory.max says there are, for 2 x 1"
+        "1/4 of the 1073741824 bytes that /a/memory.max says there are, by 2 x 1 (workers x services)"
         in allowance(None, 2, 1, Memory(GIB, "/a/memory.max")).why
     )
     assert "4 GiB" in allowance(None, 1, 1, Memory(64 * GIB, "the machine")).why
@@ -91,7 +91,7 @@ def test_a_service_says_what_fits_and_leaves_its_limits_as_they_are(small, caplo
     assert root.json["limits"] == asdict(Limits(max_bytes=8 * MIB, body=4 * MIB))
     assert large.status == 413 and str(4 * MIB) in large.error
     assert "takes bodies of 4194304 bytes at most, and not 67108864 (limits.body)" in caplog.text
-    assert "/small/memory.max says there are, for 2 x 1; say a larger max_bytes" in caplog.text
+    assert "/small/memory.max says there are, by 2 x 1 (workers x services); say a larger max_bytes" in caplog.text
 
 
 def test_who_says_max_bytes_gets_it_and_the_body_that_was_said(small, caplog):

@@ -22,9 +22,8 @@ SHARE = 4
 class Limits:
     """What one worker takes from its clients at most; a client over a limit is refused by name, or cut.
 
-    Sizes are in bytes, times in seconds, rates in bytes per second. Raises ValueError for a limit that is not
-    above 0 and below 2**62, or not whole where bytes or things are counted. max_bytes may be None: allowance() says
-    what fits.
+    Sizes are in bytes, times in seconds, rates in bytes per second. max_bytes is None for what fits into memory. Raises
+    ValueError for a limit that is not above 0 and below 2**62, or not whole where bytes or things are counted.
     """
 
     request_line: int = 8192  # RFC 9112 section 3 asks for 8000 at least; longer is 414
@@ -84,5 +83,5 @@ def allowance(said: int | None, workers: int = 1, parts: int = 1, found: Memory 
     fits = max(found.size // (SHARE * workers * parts), 1)
     if fits > MOST_BYTES:
         return Allowance(MOST_BYTES, "limits.max_bytes is not said, and 4 GiB is the most then")
-    there = f"the {found.size} bytes that {found.said_by} says there are"
-    return Allowance(fits, f"limits.max_bytes is not said, so 1/{SHARE} of {there}, for {workers} x {parts}")
+    there = f"the {found.size} bytes that {found.said_by} says there are, by {workers} x {parts} (workers x services)"
+    return Allowance(fits, f"limits.max_bytes is not said, so 1/{SHARE} of {there}")

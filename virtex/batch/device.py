@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import needs
 from ..serial._npy import named_dtype
 from ..tensor import Array, Tensor
 from .outputs import on_host
@@ -38,10 +39,8 @@ class Device:
     """
 
     def __init__(self, name: str) -> None:
-        try:
+        with needs(f"device={name!r}", "torch", "torch"):
             import torch
-        except ImportError:
-            raise ImportError(f"device={name!r} needs torch: install the extra [torch]") from None
         self._torch: Any = torch
         try:
             self._device = torch.device(name)

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef double SHARE, DOUBT, CHANCE, STALL, GRAIN, SURE
+cdef double SHARE, DOUBT, CHANCE, STALL, SLACK, SURE
 
 
 cdef class Pace:

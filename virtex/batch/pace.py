@@ -14,7 +14,7 @@ SHARE = 1 / 8  # of the newest batch in the means; more, while there were fewer
 DOUBT = 1 / 64  # of the mean size, squared: sizes that differ by less than an eighth of it tell nothing of b
 CHANCE = 0.4  # (2 * 1.25)² / 15: two standard errors of b, from a mean deviation, over as many batches as count
 STALL = 8.0  # times what was expected: what took longer counts as that, so that one stall is soon forgotten
-GRAIN = 1e6  # ns that any batch may take
+SLACK = 1e6  # ns that any batch may take
 SURE = 4.0  # mean deviations of the time of a batch, as of a round trip in TCP (RFC 6298)
 
 
@@ -42,7 +42,7 @@ class Pace:
         if self._batches > 1:
             expected = self.batch(size)
             most = max(expected, self._took * size / self._items)
-            took = min(took, STALL * most + GRAIN)
+            took = min(took, STALL * most + SLACK)
             self._astray += share * (abs(took - expected) - self._astray)
         larger, longer = size - self._items, took - self._took
         self._items += share * larger

@@ -98,10 +98,11 @@ class Listener:
     async def stop(self, grace: float = 30.0, delay: float = 0.0, hands_over: bool = False) -> None:
         """End the connections as drain() does, which is left to shut the app down.
 
-        grace: as there. delay: as there.
-        hands_over: others serve on at these addresses. A check that was accepted is to find them served, so the app is
-        unready only when those who were accepted are answered, or half of grace is over. Calling it again waits for the
-        first call.
+        Calling it again waits for the first call.
+
+        grace: as there. delay: as there. hands_over: others serve on at these addresses. A check that was accepted is
+        to find them served, so the app is unready only when those who were accepted are answered, or half of grace is
+        over.
         """
         if self._stopping is None:
             self._deadline = time.monotonic() + grace
@@ -111,9 +112,11 @@ class Listener:
     async def drain(self, grace: float = 30.0, delay: float = 0.0) -> None:
         """Stop: be unready at once, answer what was taken, cut what is left, shut the app down.
 
+        Calling it again waits for the first call.
+
         grace: seconds after which what is not answered is cut.
         delay: so many of these seconds new connections are still taken, for a load balancer that takes a while to see
-        that this server is unready. Calling it again waits for the first call.
+        that this server is unready.
         """
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain(grace, delay))
