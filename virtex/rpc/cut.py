@@ -69,8 +69,10 @@ def cut(message: bytes) -> Cut | None:
 
 
 def counted(message: bytes, most_beside: int, most_values: int) -> tuple[int, int]:
-    """How many bytes of a message, as cut() takes it, are neither its id nor contents of its inputs, and how many
-    values those have; counted until there are more of either than that. A field without values counts as one."""
+    """The bytes of a message, as cut() takes it, that are neither id nor contents of inputs; and the values of these.
+
+    It stops where either is more than its most. A field without values counts as one.
+    """
     size, at, found, values = len(message), 0, 0, 0
     stop = until = 0  # the ends of the input, and of the contents in it, that are looked into
     try:

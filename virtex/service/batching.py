@@ -29,7 +29,7 @@ BODY_IS_CUT = "service %r takes bodies of %d bytes at most, and not %d (limits.b
 
 @contextmanager
 def telling(bodies: Bodies) -> Iterator[None]:
-    """Have a MemoryError say where limits.max_bytes comes from, which leaves too little."""
+    """Where limits.max_bytes leaves too little, have the MemoryError say where that number comes from."""
     try:
         yield
     except MemoryError as error:

@@ -68,9 +68,9 @@ def check(cfg: Any) -> None:
     refused = [f"{name}: {why}" for name, why in _REFUSED.items() if name in cfg.settings and is_set(cfg, name)]
     if cfg.asgi_loop not in ("auto", "uvloop"):
         refused.append(f"asgi_loop: expected auto or uvloop, got {cfg.asgi_loop}")
-    if drain_delay() > cfg.graceful_timeout - LEAST_ANSWERING and drain_delay():
+    if (delay := drain_delay()) and delay > cfg.graceful_timeout - LEAST_ANSWERING:
         refused.append(
-            f"VIRTEX_DRAIN_DELAY={drain_delay():g}: expected {LEAST_ANSWERING} s less than graceful_timeout, which is "
+            f"VIRTEX_DRAIN_DELAY={delay:g}: expected {LEAST_ANSWERING} s less than graceful_timeout, which is "
             f"{cfg.graceful_timeout} s: who comes last is to be answered, too"
         )
     check_form()
