@@ -24,6 +24,8 @@ from virtex.rpc.serving import GrpcServer  # noqa: E402
 
 BOUNDED = Limits(max_bytes=2000, body=1000, body_grace_seconds=0.05, answer_seconds=60.0)  # room for two slow ones
 
+BOUNDED_BY_SECONDS = Limits(body_grace_seconds=5.0, answer_seconds=60.0)
+
 
 class Context:
     """Of a call whose message comes when it is let."""
@@ -83,15 +85,88 @@ def test_messages_that_come_at_once_are_not_counted_however_many_they_are(runner
     runner.run(asyncio.wait_for(main(), 30))
 
 
-def test_one_that_does_not_come_in_the_time_of_an_answer_is_late(runner: asyncio.Runner) -> None:
-    async def main(limits: Limits) -> None:
-        arriving = Arriving(limits)
-        with pytest.raises(RequestError, match=r"no message was all there within 0.05 s \(limits.answer_seconds\)"):
-            await arriving.message(Context())
-        assert arriving.slow == 0
+class Told(asyncio.SelectorEventLoop):
+    """Its time goes on when it is told."""
 
-    for grace in (0.01, 10.0):
-        runner.run(asyncio.wait_for(main(Limits(answer_seconds=0.05, body_grace_seconds=grace)), 30))
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    async def go(self, seconds: float) -> None:
+        for more in (0, seconds):
+            self.now += more
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def told() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=Told) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize(("grace", "slow"), [(5.0, 1), (60.0, 0), (90.0, 0)])
+def test_one_that_does_not_come_in_the_time_of_an_answer_is_late(told: asyncio.Runner, grace: float, slow: int) -> None:
+    async def main(loop: Any) -> None:
+        arriving = Arriving(Limits(answer_seconds=60.0, body_grace_seconds=grace))
+        task = asyncio.create_task(arriving.message(Context()))
+        await loop.go(4)
+        assert arriving.slow == 0
+        await loop.go(1.25)
+        assert arriving.slow == slow
+        await loop.go(54.5)
+        assert not task.done()  # 59.75 s
+        await loop.go(1)
+        with pytest.raises(RequestError, match=r"no message was all there within 60 s \(limits.answer_seconds\)") as late:
+            task.result()
+        assert late.value.status == 408 and arriving.slow == 0
+
+    told.run(main(told.get_loop()))
+
+
+@pytest.mark.parametrize("seconds", [0, 6])
+def test_a_call_whose_message_has_come_takes_its_time(told: asyncio.Runner, seconds: float) -> None:
+    async def main(loop: Any) -> None:
+        arriving, context = Arriving(BOUNDED_BY_SECONDS), Context()
+        answered = loop.create_future()
+
+        async def call() -> Any:
+            return await arriving.message(context), await answered
+
+        task = asyncio.create_task(call())
+        await loop.go(seconds)
+        context.message.set_result(b"x")
+        await loop.go(100)
+        assert arriving.slow == 0
+        answered.set_result(1)
+        assert await task == (b"x", 1)
+
+    told.run(main(told.get_loop()))
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_client_that_leaves_as_its_message_is_late_has_left(told: asyncio.Runner, leaves: bool) -> None:
+    async def main(loop: Any) -> None:
+        arriving = Arriving(BOUNDED_BY_SECONDS)
+        refused: list[int] = []
+
+        async def call() -> None:
+            try:
+                await arriving.message(Context())
+            except RequestError:
+                task = asyncio.current_task()
+                assert task is not None
+                refused.append(task.cancelling())  # nobody has cancelled it
+
+        task = asyncio.create_task(call())
+        await loop.go(5.25)
+        loop.call_later(54, lambda: leaves and loop.call_soon(task.cancel))  # ahead of what it wakes up for
+        loop.now += 56
+        await asyncio.wait([task])
+        assert (task.cancelled(), refused) == ((True, []) if leaves else (False, [0]))
+
+    told.run(main(told.get_loop()))
 
 
 @pytest.mark.parametrize("of", ["the app", "the worker"])

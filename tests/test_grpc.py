@@ -22,6 +22,7 @@ from kit.grpc import CONTENTS, SERVICE, Client, request, texts  # noqa: E402
 from kit.grpc import outputs_of as outputs_of_message  # noqa: E402
 
 from virtex import ItemError, Limits, RequestHandler, Services, Tensor, TensorHandler, http_server  # noqa: E402
+from virtex.rpc.contents import GROWN  # noqa: E402
 from virtex.rpc.messages import (  # noqa: E402
     InferRequest,
     InferResponse,
@@ -32,6 +33,7 @@ from virtex.rpc.messages import (  # noqa: E402
     StreamResponse,
 )
 from virtex.rpc.serving import GrpcServer, serve_grpc  # noqa: E402
+from virtex.service.exchange import VALUE_BYTES  # noqa: E402
 
 DTYPES = ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "bf16"]
 ROWS = np.float32([[1, 2, 3]])
@@ -289,6 +291,11 @@ WRONG = {
     "does not fit": (with_contents("int_contents", [1, 300, 3], "INT8"), "INVALID_ARGUMENT", "INT8, got 300 (value 1)"),
     "unknown type": (with_contents("int_contents", [1], "INT4"), "INVALID_ARGUMENT", "datatype 'INT4'"),
     "timeout": (with_parameter("request", "timeout", string_param="1"), "INVALID_ARGUMENT", "expected microseconds"),
+    "final": (
+        with_parameter("request", "triton_enable_empty_final_response", string_param="yes"),
+        "INVALID_ARGUMENT",
+        "triton_enable_empty_final_response: expected bool_param, got 'yes'",
+    ),
     "region": (with_parameter("input", "shared_memory_region", string_param="r"), "UNIMPLEMENTED", "shared memory"),
     "classes": (with_parameter("output", "classification", int64_param=2), "UNIMPLEMENTED", "no classification"),
     "id": (request("identity", ROWS).SerializeToString() + b"\x1a\x01\xff", "INVALID_ARGUMENT", "id: expected UTF-8"),
@@ -325,25 +332,87 @@ def test_a_field_that_the_protocol_has_not_is_read_over(run):
     run(identity(), main)
 
 
+def test_a_final_response_that_is_asked_for_is_there_already(run):
+    async def main(client):
+        asked = with_parameter("request", "triton_enable_empty_final_response", bool_param=True)
+        (answer,) = await streamed(client, asked)
+        assert not answer.error_message and answer.infer_response.parameters["triton_final_response"].bool_param
+
+    run(identity(), main)
+
+
 def test_an_item_that_the_handler_refuses_is_an_invalid_argument_and_one_it_fails_on_internal(run):
     class Picky(Upper):
         def run_inference(self, model_input):
             if "no" in model_input:
                 raise ItemError("expected yes", model_input.index("no"))
-            if "taken" in model_input:
-                raise ItemError("taken", model_input.index("taken"), status=409)
+            for word, status in (("taken", 409), ("stale", 412)):
+                if word in model_input:
+                    raise ItemError(word, model_input.index(word), status=status)
             if "fail" in model_input:
                 raise KeyError("a secret")
             return model_input
 
     async def main(client):
-        refused(await client.ask(request("upper", [b"yes", b"no"])), "INVALID_ARGUMENT", "item 1: expected yes")
-        refused(await client.ask(request("upper", [b"taken"])), "ABORTED", "item 0: taken")
-        told = await client.ask(request("upper", [b"fail"]), metadata=[("x-request-id", "mine")])
+        refused(await client.ask(request("picky", [b"yes", b"no"])), "INVALID_ARGUMENT", "item 1: expected yes")
+        refused(await client.ask(request("picky", [b"taken"])), "ABORTED", "item 0: taken")
+        refused(await client.ask(request("picky", [b"stale"])), "FAILED_PRECONDITION", "item 0: stale")
+        told = await client.ask(request("picky", [b"fail"]), metadata=[("x-request-id", "mine")])
         refused(told, "INTERNAL", "run_inference", "request id mine")
         assert "secret" not in told.details and told.metadata["x-request-id"] == "mine"
+        counted = (await ask_direct(app, method="GET", path="/metrics/live")).json["metrics"]["virtex_requests_total"]
+        assert counted == {"400": 1, "409": 1, "412": 1, "500": 1}  # what the handler refused is a 400, as by REST
 
-    run(http_server("upper", Picky), main)
+    app = http_server("picky", Picky)
+    run(app, main)
+
+
+def test_a_long_reason_is_cut_for_it_travels_in_a_header(run):
+    class Wordy(Upper):
+        def run_inference(self, model_input):
+            raise ItemError("ä" * 50_000, 0)
+
+    async def main(client):
+        told = await client.ask(request("upper", [b"x"]))
+        refused(told, "INVALID_ARGUMENT", "item 0: ää")
+        assert 1998 < len(told.details.encode()) <= 2000 and told.details.endswith("ä")
+
+    run(http_server("upper", Wordy), main)
+
+
+def test_outputs_that_lie_otherwise_in_memory_travel_as_v2_has_them(run):
+    class Lies(TensorHandler):
+        inputs = Tensor("f4", (3,))
+
+        def run_inference(self, model_input):
+            return {"other end": model_input.astype(">f4"), "other way": model_input[:, ::-1]}
+
+    async def main(client):
+        found = await client.infer(request("lies", ROWS))
+        assert found["other end"].tolist() == [[1, 2, 3]] and found["other way"].tolist() == [[3, 2, 1]]
+
+    run(http_server("lies", Lies), main)
+
+
+def test_a_handler_sees_the_parameters_of_a_request_and_may_change_them(run):
+    seen = []
+
+    class Looks(Upper):
+        def process_request(self, data, requests):
+            seen.append(dict(requests[0].parameters))
+            requests[0].parameters.clear()
+            return data
+
+    async def main(client):
+        asked = request("looks", [b"x"])
+        values = {"s": ("string_param", "t"), "n": ("int64_param", 7), "b": ("bool_param", True)}
+        for name, (kind, value) in values.items():
+            setattr(asked.parameters[name], kind, value)
+        for _ in range(2):  # the same head again
+            await client.infer(asked)
+        assert seen == [{"s": "t", "n": 7, "b": True}] * 2
+
+    run(http_server("looks", Looks), main)
 
 
 def test_a_handler_of_a_dtype_that_v2_has_not_is_unimplemented(run):
@@ -451,6 +520,48 @@ def test_no_room_is_unavailable_and_says_when_to_come_again(run):
         refused(await client.ask(large), "UNAVAILABLE", "limits.max_bytes")
         assert (await client.infer(request("full", ROWS)))["output"].tolist() == ROWS.tolist()
         assert app.budget.held == 0
+
+    run(app, main)
+
+
+def test_whatever_a_message_becomes_is_charged(run):
+    handler = Gated()
+    app = http_server("gated", handler)
+
+    async def charged(client, message):
+        handler.gate.clear()
+        call, before = asyncio.create_task(client.ask(message)), len(handler.sizes)
+        await eventually(lambda: len(handler.sizes) > before)
+        held = app.budget.held
+        handler.gate.set()
+        assert (await call).code == "OK" and app.budget.held == 0
+        return held - len(message)
+
+    async def main(client):
+        rows = np.zeros((200, 3), "f4")
+        usual = await charged(client, request("gated", rows).SerializeToString())
+        one_by_one = with_contents("fp32_contents", [0.0] * 600, shape=(200, 3))
+        one_by_one.model_name = "gated"
+        message = one_by_one.SerializeToString()
+        more = 600 * VALUE_BYTES + GROWN * len(message) + rows.nbytes  # the values, protobuf's, the tensor
+        assert 0 <= await charged(client, message) - usual - more < 200  # its head
+        more = await charged(client, request("gated", rows, id="i" * 10_000).SerializeToString()) - usual
+        assert more == 10_000
+        asked = request("gated", rows)
+        asked.parameters["long"].string_param = "p" * 10_000
+        more = await charged(client, asked.SerializeToString()) - usual
+        assert 0 <= more - GROWN * 10_000 < GROWN * 200
+
+    run(app, main)
+
+
+def test_the_client_of_a_call_is_company_for_the_next_batch(run):
+    app = identity()
+
+    async def main(client):
+        await client.infer(request("identity", ROWS))
+        (peer,) = app.model.admission.peers.values()
+        assert peer.expected_since and not peer.open
 
     run(app, main)
 
@@ -706,7 +817,7 @@ def test_stop_answers_what_was_taken_and_takes_no_more(runner):
             assert StreamResponse.FromString(await streaming.read()).infer_response.id == "s"
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await streaming.read()
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and "is stopping" in caught.value.details()
             await stopping
             assert (await client.ask(request("gated", ROWS), timeout=5)).code == "UNAVAILABLE"
             await app.shutdown()

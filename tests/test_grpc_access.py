@@ -45,6 +45,8 @@ def test_each_call_has_a_line_as_a_request_has(monkeypatch):
             size = len(ask("ModelInfer", asked, head))
             with pytest.raises(grpc.RpcError):
                 ask("ModelInfer", asked.replace(b"identity", b"indemnit"), (("x-request-id", "two"),))
+            with pytest.raises(grpc.RpcError, match="there is no"):
+                ask("ModelConfig", metadata=(("x-request-id", "three"),))
             size_of_live = len(ask("ServerLive"))
             for method in ("ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata"):
                 ask(method, b"\x0a\x08identity")
@@ -58,8 +60,9 @@ def test_each_call_has_a_line_as_a_request_has(monkeypatch):
                 lines.append((found[2], int(found[3]), int(found[4]), found[6], found[7], found[8]))
     assert lines[0] == ("ModelInfer", 0, size, "one", "2", "7")
     assert lines[1] == ("ModelInfer", grpc.StatusCode.NOT_FOUND.value[0], 0, "two", "-", "-")
-    assert lines[2][:3] == ("ServerLive", 0, size_of_live)
-    told = [line[:2] for line in lines[3:]]
+    assert lines[2] == ("ModelConfig", grpc.StatusCode.UNIMPLEMENTED.value[0], 0, "three", "-", "-")
+    assert lines[3][:3] == ("ServerLive", 0, size_of_live)
+    told = [line[:2] for line in lines[4:]]
     assert told == [
         (m, 0) for m in ("ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelStreamInfer")
     ]

@@ -197,6 +197,24 @@ def test_what_is_no_field_of_contents_is_beside_them(odd):
     assert values == 0 and beside > 100
 
 
+@pytest.mark.parametrize("odd", [b"\x4a\x01a", b"\x32\x00\x4a\x00"])
+def test_an_input_with_a_field_that_the_protocol_has_not_is_beside_contents_whole(odd):
+    contents = b"\x2a\x64" + b"\x42\x00" * 50
+    message = b"\x2a" + length_of(len(odd + contents)) + odd + contents
+    assert counted(message + b"\x22\x00", MANY, MANY) == (len(message) + 2, 0)
+
+
+@pytest.mark.parametrize("tag", [b"\x0a", b"\x12"])
+def test_what_is_counted_of_one_long_field_ends_with_the_limit(tag):
+    values = tag + length_of(1_000_000) + b"\x01" * 1_000_000
+    values = b"\x2a" + length_of(len(values)) + values
+    assert counted(b"\x2a" + length_of(len(values)) + values, MANY, 1000)[1] == 1001
+
+
+def test_what_is_counted_beside_contents_ends_with_the_limit():
+    assert counted(b"\x22\x00" * 1_000_000, 1000, MANY) == (1002, 0)
+
+
 def _varint(n):
     return (
         length_of(n) if n >= 0 else b"".join(bytes([(n >> shift) & 127 | 128]) for shift in range(0, 63, 7)) + b"\x01"

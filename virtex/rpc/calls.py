@@ -53,7 +53,7 @@ class Calls:
         self._pipelined = limits.pipelined
         self._clock: Callable[[], int] = next(iter(self.servers.values())).options.clock
         self.arriving = Arriving(limits)
-        self._met: dict[str, tuple[Any, Wants]] = {}  # the life of each service that was asked, and its formats
+        self._met: dict[str, tuple[Any, Wants]] = {}  # the admission of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
         self.access: Any = None
@@ -116,11 +116,11 @@ class Calls:
         """A service has the head of a request: its refusal, or the exchange."""
         self.taken += 1
         met = self._met.get(server.name)
-        if met is None or met[0] is not server.model:
+        if met is None:
             server.begin()
-            wants = Wants(GrpcInfer(server.model.admission), REFUSING.writes)
-            met = self._met[server.name] = server.model, wants
-        head.peer, head.wants = met[0].admission.peer(head.peer), met[1]
+            admission = server.model.admission
+            met = self._met[server.name] = admission, Wants(GrpcInfer(admission), REFUSING.writes)
+        head.peer, head.wants = met[0].peer(head.peer), met[1]
         return server.open(head, now)
 
     # ---- a stream of them
@@ -241,16 +241,21 @@ class Calls:
         except RequestError as error:
             return admission.refuse(error, head, now)  # type: ignore[no-any-return]
 
+    async def refuse(self, path: str, error: RequestError, context: Any) -> None:
+        """A call of what is none of the methods."""
+        begun, head = self._clock(), self._head(path, context, "")
+        await self._end(refused(error), None, head, begun, context)
+
     # ---- heads and ends
 
-    def _head(self, method: str, context: Any) -> Head:
+    def _head(self, method: str, context: Any, service: str = SERVICE) -> Head:
         """A call, as the head of a request; its peer is the client's address, until a service knows it."""
         headers = [
             (name.encode(), value if type(value) is bytes else value.encode("latin-1", "replace"))
             for name, value in context.invocation_metadata()
         ]
         host, _, port = context.peer().rpartition(":")
-        head = Head("POST", SERVICE + method, headers, None, (host, port) if port.isdigit() else None)
+        head = Head("POST", service + method, headers, None, (host, port) if port.isdigit() else None)
         left = context.time_remaining()
         if left is not None:
             head.patience = max(1, int(min(left, MOST_SECONDS) * 1e9))

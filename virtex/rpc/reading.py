@@ -21,6 +21,7 @@ from .contents import GROWN, as_raw, check_head, read
 from .cut import cut
 from .writing import Answer
 
+EMPTY_FINAL = "triton_enable_empty_final_response"  # it brings no more: each answer is final
 MOST_ODD = 1 << 16  # bytes of a message that is not as cut() takes it: nothing has counted its fields
 
 Raws = tuple[tuple[int, int], ...]  # of each tensor, from the first one's beginning on: where its bytes begin, how many
@@ -73,7 +74,10 @@ class GrpcInfer(Infer):
         for tensor, (_, size) in zip(inputs, raws, strict=True):
             tensor["parameters"]["binary_data_size"] = size
         outputs = [{"name": one.name, "parameters": parameters_of(one)} for one in request.outputs]
-        tree = {"inputs": inputs, "outputs": outputs, "parameters": parameters_of(request)}
+        parameters = parameters_of(request)
+        if type(parameters.get(EMPTY_FINAL, True)) is not bool:  # Triton refuses it, too
+            raise RequestError(400, f"{EMPTY_FINAL}: expected bool_param, got {quoted(parameters[EMPTY_FINAL])!r}")
+        tree = {"inputs": inputs, "outputs": outputs, "parameters": parameters}
         call = model.called(orjson.dumps(tree), False)
         begins = {tensor["name"]: begin for tensor, (begin, _) in zip(inputs, raws, strict=True)}
         places = [_moved(place, begins[place.name]) for place in call.places]

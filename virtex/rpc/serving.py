@@ -6,6 +6,7 @@ import asyncio
 import errno
 from typing import Any
 
+from ..errors import RequestError, quoted
 from ..extras import needs
 from ..limits import Limits
 from ..service.seam import Service
@@ -25,6 +26,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, calls: Calls, health_: health.Health) -> None:
         unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        self._calls = calls
         self._methods = {
             SERVICE + "ModelInfer": unary(calls.infer),
             SERVICE + "ModelMetadata": unary(calls.model),
@@ -44,10 +46,11 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _unknown(self, method: str) -> Any:
         there = ", ".join(name.removeprefix(SERVICE) for name in self._methods if name.startswith(SERVICE))
+        shown = quoted(method).encode("unicode_escape").decode()  # it stands in a line of the log
+        error = RequestError(501, f"there is no '{shown}': expected one of {SERVICE[1:]}{there}")
 
         async def refuse(_: Any, context: Any) -> None:
-            reason = f"there is no {method[:200]!r}: expected one of {SERVICE[1:]}{there}"
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+            await self._calls.refuse(shown, error, context)
 
         return refuse
 
