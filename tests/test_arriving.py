@@ -21,6 +21,7 @@ from virtex import Limits, http_server  # noqa: E402
 from virtex.errors import RequestError  # noqa: E402
 from virtex.rpc.arriving import Arriving  # noqa: E402
 from virtex.rpc.serving import GrpcServer  # noqa: E402
+from virtex.service.model import retrieve  # noqa: E402
 
 BOUNDED = Limits(max_bytes=2000, body=1000, body_grace_seconds=0.05, answer_seconds=60.0)  # room for two slow ones
 
@@ -109,7 +110,9 @@ def told() -> Iterator[asyncio.Runner]:
 @pytest.mark.parametrize(("grace", "slow"), [(5.0, 1), (60.0, 0), (90.0, 0)])
 def test_one_that_does_not_come_in_the_time_of_an_answer_is_late(told: asyncio.Runner, grace: float, slow: int) -> None:
     async def main(loop: Any) -> None:
-        arriving = Arriving(Limits(answer_seconds=60.0, body_grace_seconds=grace))
+        arriving = Arriving(Limits(answer_seconds=60.0, body_grace_seconds=grace, max_bytes=1000, body=1000))
+        for _ in range(1 - slow):  # none of them takes a place
+            asyncio.create_task(arriving.message(Context())).add_done_callback(retrieve)
         task = asyncio.create_task(arriving.message(Context()))
         await loop.go(4)
         assert arriving.slow == 0
@@ -118,7 +121,9 @@ def test_one_that_does_not_come_in_the_time_of_an_answer_is_late(told: asyncio.R
         await loop.go(54.5)
         assert not task.done()  # 59.75 s
         await loop.go(1)
-        with pytest.raises(RequestError, match=r"no message was all there within 60 s \(limits.answer_seconds\)") as late:
+        with pytest.raises(
+            RequestError, match=r"no message was all there within 60 s \(limits.answer_seconds\)"
+        ) as late:
             task.result()
         assert late.value.status == 408 and arriving.slow == 0
 

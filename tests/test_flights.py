@@ -13,10 +13,10 @@ import orjson
 import pytest
 from kit import here, needs
 from kit.asks import ask_direct
-from kit.here import Doubles, asked, body, items, rows
+from kit.here import Doubles, Here, asked, body, items, rows
 from kit.servers import eventually
 
-from virtex import ItemError, Limits, Tensor, http_server
+from virtex import ItemError, Limits, Observer, Tensor, http_server
 from virtex._codec import decode_numpy, encode_numpy
 from virtex.batch.pipeline import Pipeline
 from virtex.service.register import REGISTER
@@ -316,7 +316,9 @@ def test_a_failed_batch_runs_again_from_its_rows_for_the_model_had_a_copy(device
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_unhealthy(device, late, monkeypatch):
+def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_unhealthy(
+    device, late, monkeypatch, caplog
+):
     monkeypatch.setattr(REGISTER, "gone", "")
     calls, loads, load = [], [], Pipeline.load
     monkeypatch.setattr(Pipeline, "load", lambda self, batch: (loads.append(len(batch)), load(self, batch))[1])
@@ -346,6 +348,7 @@ def test_a_device_that_is_gone_fails_its_batches_at_once_and_makes_the_worker_un
     assert before.status == live.status == 200
     assert [answer.status for answer in during] == [500] * 4 and after.status == 500
     assert sum(calls) <= 6 and sum(loads) <= 6  # nothing was tried again
+    assert len([line for line in caplog.messages if "is unhealthy" in line]) == 1
     assert dead.status == 503 and "its device is gone: RuntimeError: CUDA error: device-side assert" in dead.error
     assert "Compile with" not in dead.error and REGISTER.gone.startswith("service 'flights': its device is gone")
 
@@ -394,18 +397,141 @@ def test_a_run_that_is_told_who_asks_is_told_so_in_parts_too(device):
         assert (rows(answer) == one[0] * 2).all()
 
 
-def test_what_ends_a_thread_elsewhere_fails_a_batch_here(device):
-    class Exits(Doubles):
-        def run_inference(self, batch):
-            if (batch == 7).any():
-                raise SystemExit(3)
+def test_who_asks_is_told_of_a_whole_batch_and_of_its_rows(device):
+    class Asks(Doubles):
+        calls = 0
+
+        def run_inference(self, batch, requests):
+            self.calls += 1
+            assert [request.id for request in requests] == ["a", "a", "b"]
             return batch * 2
 
+        def process_response(self, row, request):
+            return [request.id, float(row.sum())]
+
+    handler = Asks()
+    app = http_server("flights", handler, executor="thread", max_batch_size=3)
+
+    async def main():
+        await app.startup()
+        heads = [[(b"x-request-id", name)] for name in (b"a", b"b")]
+        sent = [body(*items(2)), body(*items(1))]
+        answers = await asyncio.gather(
+            *(ask_direct(app, one, headers=head) for one, head in zip(sent, heads, strict=True))
+        )
+        await app.shutdown()
+        return answers
+
+    first, second = asyncio.run(main())
+    assert [item[0] for item in first.json["data"]] == ["a", "a"] and second.json["data"][0][0] == "b"
+    assert handler.calls == 1
+
+
+@pytest.mark.parametrize("encodes", [False, True])
+def test_how_long_each_batch_took_is_told_whatever_became_of_it(device, encodes):
+    seen = []
+
+    class Sees(Observer):
+        def batch_done(self, batch):
+            seen.append((batch.size, batch.ok, batch.retries, set(batch.seconds)))
+
+    class Bounded(Doubles):
+        def run_inference(self, batch):
+            if (batch == 7).any():
+                raise ValueError("never")
+            if len(batch) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return batch * 2
+
+        if encodes:
+
+            def process_response(self, row):
+                return row.tolist()
+
+    app = http_server("flights", Bounded(), executor="thread", max_batch_size=4, observer=Sees())
+
+    async def main():
+        await app.startup()
+        for one in (items(2), items(4), items(4), [np.full(3, 7, np.float32)]):
+            await ask_direct(app, body(*one))
+        await app.shutdown()
+
+    asyncio.run(main())
+    steps = {"run_inference", "process_response"} if encodes else {"run_inference"}
+    assert [(size, ok) for size, ok, _, _ in seen] == [(2, True), (4, True), (4, True), (1, False)]
+    assert [took for *_, took in seen] == [steps] * 3 + [{"run_inference"}]
+    assert seen[0][2] == 0 and seen[1][2] > 1  # its parts were repeated
+
+
+def test_the_model_runs_while_the_answers_ahead_are_still_on_their_way(device, monkeypatch):
+    runs, second, wait = [], threading.Event(), Pipeline.wait
+
+    def waits(self, berth):
+        assert second.wait(30)  # the answers come when the next batch runs
+        return wait(self, berth)
+
+    class Runs(Doubles):
+        def run_inference(self, batch):
+            runs.append(len(batch))
+            if len(runs) == 2:
+                second.set()
+            return batch * 2
+
+    monkeypatch.setattr(Pipeline, "wait", waits)
+    answers = asked(Runs(), body(*items(1)), body(*items(1)), max_batch_size=1)
+    assert [answer.status for answer in answers] == [200, 200] and runs == [1, 1]
+
+
+def test_rows_that_can_not_be_copied_there_run_again(device, monkeypatch):
+    fails, send = [ValueError("the copy")], Here.send
+
+    def sends(self, array, rows):
+        if fails:
+            raise fails.pop()
+        send(self, array, rows)
+
+    class Counts(Doubles):
+        sizes = []
+
+        def run_inference(self, batch):
+            self.sizes.append(len(batch))
+            return batch * 2
+
+    app = http_server("flights", Counts(), executor="thread")
+    one = items(2)
+
+    async def main():
+        await app.startup()
+        monkeypatch.setattr(Here, "send", sends)
+        answers = await asyncio.gather(*(ask_direct(app, body(item)) for item in one))
+        await app.shutdown()
+        return answers
+
+    for item, answer in zip(one, asyncio.run(main()), strict=True):
+        assert (rows(answer) == item * 2).all()
+    assert Counts.sizes == [1, 1]  # in parts, as of any failure
+
+
+@pytest.mark.parametrize("where", ["run_inference", "process_response"])
+def test_what_ends_a_thread_elsewhere_fails_a_batch_here_at_once(device, where):
+    calls = []
+
+    def exits(value):
+        calls.append(float(value.max()))
+        if calls[-1] >= 7:
+            raise SystemExit(3)
+        return value
+
+    class Exits(Doubles):
+        pass
+
+    setattr(Exits, where, lambda self, given: exits(given).tolist() if given.ndim == 1 else exits(given))
     first, second = asked(Exits(), body(np.full(3, 7, np.float32)), body(*items(1)), max_batch_size=1)
-    assert first.status == 500 and second.status == 200
+    assert first.status == 500 and second.status == 200 and len(calls) == 2
 
 
-def test_requests_that_leave_before_the_rows_do_cost_nothing(device):
+@pytest.mark.parametrize("everybody", [False, True])
+def test_requests_that_leave_before_the_rows_do_cost_nothing(device, everybody):
     seen = []
     entered, go, load = threading.Event(), threading.Event(), threading.Event()
 
@@ -432,10 +558,15 @@ def test_requests_that_leave_before_the_rows_do_cost_nothing(device):
         stays, leaves = asked_for(*items(1, 1)), asked_for(*items(1, 2))
         await eventually(lambda: len(app.model._gpu.executor._out_there) == 2)
         leaves.cancel(LEFT)
+        if everybody:
+            stays.cancel(LEFT)
         load.set()
         go.set()
-        statuses = [(await one).status for one in (first, stays)]
+        assert (await first).status == 200
+        await eventually(lambda: not app.model._gpu.executor._out_there)
+        again = await ask_direct(app, body(*items(1, 3)))
         await app.shutdown()
-        return statuses
+        assert again.status == 200 and (everybody or (await stays).status == 200)
 
-    assert asyncio.run(main()) == [200, 200] and seen == [2, 1]
+    asyncio.run(main())
+    assert seen == ([2, 1] if everybody else [2, 1, 1])

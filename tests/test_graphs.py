@@ -129,13 +129,35 @@ def test_what_can_not_be_captured_fails_the_start_and_names_the_line(refuses):
 
 
 def test_it_falls_back_where_that_is_asked_for(refuses, caplog):
+    sizes = []
+
     class Falls(refuses):
         graphs_or_eager = True
+
+        def run_inference(self, batch):
+            sizes.append(len(batch))
+            return super().run_inference(batch)
 
     sent = [items(3, seed) for seed in range(4)]
     for one, answer in zip(sent, asked(Falls(), *(body(*one) for one in sent), max_batch_size=8), strict=True):
         assert (rows(answer) == np.stack(one) * 2).all()
     assert "a batch of 4 can't be captured" in caplog.text and "such batches run without" in caplog.text
+    (said,) = [record for record in caplog.records if getattr(record, "event", "") == "not_captured"]
+    assert said.items == 4 and set(sizes[-2:]) == {8}  # the next larger graph has them
+
+
+def test_it_does_not_fall_back_on_a_device_that_is_gone(device):
+    class Breaks(Captured):
+        graphs_or_eager = True
+
+        def run_inference(self, batch):
+            if len(self.sizes) == 3:  # the capture
+                device[0].gone = RuntimeError("CUDA error: device-side assert triggered")
+                raise device[0].gone
+            return super().run_inference(batch)
+
+    with pytest.raises(NotCaptured, match="a batch of 8 can't be captured: RuntimeError: CUDA error: device-side"):
+        asked(Breaks(), max_batch_size=8)
 
 
 def test_a_graph_gives_tensors_only(device):

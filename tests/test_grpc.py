@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import grpc
 import ml_dtypes
@@ -22,6 +23,7 @@ from kit.grpc import CONTENTS, SERVICE, Client, request, texts  # noqa: E402
 from kit.grpc import outputs_of as outputs_of_message  # noqa: E402
 
 from virtex import ItemError, Limits, RequestHandler, Services, Tensor, TensorHandler, http_server  # noqa: E402
+from virtex.rpc.calls import Calls  # noqa: E402
 from virtex.rpc.contents import GROWN  # noqa: E402
 from virtex.rpc.messages import (  # noqa: E402
     InferRequest,
@@ -562,8 +564,25 @@ def test_the_client_of_a_call_is_company_for_the_next_batch(run):
         await client.infer(request("identity", ROWS))
         (peer,) = app.model.admission.peers.values()
         assert peer.expected_since and not peer.open
+        peer.expected_since = 0
+        call = client.channel.stream_stream(SERVICE + "ModelInfer")()
+        await eventually(lambda: peer.open and peer.expected_since)  # its message is still to come
+        call.cancel()
 
     run(app, main)
+
+
+def test_metadata_may_be_bytes(run):
+    async def main(client):
+        assert (await client.ask(request("identity", ROWS), metadata=[("x-trace-bin", b"\x00\xff")])).code == "OK"
+
+    run(identity(), main)
+
+
+@pytest.mark.parametrize(("left", "patience"), [(None, 0), (0.0, 1), (2.0, 2 * 10**9), (3.6e11, 10**18)])
+def test_the_time_that_is_left_of_a_call_is_a_heads_patience(left, patience):
+    context = SimpleNamespace(invocation_metadata=tuple, peer=lambda: "", time_remaining=lambda: left)
+    assert Calls(identity())._head("ModelInfer", context).patience == patience  # ns; 0: it did not say
 
 
 def test_numbers_one_by_one_are_no_more_than_values_and_raw_ones_are(run):
@@ -737,6 +756,7 @@ def test_a_stream_that_is_cancelled_gives_up_what_it_asked(run):
         await eventually(lambda: app.model.batcher.waiting == 5)
         asking[0].cancel()
         await asyncio.wait(asking)
+        await eventually(lambda: not [1 for task in asyncio.all_tasks() if task.get_coro().__name__ == "_read"])
         await eventually(lambda: app.model.admission.unsettled == 1)
         handler.gate.set()
         assert (await first).code == "OK"
@@ -819,6 +839,7 @@ def test_stop_answers_what_was_taken_and_takes_no_more(runner):
                 await streaming.read()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and "is stopping" in caught.value.details()
             await stopping
+            assert not server.calls._reading
             assert (await client.ask(request("gated", ROWS), timeout=5)).code == "UNAVAILABLE"
             await app.shutdown()
             assert handler.torn_down
