@@ -124,6 +124,17 @@ def test_a_reload_hands_the_port_over(port: int) -> None:
         assert ask(port) == server.workers()[0] != old
 
 
+def test_an_upgrade_by_usr2_hands_the_port_over_to_the_second_master(port: int) -> None:
+    with serving("gunicorn", SOURCE) as server:
+        old = ask(port)
+        server.signal(signal.SIGUSR2)
+        server.wait_log("worker index 0 is ready; workers=1", 2)
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert ask(port) != old
+        assert f":{port} for gRPC" not in server.log
+
+
 def test_max_requests_counts_calls(port: int) -> None:
     with serving("gunicorn", SOURCE, "--max-requests", "3") as server:
         server.wait_log("gRPC at")
@@ -241,7 +252,7 @@ sock.bind(("127.0.0.1", {port}))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     with pytest.MonkeyPatch.context() as patch:  # SIGUSR2: beside it
-        patch.setenv("GUNICORN_FD", "3")
+        patch.setenv("GUNICORN_PID", str(os.getpid()))
         patch.setattr(grpc_port, "_kept", again := [])
         grpc_port.keep(cfg)
         assert len(again) == 1

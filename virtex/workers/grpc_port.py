@@ -112,7 +112,7 @@ def keep(cfg: Any) -> None:
     if not (_is_there("grpc") and _is_there("google.protobuf")):
         how = "(pip install '.[grpc]' in Virtex's folder, or 'FILE.whl[grpc]')"
         _end(f"--grpc-port or {VARIABLE} needs grpcio and protobuf: install the extra [grpc] {how}")
-    inherits = "GUNICORN_FD" in os.environ  # after SIGUSR2, beside the workers of the master before
+    inherits = "GUNICORN_PID" in os.environ  # after SIGUSR2, beside the workers of the master before
     for host, number in wanted:
         try:
             _kept.append(_bound(host, number, cfg.uid, inherits))
