@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from kit import needs
+from kit.pages import Page
 from kit.servers import CERTIFICATE, ROOT, free_port, serving, until
 
 needs.library("grpc")
@@ -105,6 +107,16 @@ def test_the_certificate_of_https_is_that_of_grpc(port: int) -> None:
         with pytest.raises(ssl.SSLError, match="EOF|ALERT"):  # by the server, not by the client itself
             handshake(port, ssl.TLSVersion.TLSv1_1)
         assert asking(port, trusting()) == [7] and "Traceback" not in server.log
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_the_certificate_of_the_page_is_one_for_the_address_of_the_page(port: int, tmp_path: Path) -> None:
+    (makes,) = Page(ROOT / "docs" / "grpc.md").commands(__file__)
+    subprocess.run(["bash", "-c", makes], cwd=tmp_path, capture_output=True, check=True)
+    cert, key = (str(tmp_path / name) for name in ("cert.pem", "key.pem"))
+    with serving("gunicorn", SOURCE, "--certfile", cert, "--keyfile", key) as server:
+        server.wait_log("with TLS")
+        assert asking(port, trusting(cert)) == [7]
 
 
 def test_clients_have_to_show_a_certificate_where_gunicorn_asks_for_it(port: int) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import resource
 import sys
 import tomllib
@@ -31,6 +32,13 @@ def test_it_names_versions_cores_codec_and_limits():
 def test_its_dependencies_are_those_of_the_project():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert sorted(info.CORE) == sorted(each.partition(">")[0] for each in needed)
+
+
+def test_what_it_names_of_the_extras_is_all_that_those_of_users_bring():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    of_users = ("grpc", "loadtest", "mxnet", "otel", "pandas", "pillow", "ray", "tensorflow", "torch")
+    brought = {re.match(r"[\w-]+", each)[0] for name in of_users for each in extras[name]}
+    assert sorted(info.EXTRAS) == sorted(brought - {"numpy"})
 
 
 def test_as_json_it_is_what_was_found(capsys):

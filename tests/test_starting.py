@@ -148,6 +148,13 @@ def test_a_port_in_use_is_said_at_once():
             assert "Retrying" not in server.log
 
 
+def test_a_host_that_is_not_this_machine_s_is_told_to_choose_another_host():
+    source = SCRIPT + GUARDED.replace("port=int(sys.argv[1])", "host='192.0.2.1', port=int(sys.argv[1])")
+    with serving("script", source, wait=False) as server:
+        assert server.wait_exit() == 1
+        assert "192.0.2.1:" in server.log and "no such address. Choose another host" in server.log
+
+
 def test_code_that_breaks_under_reload_is_answered_with_its_error_until_it_is_mended():
     end = GUARDED.replace("workers=2", "reload=True, reload_engine='poll'")
     with serving("script", SCRIPT + end) as server:

@@ -630,6 +630,18 @@ def test_settings_that_can_not_be_honoured_are_refused_by_name():
         assert "VirtexWorker does not take these settings" in server.log
         for name in ("proxy_protocol", "threads", "permit_obsolete_folding", "http_protocols"):
             assert name in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("delay", "says"),
+    [("soon", "VIRTEX_DRAIN_DELAY='soon': expected seconds from 0 to 3600"), ("100", "less than graceful_timeout")],
+)
+def test_a_drain_delay_that_can_not_be_is_said_without_a_traceback(delay, says, monkeypatch):
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", delay)
+    with serving("gunicorn", ECHO, wait=False) as server:
+        assert server.wait_exit() == 1
+        assert says in server.log and "Traceback" not in server.log
 
 
 EXITS = (

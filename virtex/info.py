@@ -23,6 +23,8 @@ from .limits import allowance
 from .resident import memory
 
 CORE = ("gunicorn", "httpcore2", "httptools", "httpx2", "multipart", "numpy", "orjson", "prometheus-client", "uvloop")
+EXTRAS = ("grpcio", "matplotlib", "ml_dtypes", "mxnet", "opentelemetry-instrumentation-asgi", "opentelemetry-sdk")
+EXTRAS += ("pandas", "pillow", "protobuf", "pyarrow", "ray", "tensorflow", "torch", "tqdm")
 SECONDS = 20.0  # for nvidia-smi: on a machine of many GPUs it takes some
 
 
@@ -81,8 +83,7 @@ def _say_codec(codec: dict[str, Any]) -> str:
 
 def _extras() -> dict[str, str]:
     """Of what an extra brings that which is here."""
-    names = ("matplotlib", "ml_dtypes", "pandas", "pillow", "pyarrow", "tensorflow", "torch", "tqdm")
-    return {name: found for name in names if (found := _version(name)) is not None}
+    return {name: found for name in EXTRAS if (found := _version(name)) is not None}
 
 
 def _version(name: str) -> str | None:

@@ -87,8 +87,14 @@ class VirtexWorker(Worker):  # type: ignore[misc]
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Called by gunicorn in the master, ahead of the first fork."""
-        settings.check(cfg)
+        """Called by gunicorn in the master, ahead of the first fork.
+
+        Raises RuntimeError for settings that can't be honoured: of that, gunicorn prints the message alone.
+        """
+        try:
+            settings.check(cfg)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
         signals.spare_orphans(cfg)
         systemd.report(cfg, lambda: VirtexWorker._scoreboard)
         keep(cfg)

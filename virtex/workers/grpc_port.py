@@ -117,7 +117,7 @@ def keep(cfg: Any) -> None:
         try:
             _kept.append(_bound(host, number, cfg.uid, inherits))
         except OSError as error:
-            _end(f"can't listen on {host}:{number} for gRPC: {why_not(error)}. Choose another port")
+            _end(f"can't listen on {host}:{number} for gRPC: {why_not(error)}")
 
 
 def _bound(host: str, number: int, owner: int, shares: bool) -> socket.socket:

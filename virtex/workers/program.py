@@ -25,9 +25,9 @@ from .greeting import greet
 
 _WORKER = "virtex.VirtexWorker"
 _REASONS = {
-    errno.EADDRINUSE: "another process listens there",
-    errno.EACCES: "this user may not (below 1024 takes more rights)",
-    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EADDRINUSE: "another process listens there. Choose another port",
+    errno.EACCES: "this user may not (below 1024 takes more rights). Choose another port",
+    errno.EADDRNOTAVAIL: "this machine has no such address. Choose another host: 0.0.0.0 is every address",
 }
 
 
@@ -95,10 +95,10 @@ def _check_free(address: Any) -> None:
             sock.bind((host, port))
         except OSError as error:
             if error.errno in _REASONS:
-                print(f"virtex: can't listen on {host}:{port}: {why_not(error)}. Choose another port", file=sys.stderr)
+                print(f"virtex: can't listen on {host}:{port}: {why_not(error)}", file=sys.stderr)
                 sys.exit(1)
 
 
 def why_not(error: OSError) -> str:
-    """Why an address can't be listened on, in words."""
+    """Why an address can't be listened on, and what to do."""
     return _REASONS.get(error.errno or 0) or str(error)
