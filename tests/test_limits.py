@@ -117,6 +117,14 @@ def test_rows_that_do_not_fit_are_refused_at_the_start_with_where_the_number_com
     run(http_server("large", Large(), max_batch_size=2))
 
 
+def test_a_max_bytes_of_less_than_one_body_is_told_of_the_body():
+    with pytest.raises(
+        MemoryError, match=r"a body of 67108864 bytes \(limits.body\) has to fit .*a smaller one. max_bytes is"
+    ):
+        run(http_server("large", Large(), max_batch_size=2, limits=Limits(max_bytes=50 * MIB)))
+    run(http_server("large", Large(), max_batch_size=2, limits=Limits(max_bytes=50 * MIB, body=16 * MIB)))
+
+
 def test_several_services_share_what_fits(small):
     services = Services(http_server("a", Echo()), http_server("b", Echo()))
 

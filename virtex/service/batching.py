@@ -76,6 +76,9 @@ def row_ring_for(handler: TensorHandler, options: Options, device: Device | None
         capacity = min(capacity, fitting(handler.inputs, size, room // 2))
     most = room - options.limits.body  # for a body must be room too
     with telling(bodies):
+        if most <= 0:
+            body = f"a body of {options.limits.body} bytes (limits.body)"
+            raise MemoryError(f"{body} has to fit into limits.max_bytes beside the rows: say a smaller one")
         ring = RowRing(handler.inputs, size, capacity, most, allocate if device is None else device.allocate)
     bodies.budget = room - ring.slabs * ring.slab_bytes
     return ring
