@@ -189,6 +189,15 @@ def test_what_is_counted_ends_with_the_limit(piece):
     assert counted(b"\x2a" + length_of(len(inner)) + inner.replace(b"\x2a", b"\x1a", 1), 1000, 1000)[0] > 1000
 
 
+@pytest.mark.parametrize(
+    "tag", [b"\x2a", b"\x2a\x80\x01\x0a", b"\x2a\x80\x01\x2a\x64\x32", b"\x2a\x80\x01\x2a\x64\x12"]
+)
+@pytest.mark.parametrize("length", [2**31 - 1, 2**31, 2**35 - 1, 2**62])
+def test_no_more_is_counted_than_came_whatever_a_length_says(tag, length):
+    message = tag + length_of(length) + b"abcdefgh"
+    assert max(counted(message, MANY, MANY)) <= len(message)
+
+
 @pytest.mark.parametrize("odd", [b"\x4a\x01a", b"\x80\x01\x00", b"\x0b", b"\x0d\x01\x01\x01\x01", b"\x40\x01"])
 def test_what_is_no_field_of_contents_is_beside_them(odd):
     inner = odd + b"\x42\x00" * 50

@@ -122,7 +122,7 @@ def counted(message: bytes, most_beside: int, most_values: int) -> tuple[int, in
             found += at - begin
     except IndexError:
         pass  # protobuf breaks off there, too
-    return found, values
+    return min(found, size), min(values, size)  # a length that is wrong says more than there can be
 
 
 def name_in(message: bytes) -> str:
