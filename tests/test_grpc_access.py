@@ -1,6 +1,7 @@
 """The access log's lines of gRPC: one for each call that was answered, none made where nobody wants them."""
 
 import re
+from base64 import b64encode
 
 import pytest
 from gunicorn.glogging import Logger
@@ -11,7 +12,7 @@ needs.library("grpc")
 
 import grpc  # noqa: E402
 import numpy as np  # noqa: E402
-from kit.grpc import SERVICE, request  # noqa: E402
+from kit.grpc import SERVICE, odd_call, request  # noqa: E402
 
 from virtex.rpc.codes import client_of  # noqa: E402
 from virtex.workers.access_log import AccessLog, access_of  # noqa: E402
@@ -82,6 +83,32 @@ def test_lines_that_nobody_wants_are_not_made():
 
     assert access_of(Quiet()) is None
     assert isinstance(access_of(Statsd()), AccessLog)
+
+
+def test_a_client_writes_no_lines_of_its_own(monkeypatch):
+    """grpc lets control characters pass; a user's name may have them over HTTP, too."""
+    number = free_port()
+    monkeypatch.setenv("VIRTEX_GRPC_PORT", str(number))
+    form = '"%(u)s" "%(a)s" "%(f)s" "%({x-mine-bin}i)s" END'
+    user = b64encode(b"me\nINJECTED:word")
+    with serving("gunicorn", SOURCE, "--access-logfile", "-", "--access-logformat", form) as server:
+        server.wait_log("gRPC at")
+        odd = [
+            (b"user-agent", b"one\r\nINJECTED \x1b[2J"),
+            (b"referer", b"\0\x7f\t"),
+            (b"authorization", b"Basic " + user),
+        ]
+        odd_call(number, f"{SERVICE}ServerLive".encode(), *odd, (b"x-mine-bin", b64encode(b"two\nINJECTED")))
+        server.wait_log("END")
+        server.request("GET", "/health/live", authorization="Basic " + user.decode(), referer="a\tb")
+        server.request("GET", "/health/live", authorization="Basic " + b64encode(b"me:word").decode())
+        server.wait_log("END", 3)
+        lines = [line for line in server.log.splitlines() if "END" in line or "INJECTED" in line]
+    assert lines == [
+        '"-" "one\\x0d\\x0aINJECTED \\x1b[2J" "\\x00\\x7f\\x09" "two\\x0aINJECTED" END',
+        '"-" "-" "a\\x09b" "-" END',
+        '"me" "-" "-" "-" END',
+    ]
 
 
 @pytest.mark.parametrize(

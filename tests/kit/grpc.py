@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from typing import Any, NamedTuple
 
 import grpc
@@ -41,6 +43,31 @@ def request(model: str, *arrays: Any, name: str = "input", **members: Any) -> An
             asked.inputs.add(name=named, datatype=v2.datatype_of(array.dtype), shape=array.shape)
             asked.raw_input_contents.append(array.tobytes())
     return asked
+
+
+def odd_call(port: int, path: bytes, *headers: tuple[bytes, bytes]) -> None:
+    """A call that no client of gRPC makes, without a message; returns when it has ended.
+
+    HTTP/2 by hand: a header is a literal, neither indexed nor compressed (RFC 7541 section 6.2.2), of less than 127
+    bytes.
+    """
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+    usual = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"a"))
+    block = b""
+    for header in (*usual, (b"te", b"trailers"), (b"content-type", b"application/grpc"), *headers):
+        block += b"\0" + b"".join(bytes([len(text)]) + text for text in header)
+    said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, block) + frame(0, 1, 1, b"")
+    with socket.create_connection(("127.0.0.1", port), 60) as sock, sock.makefile("rb") as file:
+        sock.sendall(said)
+        kind = flags = 0
+        while kind != 3 and not (kind == 1 and flags & 1):  # RST_STREAM, or headers with END_STREAM
+            head = file.read(9)
+            assert len(head) == 9, "the server ended the connection and not the call"
+            kind, flags = head[3], head[4]
+            file.read(int.from_bytes(head[:3], "big"))
 
 
 def outputs_of(message: bytes) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Rules: knows heads, and gunicorn's logger; nothing of connections.
 
 from __future__ import annotations
 
+from base64 import b64decode
+from contextlib import suppress
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,8 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from ..service.seam import BaseExchange, Head
 from ..wire.connections import Ends
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
 
 class AccessLog:
@@ -31,7 +35,7 @@ class AccessLog:
         request_id: bytes = b"",
         exchange: BaseExchange | None = None,
     ) -> None:
-        # As it came, not decoded, and escaped from 0x80 on: llhttp let no control character of ASCII pass.
+        # As it came, not decoded
         target, client = _shown(head.target), ends.client[0] if ends.client else ""
         self._write(client, f"HTTP/1.{head.minor}", target, head, status, length, ns, request_id, exchange)
 
@@ -69,6 +73,8 @@ class AccessLog:
             environ["virtex.batch_size"] = str(exchange.batch_size)
         for name, value in head.headers:
             environ["HTTP_" + name.decode().upper().replace("-", "_")] = _shown(value)
+        if _breaks_line(environ.get("HTTP_AUTHORIZATION", "")):
+            del environ["HTTP_AUTHORIZATION"]
         answered = [("X-Request-Id", _shown(request_id))] if request_id else []
         reply = SimpleNamespace(status=str(status), headers=answered, sent=length)
         sent = [(name.decode().title(), _shown(value)) for name, value in head.headers]
@@ -81,4 +87,14 @@ def access_of(log: Any) -> AccessLog | None:
 
 
 def _shown(sent: bytes) -> str:
-    return sent.decode("ascii", "backslashreplace")
+    """On one line, whatever it is: HTTP lets a tab pass, grpc all control characters."""
+    text = sent.decode("ascii", "backslashreplace")
+    return text if text.isprintable() else text.translate(_CONTROLS)
+
+
+def _breaks_line(credentials: str) -> bool:
+    """Whether the user's name that gunicorn would read there could end the line of the log, or the reader's screen."""
+    if credentials[:5].lower() == "basic":
+        with suppress(ValueError):  # gunicorn reads none there, too
+            return not b64decode(credentials.partition(" ")[2].strip()).partition(b":")[0].decode().isprintable()
+    return False
