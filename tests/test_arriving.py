@@ -17,10 +17,11 @@ needs.library("grpc")
 import grpc  # noqa: E402
 from kit.grpc import SERVICE, Client  # noqa: E402
 
-from virtex import Limits, http_server  # noqa: E402
+from virtex import Limits, http_server, limits  # noqa: E402
 from virtex.errors import RequestError  # noqa: E402
+from virtex.resident import Memory  # noqa: E402
 from virtex.rpc.arriving import Arriving  # noqa: E402
-from virtex.rpc.serving import GrpcServer  # noqa: E402
+from virtex.rpc.serving import GrpcServer, serve_grpc  # noqa: E402
 from virtex.service.model import retrieve  # noqa: E402
 
 BOUNDED = Limits(max_bytes=2000, body=1000, body_grace_seconds=0.05, answer_seconds=60.0)  # room for two slow ones
@@ -199,6 +200,32 @@ def test_calls_of_every_kind_share_the_places(runner: asyncio.Runner, of: str) -
                 await calls[0].code()
             while server.calls.arriving.slow:
                 await asyncio.sleep(0)
+            await client.close()
+        await app.shutdown()
+
+    runner.run(asyncio.wait_for(main(), 30))
+
+
+def test_messages_are_bounded_by_what_fits_where_nobody_says_max_bytes(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body of HTTP gets half of it at most, and so does a message; as many slow ones have a place as fit."""
+    monkeypatch.setattr(limits, "memory", lambda: Memory(1 << 20, "a cgroup"))  # so 256 KiB are for requests
+
+    async def main() -> None:
+        app = http_server("one", Echo)
+        async with await serve_grpc(app, port=0) as server:
+            client = Client(server.port)
+            told = await client.ask(bytes(130 << 10), timeout=30)
+            assert told.code == "RESOURCE_EXHAUSTED" and "131072" in told.details
+            calls = [client.channel.stream_stream(SERVICE + "ModelInfer")(timeout=30) for _ in range(3)]
+            over = [asyncio.ensure_future(call.code()) for call in calls]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            assert [code.result() for code in over if code.done()] == [grpc.StatusCode.UNAVAILABLE]
+            assert server.calls.arriving.slow == 2
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(over)
             await client.close()
         await app.shutdown()
 

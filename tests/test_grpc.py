@@ -19,7 +19,7 @@ from kit.v2 import infer, outputs_of, tensor
 
 needs.library("grpc")
 
-from kit.grpc import CONTENTS, SERVICE, Client, request, texts  # noqa: E402
+from kit.grpc import CONTENTS, SERVICE, Client, odd_call, request, texts  # noqa: E402
 from kit.grpc import outputs_of as outputs_of_message  # noqa: E402
 
 from virtex import ItemError, Limits, RequestHandler, Services, Tensor, TensorHandler, http_server  # noqa: E402
@@ -1052,3 +1052,26 @@ def test_a_connection_that_says_nothing_is_ended(runner):
         await app.shutdown()
 
     runner.run(main())
+
+
+def test_a_path_that_is_no_text_ends_neither_the_server_nor_what_others_asked(runner, caplog):
+    """grpc's server breaks down at one: another one listens there, while the first answers what it took."""
+    handler = Gated()
+    app = http_server("gated", handler)
+
+    async def main():
+        async with await serve_grpc(app, port=0) as server:
+            client, other = (Client(server.port, ("grpc.use_local_subchannel_pool", 1)) for _ in range(2))
+            held = await computing(client, handler)
+            for _ in range(2):  # the one that takes its place, too
+                await asyncio.to_thread(odd_call, server.port, b"/\xff")
+                while caplog.text.count("another one takes its place: UnicodeDecodeError") == _:
+                    await asyncio.sleep(0.01)
+                assert (await other.ask(method="ServerLive", wait_for_ready=True, timeout=30)).code == "OK"
+            handler.gate.set()
+            assert (await held).code == "OK"
+            for each in (client, other):
+                await each.close()
+        await app.shutdown()
+
+    runner.run(asyncio.wait_for(main(), 60))

@@ -23,8 +23,10 @@ from .limits import allowance
 from .resident import memory
 
 CORE = ("gunicorn", "httpcore2", "httptools", "httpx2", "multipart", "numpy", "orjson", "prometheus-client", "uvloop")
-EXTRAS = ("grpcio", "matplotlib", "ml_dtypes", "mxnet", "opentelemetry-instrumentation-asgi", "opentelemetry-sdk")
-EXTRAS += ("pandas", "pillow", "protobuf", "pyarrow", "ray", "tensorflow", "torch", "tqdm")
+EXTRAS = (
+    *("grpcio", "matplotlib", "ml_dtypes", "mxnet", "opentelemetry-instrumentation-asgi", "opentelemetry-sdk"),
+    *("pandas", "pillow", "protobuf", "pyarrow", "ray", "tensorflow", "torch", "tqdm"),
+)
 SECONDS = 20.0  # for nvidia-smi: on a machine of many GPUs it takes some
 
 

@@ -6,7 +6,7 @@ Rules: numbers only. max_bytes is the one that depends on the machine, where nob
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from .resident import Memory, memory
@@ -62,6 +62,13 @@ def widest(several: Sequence[Limits]) -> Limits:
     said = {field.name: [getattr(one, field.name) for one in several] for field in fields(Limits)}
     wide = {name: max([each for each in values if each is not None], default=None) for name, values in said.items()}
     return Limits(**{**wide, "body_rate": min(said["body_rate"])})
+
+
+def fitting(limits: Limits, most: int) -> Limits:
+    """The same, where it has turned out what max_bytes is that nobody said: a body gets half of it at most."""
+    if limits.max_bytes is not None:
+        return limits
+    return replace(limits, max_bytes=most, body=min(limits.body, max(most // 2, 1)))
 
 
 class Allowance(NamedTuple):

@@ -44,7 +44,7 @@ REFUSING = Wants(LATER, Refusing())
 class Calls:
     """The methods, for the services of one app. servers: these, by name. taken: how many infer requests there were.
 
-    access: writes a line for each call; None: nobody reads it.
+    limits: of its messages. access: writes a line for each call; None: nobody reads it.
     """
 
     def __init__(self, app: Any, limits: Limits) -> None:

@@ -28,11 +28,16 @@ SERVING, NOT_SERVING, SERVICE_UNKNOWN = (messages.Health(status=n).SerializeToSt
 
 
 class Health:
-    """What the services of one app are said to be. arriving: the messages of the server's calls."""
+    """What the services of one app are said to be. arriving: the messages of the server's calls.
 
-    def __init__(self, servers: dict[str, Any], arriving: Arriving) -> None:
+    most: how many may watch, who need no key for it: a watch has no end, and is one of the calls that there may be.
+    """
+
+    def __init__(self, servers: dict[str, Any], arriving: Arriving, most: int) -> None:
         self._servers = servers
         self._arriving = arriving
+        self._most = most
+        self._watching = 0
         self._change = asyncio.Event()  # another one after each change
         self._is_draining = False
         self._is_over = False
@@ -52,13 +57,24 @@ class Health:
         name = await self._asked(context)
         status = self._status(name)
         if status is SERVICE_UNKNOWN:
-            there = ", ".join(("''", *WHOLE[1:], *self._servers))
-            await context.abort(StatusCode.NOT_FOUND, f"there is no service {quoted(name)}: expected one of {there}")
+            there = f"expected '', {WHOLE[1]} or a model's name"  # which ones there are is told to who has the key
+            await context.abort(StatusCode.NOT_FOUND, f"there is no service {quoted(name)}: {there}")
         return status
 
     async def watch(self, _: Any, context: Any) -> None:
         """Watch: how it is now, and each time that it is otherwise, until the server stops."""
         name = await self._asked(context)
+        if self._watching >= self._most:
+            reason = f"{self._watching} calls watch already, half of limits.connections: Check tells it, too"
+            await context.abort(StatusCode.RESOURCE_EXHAUSTED, reason)
+        self._watching += 1
+        try:
+            await self._tell(name, context)
+        finally:
+            self._watching -= 1
+
+    async def _tell(self, name: str, context: Any) -> None:
+        """Each status, until the server stops."""
         told = b""
         for server in self._servers.values():
             server.begin().add_done_callback(self._changed)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from typing import Any
 
 from ..errors import RequestError, quoted
 from ..extras import needs
-from ..limits import Limits
+from ..limits import Limits, allowance, fitting
 from ..service.seam import Service
 
 with needs("gRPC", "grpcio and protobuf", "grpc"):
@@ -18,7 +19,10 @@ with needs("gRPC", "grpcio and protobuf", "grpc"):
 from . import health
 from .calls import SERVICE, Calls
 
+log = logging.getLogger("virtex")
+
 MOST = (1 << 31) - 1  # of an option: grpc has 32 bits for it
+LOOK_SECONDS = 1.0  # between looks whether grpc's server has broken down, which it tells to nobody
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -68,29 +72,53 @@ class GrpcServer:
             kind = type(app).__name__
             raise TypeError(f"gRPC: expected what http_server() or Services() made, got a {kind} (docs/grpc.md)")
         limits = limits or app.limits
-        options = [
+        bodies: Any = app.budget  # which knows what fits once the app has begun
+        fitted = fitting(app.limits, min(bodies.most, allowance(limits.max_bytes).max_bytes))
+        self._options = [
             ("grpc.so_reuseport", int(shares)),
-            ("grpc.max_receive_message_length", min(limits.body, MOST)),  # of what a compressed one becomes, too
+            ("grpc.max_receive_message_length", min(fitted.body, MOST)),  # of what a compressed one becomes, too
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", min(limits.header_bytes, MOST)),
             ("grpc.absolute_max_metadata_size", min(limits.header_bytes, MOST)),
             ("grpc.server_handshake_timeout_ms", _ms(limits.idle_seconds)),
             ("grpc.max_connection_idle_ms", _ms(limits.keep_alive_seconds)),
         ]
-        self.calls = Calls(app, limits)
-        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
-        self._health = health.Health(self.calls.servers, self.calls.arriving)
-        self._server.add_generic_rpc_handlers((_Methods(self.calls, self._health),))
-        self.ports = [self._listen(address, credentials) for address in addresses]
+        self._limits, self._credentials = limits, credentials
+        self.calls = Calls(app, fitted)
+        self._health = health.Health(self.calls.servers, self.calls.arriving, max(1, limits.connections // 2))
+        self._server, self.ports = self._made(addresses)
+        hosts = [address.rpartition(":")[0] for address in addresses]
+        self._addresses = [f"{host}:{port}" for host, port in zip(hosts, self.ports, strict=True)]
+        self._keeping: asyncio.Task[None] | None = None
+        self._broken: dict[asyncio.Task[None], Any] = {}  # servers that broke down, by what ends them
 
-    def _listen(self, address: str, credentials: Any) -> int:
-        try:
-            if credentials is None:
-                return int(self._server.add_insecure_port(address))
-            return int(self._server.add_secure_port(address, credentials))
-        except RuntimeError as error:
-            what = "gRPC" if credentials is None else "gRPC, or not with these credentials"  # grpc tells only its log
-            raise OSError(errno.EADDRINUSE, f"can't listen on {address} for {what}: {error}") from None
+    def _made(self, addresses: list[str]) -> tuple[Any, list[int]]:
+        """A server of grpc, which is to be started, and its ports."""
+        server = grpc.aio.server(options=self._options, maximum_concurrent_rpcs=self._limits.connections)
+        server.add_generic_rpc_handlers((_Methods(self.calls, self._health),))
+        return server, [_listen(server, address, self._credentials) for address in addresses]
+
+    async def _keep_up(self) -> None:
+        """Put another server where grpc's broke down: one call whose path is no UTF-8 is enough for that."""
+        while True:
+            try:
+                while await self._server.wait_for_termination(LOOK_SECONDS):
+                    pass
+                return
+            except Exception as error:
+                log.error("a call broke grpc's server, and another one takes its place: %r", error)
+            broken = self._server
+            end = broken.stop(self._limits.answer_seconds)  # it answers what it took
+            ending = asyncio.get_running_loop().create_task(end)
+            self._broken[ending] = broken
+            ending.add_done_callback(self._broken.pop)
+            while self._server is broken:
+                try:
+                    self._server, _ = self._made(self._addresses)
+                except OSError as error:
+                    log.error("%s; another try in %g s", error, LOOK_SECONDS)
+                    await asyncio.sleep(LOOK_SECONDS)
+            await self._server.start()
 
     @property
     def port(self) -> int:
@@ -100,6 +128,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Take calls."""
         await self._server.start()
+        self._keeping = asyncio.get_running_loop().create_task(self._keep_up())
 
     async def stop(self, grace: float = 30.0, delay: float = 0.0) -> None:
         """Take no more calls, and answer those that were taken.
@@ -111,13 +140,26 @@ class GrpcServer:
             await asyncio.sleep(min(delay, grace))
         self._health.end()
         self.calls.drain()
-        await self._server.stop(max(0.0, grace - delay))
+        if self._keeping is not None:
+            self._keeping.cancel()
+        left = max(0.0, grace - delay)
+        await asyncio.gather(*(server.stop(left) for server in {self._server, *self._broken.values()}))
 
     async def __aenter__(self) -> GrpcServer:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
+
+
+def _listen(server: Any, address: str, credentials: Any) -> int:
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except RuntimeError as error:
+        what = "gRPC" if credentials is None else "gRPC, or not with these credentials"  # grpc tells only its log
+        raise OSError(errno.EADDRINUSE, f"can't listen on {address} for {what}: {error}") from None
 
 
 def credentials_of(key: bytes, chain: bytes, roots: bytes | None) -> Any:

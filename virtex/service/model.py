@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 from ..batch.arrays import array_dtype
@@ -31,6 +32,7 @@ from ..batch.steps import Steps
 from ..batch.texts import has_text
 from ..errors import RETRY_SOON, RequestError
 from ..handler import RequestHandler, TensorHandler, Worker, answers_json
+from ..limits import fitting
 from ..logs import event, show
 from ..metrics._metrics import Cells
 from ..metrics.export import Export
@@ -64,7 +66,7 @@ class Model:
         self, options: Options, bodies: Bodies, cells: Cells, worker: Worker, is_lazy: bool, asked: bool
     ) -> None:
         self._asked_body = options.limits.body
-        self.options = options = options.fitting(bodies.most)
+        self.options = options = replace(options, limits=fitting(options.limits, bodies.most))
         self.loop = asyncio.get_running_loop()
         self.state: str = STARTING
         self.watchers: set[Callable[[], None]] = set()  # told once it drains

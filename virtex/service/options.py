@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -132,13 +132,6 @@ class Options:
             value = getattr(self, name)
             check(holds(value), name, value, expected)
         check(max(self.sizes, default=0) <= self.max_batch_size, "warmup", self.warmup, SIZES)
-
-    def fitting(self, most: int) -> Options:
-        """The same, where it has turned out what max_bytes is that nobody said: a body gets half of it at most."""
-        limits = self.limits
-        if limits.max_bytes is not None:
-            return self
-        return replace(self, limits=replace(limits, max_bytes=most, body=min(limits.body, max(most // 2, 1))))
 
     @property
     def sizes(self) -> tuple[int, ...]:
