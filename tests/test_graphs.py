@@ -1,15 +1,18 @@
 """Graphs of a few sizes: recorded and replayed by calling again over the same memory. Real ones: tests/test_gpu.py."""
 
+import re
+
+import ml_dtypes
 import numpy as np
 import orjson
 import pytest
 from kit import here, needs
 from kit.here import Doubles, Here, asked, body, items, rows
 
-from virtex import Tensor, TensorHandler
-from virtex.batch.graphs import NotCaptured, _distance
+from virtex import Limits, Tensor, TensorHandler
+from virtex.batch.graphs import NotCaptured, _difference, _distance, _told
 
-needs.library("torch")
+torch = needs.library("torch")
 device = here.device
 
 
@@ -124,8 +127,9 @@ def test_what_can_not_be_captured_fails_the_start_and_names_the_line(refuses):
     expected = (
         r"a batch of 4 can't be captured: RuntimeError: CUDA error: operation not permitted when stream is capturing"
     )
-    with pytest.raises(NotCaptured, match=expected + r', at test_graphs.py:\d+: raise RuntimeError\("CUDA error'):
+    with pytest.raises(NotCaptured, match=expected + r', at test_graphs.py:\d+: raise RuntimeError\("CUDA error') as e:
         asked(refuses(), max_batch_size=8)
+    assert isinstance(e.value.__cause__, RuntimeError)
 
 
 def test_it_falls_back_where_that_is_asked_for(refuses, caplog):
@@ -214,11 +218,85 @@ def test_a_graph_knows_nobody_who_asks(device):
         ([1.0, 2.1], [1.0, 2.0], "differs by up to 0.1; expected no more than 0.0002"),
         ([1.0, np.nan], [1.0, 2.0], "differs by up to nan"),
         ([1.0, np.inf], [1.0, 2.0], "differs by up to inf"),
+        ([1.0], [np.inf], "differs by up to inf"),
+        ([1.00001, np.nan], [1.0, np.nan], ""),
+        ([1.5, np.inf], [1.0, np.inf], "differs by up to 0.5; expected no more than 0.0001"),
+        ([5e-5], [0.0], ""),
+        ([1000.05, 2.0], [1000.0, 2.0], ""),
     ],
 )
 def test_answers_may_differ_by_rounding(came, expected, says):
     text = _distance(np.array(came, np.float32), np.array(expected, np.float32))
     assert text.startswith(says) and bool(text) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "came", "says"),
+    [
+        ("float16", 1.005, ""),
+        ("float16", 1.05, "differs by up to 0.0498; expected no more than 0.01"),
+        ("float64", 1.00001, "differs by up to 1e-05; expected no more than 1e-07"),
+        ("complex64", 1 + 0.1j, "differs by up to 0.1; expected no more than 0.0001"),
+        ("complex64", 1 + 1e-5j, ""),
+        ("complex128", 1 + 1e-5j, "differs by up to 1e-05; expected no more than 1e-07"),
+        (ml_dtypes.float8_e5m2, 1.25, "differs by up to 0.25; expected no more than 0.1"),
+        (ml_dtypes.float8_e4m3fn, 0.9375, ""),
+        ("bool", False, "differs in 1 of 1 values"),
+    ],
+)
+def test_by_how_much_answers_may_differ_is_for_their_dtype(dtype, came, says):
+    text = _distance(np.array([came], dtype), np.array([1], dtype))
+    assert text.startswith(says) and bool(text) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("came", "expected", "says"),
+    [
+        ({"a": np.ones(2)}, {"b": np.ones(2)}, "by other names"),
+        (np.ones(2), {"b": np.ones(2)}, "by other names"),
+        ({"a": np.ones(2), "b": np.zeros(1)}, {"a": np.ones(2), "b": np.ones(1)}, "'b' differs by up to 1; expected"),
+        (np.ones((2, 3)), np.ones(2), "float64 (2, 3) in place of float64 (2,)"),
+        (np.ones(2, "f4"), np.ones(2), "float32 (2,) in place of float64 (2,)"),
+    ],
+)
+def test_what_differs_is_named(came, expected, says):
+    assert _difference(came, expected).startswith(says)
+
+
+def test_what_went_wrong_first_is_told():
+    try:
+        try:
+            raise ValueError("the first\nand more")
+        except ValueError:
+            raise RuntimeError("the capture was invalidated") from None
+    except RuntimeError as error:
+        assert _told(error).startswith("ValueError: the first, at test_graphs.py:")
+
+
+@pytest.mark.parametrize("fails", [lambda: np.linalg.inv(np.zeros((2, 2))), lambda: Limits(body=0)])
+def test_the_line_that_is_told_is_neither_a_librarys_nor_ours(fails):
+    with pytest.raises(ValueError) as caught:
+        fails()
+    assert re.search(r", at test_graphs.py:\d+: @pytest.mark.parametrize", _told(caught.value))
+
+
+def test_nothing_but_rows_of_the_example_is_ever_computed(device, monkeypatch):
+    buffers, buffer = [], Here.buffer
+    monkeypatch.setattr(Here, "buffer", lambda self, size: (buffers.append(size), buffer(self, size))[1])
+
+    class Checks(Captured):
+        outputs = Tensor("float32", (3,))
+
+        def example(self):
+            return [[1, 2, 3]]
+
+        def run_inference(self, batch):
+            assert (batch == torch.tensor([1, 2, 3])).all()  # an index that there is not would cost the device
+            return list(batch * 2)
+
+    (answer,) = asked(Checks(), body(np.float32([1, 2, 3])), max_batch_size=8)
+    assert (rows(answer) == [[2, 4, 6]]).all()
+    assert buffers.count(8 * 12) == 2 + 1  # of the berths, and what all graphs share
 
 
 def test_whole_numbers_may_not_differ():

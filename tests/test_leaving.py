@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import uvloop
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from kit.asks import Echo
 from kit.servers import eventually, read_answer
@@ -21,7 +22,7 @@ from virtex.wire.listener import Listener, serve
 from virtex.workers import settings
 from virtex.workers.grpc_port import GrpcPort
 from virtex.workers.leaving import Leaving
-from virtex.workers.scoreboard import DRAINING, LOADING, READY, RESTARTING
+from virtex.workers.scoreboard import DRAINING, LOADING, READY, RESTARTING, Scoreboard
 from virtex.workers.share import Share
 
 
@@ -171,6 +172,108 @@ def test_a_signal_to_leave_at_once_ends_a_delay_and_still_tears_down(run, monkey
     assert run(main())
 
 
+class Noted(Listener):
+    """Notes how it is told to stop; what it does then is of the test."""
+
+    def __init__(self, meanwhile=None):
+        super().__init__(http_server("echo", Echo))
+        self.told = []
+        self.meanwhile = meanwhile
+
+    async def stop(self, *told):
+        self.told.append(told)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+
+    async def close(self):
+        self.told.append("close")
+
+    async def drain(self):
+        self.told.append("drain")
+
+
+class NotedPort(GrpcPort):
+    def __init__(self):
+        self.told = []
+
+    async def stop(self, *told):
+        self.told.append(told)
+
+
+@pytest.mark.parametrize(
+    ("workers", "how", "graceful", "expected"),
+    [
+        (1, "told", 30, (29.0, 7.0, False)),
+        (2, "told", 30, (29.0, 0.0, True)),  # a sibling has who comes
+        (1, "not ready", 30, (29.0, 0.0, False)),  # nobody comes
+        (2, "not ready", 30, (29.0, 0.0, False)),
+        (1, "quick", 30, (0.5, 0.0, False)),
+        (2, "quick", 30, (0.5, 0.0, False)),
+        (1, "told", 1, (0.5, 7.0, False)),
+    ],
+)
+def test_how_long_it_answers_on_and_whom_it_leaves_to_others(
+    run, monkeypatch, caplog, workers, how, graceful, expected
+):
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "7")
+    armed = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, exit: armed.append((seconds, exit)))  # noqa: A006
+    caplog.set_level(logging.INFO)
+
+    async def main():
+        going, scoreboard, worker = leaving(workers, graceful_timeout=graceful)
+        (going.on_quit if how == "quick" else going.on_term)()
+        going._hurried.clear()  # nor does it end what has just begun
+        listener, port = Noted(), NotedPort()
+        await going.drain(listener, port, how != "not ready")
+        assert not worker.alive and scoreboard.entry(0).state == DRAINING
+        assert port.told == [expected[:2]]
+        return listener.told
+
+    assert run(main()) == [expected, "drain"]
+    assert armed == [(graceful + 1.0, True)]  # beyond it, whatever still runs is ended
+    (said,) = [record for record in caplog.records if getattr(record, "event", "") == "worker_drain"]
+    assert (said.connections, said.seconds, said.by_signal) == (0, expected[0], True)
+
+
+def test_where_nothing_can_be_traced_it_leaves_all_the_same(monkeypatch):
+    def fails(*args, **kw):
+        raise ValueError("stderr has no file")
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", fails)
+    leaving(1)[0].arm_watchdog()
+
+
+def test_what_goes_wrong_as_it_stops_is_logged_and_the_application_shut_down(run, caplog):
+    async def fails():
+        raise RuntimeError("a socket")
+
+    async def main():
+        listener = Noted(fails)
+        await leaving(1)[0].drain(listener, GrpcPort())
+        return listener
+
+    listener = run(main())
+    assert "shutting the application down: RuntimeError('a socket')" in caplog.text
+    assert listener.told[-1] == "drain"
+
+
+def test_whoever_hurries_it_waits_for_nothing_that_does_not_end(run, monkeypatch):
+    monkeypatch.setattr("virtex.workers.leaving.QUICK_SECONDS", 0.01)
+
+    async def main():
+        going, _, _ = leaving(1)
+        listener, port = Noted(asyncio.Event().wait), NotedPort()
+        draining = asyncio.ensure_future(going.drain(listener, port))
+        await eventually(lambda: listener.told)
+        going.on_quit()
+        await draining
+        assert listener.told[-1] == "close" and port.told[-1] == (0,)
+        assert {task for task in asyncio.all_tasks() if "Event.wait" in repr(task.get_coro())} == set()
+
+    run(main())
+
+
 @pytest.mark.parametrize(("delay", "graceful"), [("29", 30), ("30", 30), ("1.5", 3)])
 def test_a_delay_that_leaves_no_time_to_answer_who_came_last_is_refused(monkeypatch, delay, graceful):
     monkeypatch.setenv("VIRTEX_DRAIN_DELAY", delay)
@@ -240,3 +343,110 @@ def test_it_serves_on_until_a_worker_of_the_new_code_is_ready(run):
         await waiting
 
     run(main())
+
+
+@pytest.mark.parametrize("signal", ["on_term", "on_quit"])
+def test_a_signal_begins_it_however_often_it_comes(signal):
+    told = []
+    going, _, _ = leaving(1, worker_int=lambda worker: told.append(worker))
+    for _ in range(3):
+        getattr(going, signal)()
+    assert going.begun.is_set() and going.is_told and going.is_quick is (signal == "on_quit")
+    assert len(told) == (signal == "on_quit")
+
+
+def not_yet_proven(**changed):
+    """One worker, beside one of newer code that was never ready."""
+    going, scoreboard, worker = leaving(1, **changed)
+    scoreboard.own(scoreboard.take(2, 2), 2)
+    return going, scoreboard, worker
+
+
+@pytest.mark.parametrize("why", ["told at once", "gunicorn says so", "the service stops", "the master is gone"])
+def test_it_waits_for_nobody_where(run, why):
+    going, scoreboard, worker = not_yet_proven()
+    if why == "told at once":
+        going.on_quit()
+    elif why == "gunicorn says so":
+        worker.alive = False
+    elif why == "the service stops":
+        scoreboard.mark_stop()
+    else:
+        worker.ppid += 1
+    run(asyncio.wait_for(going.wait_for_successor(), 0.05))
+
+
+def test_the_log_says_that_it_serves_on(run, caplog):
+    caplog.set_level(logging.INFO)
+    going, _, _ = not_yet_proven(max_requests=5)
+
+    async def main():
+        going.look(5)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(going.wait_for_successor(), 0.01)
+
+    run(main())
+    assert caplog.messages == [
+        "max_requests reached: 5 requests served; not acted on until a newer worker is ready",
+        "worker 0 serves on until a newer worker is ready",
+    ]
+    caplog.clear()
+    run(leaving(1)[0].wait_for_successor())
+    assert not caplog.messages
+
+
+# --- what could not start ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Its time is that for which somebody slept."""
+    clock = SimpleNamespace(now=0.0, ends=lambda: None)
+
+    def sleep(seconds):
+        clock.now += seconds
+        clock.ends()
+
+    fake = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    monkeypatch.setattr("virtex.workers.leaving.time", fake)
+    return clock
+
+
+def code_of(going):
+    with pytest.raises(SystemExit) as caught:
+        going.after_failure()
+    return caught.value.code
+
+
+def test_what_never_worked_ends_the_service_once(clock):
+    cfg = Config()
+    worker = SimpleNamespace(alive=True, ppid=os.getppid(), cfg=cfg, log=logging.getLogger("virtex"), max_requests=9)
+    scoreboard = Scoreboard()
+    going = Leaving(worker, scoreboard.take(1), scoreboard, Share(scoreboard, 0))
+    assert [code_of(going), code_of(going)] == [Arbiter.WORKER_BOOT_ERROR, 1] and not clock.now
+
+
+def test_what_worked_before_is_tried_again_ever_later(clock, caplog):
+    going, _, _ = leaving(1)
+    waited = []
+    for _ in range(7):
+        clock.now = 0.0
+        assert code_of(going) == 1
+        waited.append(round(clock.now))
+    assert waited == [2, 4, 8, 16, 32, 60, 60] and "worker 0 did not start; another try in 2 s" in caplog.text
+    going, _, _ = not_yet_proven()
+    assert code_of(going) == 1 and "worker 0 did not start; those from before the reload serve on" in caplog.text
+
+
+@pytest.mark.parametrize("why", ["told to", "the master is gone"])
+def test_it_does_not_stay_for_its_pause_where(clock, why):
+    going, _, worker = leaving(1)
+
+    def ends():
+        if why == "told to":
+            worker.alive = False
+        else:
+            worker.ppid = -1
+
+    clock.ends = ends
+    assert code_of(going) == 1 and clock.now < 1

@@ -176,5 +176,5 @@ def _told(error: BaseException) -> str:
 
 
 def _is_of_handler(frame: FrameSummary) -> bool:
-    """Whether it is neither of a package that is installed, nor of this one."""
-    return "site-packages" not in frame.filename and not frame.filename.startswith(_OURS)
+    """Whether it is neither of a package that is installed, nor of this one, nor generated."""
+    return bool(frame.line) and "site-packages" not in frame.filename and not frame.filename.startswith(_OURS)
