@@ -582,7 +582,9 @@ def test_metadata_may_be_bytes(run):
 @pytest.mark.parametrize(("left", "patience"), [(None, 0), (0.0, 1), (2.0, 2 * 10**9), (3.6e11, 10**18)])
 def test_the_time_that_is_left_of_a_call_is_a_heads_patience(left, patience):
     context = SimpleNamespace(invocation_metadata=tuple, peer=lambda: "", time_remaining=lambda: left)
-    assert Calls(identity(), Limits(max_bytes=1000))._head("ModelInfer", context).patience == patience  # ns; 0: it did not say
+    assert (
+        Calls(identity(), Limits(max_bytes=1000))._head("ModelInfer", context).patience == patience
+    )  # ns; 0: it did not say
 
 
 def test_numbers_one_by_one_are_no_more_than_values_and_raw_ones_are(run):
