@@ -161,6 +161,31 @@ def test_while_it_stops_nothing_is_ready_and_who_watches_is_let_go_behind_the_de
     runner.run(asyncio.wait_for(main(), 30))
 
 
+@pytest.mark.parametrize(("hands_over", "says"), [(True, SERVING), (False, NOT_SERVING)])
+def test_a_check_that_was_taken_finds_whoever_serves_on(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, hands_over: bool, says: bytes
+) -> None:
+    """In a reload another worker does; and who watches is let go, to ask that one."""
+
+    async def main() -> None:
+        async with asked(http_server("one", Echo)) as (server, asker):
+            watch = asker.watch()
+            assert await watch.read() == SERVING
+            arriving, taken = server.calls.arriving, asyncio.Event()
+            message = arriving.message
+            monkeypatch.setattr(arriving, "message", lambda context: taken.set() or message(context))
+            check = asker.half(CHECK)
+            await taken.wait()
+            stopping = asyncio.ensure_future(server.stop(20, 0, hands_over))
+            assert await watch.read() == (grpc.aio.EOF if hands_over else NOT_SERVING)
+            await check.write(named("one"))
+            assert await check.read() == says
+            await check.done_writing()
+            await stopping
+
+    runner.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_model_that_loads_is_not_ready_until_it_has(runner: asyncio.Runner) -> None:
     """As one that begins with its first request: serve_grpc() waits for all others."""
     app = http_server("one", Loading)

@@ -130,7 +130,7 @@ def test_the_application_is_shut_down_when_the_last_call_of_grpc_is_answered_tho
         def __init__(self):
             self.answered = asyncio.Event()
 
-        async def stop(self, grace, delay=0.0):
+        async def stop(self, *told):
             await self.answered.wait()
 
     async def main():
@@ -227,7 +227,7 @@ def test_how_long_it_answers_on_and_whom_it_leaves_to_others(
         listener, port = Noted(), NotedPort()
         await going.drain(listener, port, how != "not ready")
         assert not worker.alive and scoreboard.entry(0).state == DRAINING
-        assert port.told == [expected[:2]]
+        assert port.told == [expected]
         return listener.told
 
     assert run(main()) == [expected, "drain"]

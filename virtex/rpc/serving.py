@@ -130,12 +130,14 @@ class GrpcServer:
         await self._server.start()
         self._keeping = asyncio.get_running_loop().create_task(self._keep_up())
 
-    async def stop(self, grace: float = 30.0, delay: float = 0.0) -> None:
+    async def stop(self, grace: float = 30.0, delay: float = 0.0, hands_over: bool = False) -> None:
         """Take no more calls, and answer those that were taken.
 
         grace: seconds after which what is not answered is cut. delay: so many of these seconds calls are still taken.
+        hands_over: others serve on there. A check that was taken is to find them served; a watch just ends.
         """
-        self._health.drain()
+        if not hands_over:
+            self._health.drain()
         if delay:
             await asyncio.sleep(min(delay, grace))
         self._health.end()

@@ -181,7 +181,7 @@ class GrpcPort:
             await self._server.start()
             log.info("gRPC at %s%s", " and ".join(wanted), " with TLS" if files else "")
 
-    async def stop(self, grace: float, delay: float = 0.0) -> None:
+    async def stop(self, grace: float, delay: float = 0.0, hands_over: bool = False) -> None:
         """As GrpcServer.stop()."""
         if self._server is not None:
-            await self._server.stop(grace, delay)
+            await self._server.stop(grace, delay, hands_over)

@@ -142,6 +142,6 @@ class Leaving:
 async def _drain(listener: Listener, grpc: GrpcPort, grace: float, delay: float, hands_over: bool) -> None:
     """The application is shut down once nobody has anything to ask of it, by HTTP or gRPC."""
     try:
-        await asyncio.gather(listener.stop(grace, delay, hands_over), grpc.stop(grace, delay))
+        await asyncio.gather(listener.stop(grace, delay, hands_over), grpc.stop(grace, delay, hands_over))
     finally:
         await listener.drain()
