@@ -228,7 +228,7 @@ def test_outputs_are_those_that_are_asked_for_and_the_id_comes_back(run):
         assert (answer.model_name, answer.model_version, answer.id) == ("sums", "1", "ä7")
         assert [output.name for output in answer.outputs] == ["t"] and len(answer.raw_output_contents) == 1
         asked.outputs.add(name="u")
-        refused(await client.ask(asked), "INVALID_ARGUMENT", "outputs: there is no 'u'; expected of s, t")
+        refused(await client.ask(asked), "INVALID_ARGUMENT", "outputs: there is no 'u'; expected one of s, t")
 
     run(http_server("sums", Sums), main)
 
@@ -274,7 +274,7 @@ WRONG = {
     "model": (changed(model_name="x"), "NOT_FOUND", "model 'x': expected identity"),
     "version": (changed(model_version="2"), "NOT_FOUND", "version '2'"),
     "no inputs": (InferRequest(model_name="identity"), "INVALID_ARGUMENT", "expected a tensor at least"),
-    "name": (changed(name="x"), "INVALID_ARGUMENT", "inputs: expected input, got x"),
+    "name": (changed(name="x"), "INVALID_ARGUMENT", "inputs: expected the names input, got x"),
     "datatype": (changed(datatype="FP64"), "INVALID_ARGUMENT", "input 'input': expected FP32 [n, 3], got FP64 [1, 3]"),
     "no datatype": (changed(datatype="fp32"), "INVALID_ARGUMENT", "expected FP32 [n, 3], got fp32 [1, 3]"),
     "shape": (changed(shape=[1, 4]), "INVALID_ARGUMENT", "expected FP32 [n, 3], got FP32 [1, 4]"),

@@ -114,7 +114,7 @@ GOOD = {"name": "input", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"name": "x"}, "inputs: expected input, got x"),
+        ({"name": "x"}, "inputs: expected the names input, got x"),
         ({"datatype": "FP64"}, "expected FP32 [n, 2], got FP64 [2, 2]"),
         ({"datatype": "FP99"}, "got FP99"),
         ({"datatype": "BYTES", "data": ["a"] * 4}, "got BYTES"),
@@ -176,7 +176,7 @@ def test_what_is_no_number_of_json_is_a_400_that_names_the_byte(number):
     ("members", "status", "told"),
     [
         ({"id": 7}, 400, "'id'"),
-        ({"outputs": [{"name": "none"}]}, 400, "there is no 'none'; expected of output"),
+        ({"outputs": [{"name": "none"}]}, 400, "there is no 'none'; expected one of output"),
         ({"outputs": [7]}, 400, "outputs[0]"),
         ({"outputs": {}}, 400, "outputs"),
         ({"outputs": [{"name": "output", "parameters": {"classification": 3}}]}, 501, "classification"),
@@ -186,7 +186,7 @@ def test_what_is_no_number_of_json_is_a_400_that_names_the_byte(number):
         ({"parameters": {"timeout": "1"}}, 400, "timeout"),
         ({"parameters": {"timeout": 1 << 60}}, 400, "timeout"),
         ({"inputs": [{**GOOD, "data": None, "parameters": {"shared_memory_region": "a"}}]}, 501, "shared memory"),
-        ({"inputs": [GOOD, GOOD]}, 400, "inputs: expected input, got input, input"),
+        ({"inputs": [GOOD, GOOD]}, 400, "inputs: expected the names input, got input, input"),
     ],
     ids=str,
 )

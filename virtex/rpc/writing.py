@@ -63,7 +63,7 @@ class Answer(Asked):
         blobs: list[Any] = []
         for name in self._wanted or tensors:
             if name not in tensors:
-                raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
+                raise RequestError(400, f"outputs: there is no {name!r}; expected one of {', '.join(tensors)}")
             tensor = tensors[name]
             dtype = None if type(tensor) is Texts else tensor.dtype
             known, described = _described(name, dtype, tensor.shape)

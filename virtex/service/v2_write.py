@@ -97,7 +97,7 @@ class Asked(V2):
             left -= 1
             tensor = tensors.get(name)
             if tensor is None:
-                raise RequestError(400, f"outputs: there is no {name!r}; expected of {', '.join(tensors)}")
+                raise RequestError(400, f"outputs: there is no {name!r}; expected one of {', '.join(tensors)}")
             known = self._known_of(name, tensor)
             if self._binary if wanted is None else wanted[name]:
                 blob = blob_of(known, tensor)
