@@ -116,8 +116,8 @@ class Served:
             return places
         by_name = {place.name: place for place in places}
         if len(by_name) != len(places) or by_name.keys() != self.inputs.keys():
-            names = [place.name for place in places]
-            raise RequestError(400, f"inputs: expected the names {', '.join(self.inputs)}, got {quoted(', '.join(names))}")
+            wanted, names = ", ".join(self.inputs), ", ".join([place.name for place in places])
+            raise RequestError(400, f"inputs: expected the names {wanted}, got {quoted(names)}")
         found = [by_name[name] for name in self.inputs]
         for place in found:
             self._check_declared(place, self.inputs[place.name])
