@@ -287,6 +287,12 @@ def test_a_delay_that_leaves_no_time_to_answer_who_came_last_is_refused(monkeypa
     settings.check(cfg)
 
 
+def test_a_delay_that_is_set_to_nothing_is_none(monkeypatch):
+    monkeypatch.setenv("VIRTEX_DRAIN_DELAY", "")
+    settings.check(Config())
+    assert settings.drain_delay() == 0
+
+
 # --- why and when -------------------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ def check(cfg: Any) -> None:
 
 def drain_delay() -> float:
     """Seconds for which a worker that was told to stop still takes connections; gunicorn has no setting for it."""
-    text = os.environ.get("VIRTEX_DRAIN_DELAY", "0")
+    text = os.environ.get("VIRTEX_DRAIN_DELAY") or "0"
     try:
         seconds = float(text)
     except ValueError:
