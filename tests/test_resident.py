@@ -22,7 +22,7 @@ def given(root, cgroup, mounts, **files):
     for name, text in texts.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n" if text else "")
+        path.write_bytes(os.fsencode(f"{text}\n" if text else ""))
     return root
 
 
@@ -58,6 +58,11 @@ def given(root, cgroup, mounts, **files):
             OLD,
         ),
         ("4:memory:/d/1/own", [BOUND], {f"memory/own/{OLD}": 3 * MIB}, 3, f"memory/own/{OLD}"),
+        # Mounts and groups have any name: of bytes that are no text, of characters that end lines elsewhere
+        ("0::/a", [V2.replace("/sys/fs/cgroup", "/mnt/\udcff\x85"), V2], {"a/memory.max": 2 * MIB}, 2, "a/memory.max"),
+        ("0::/a\u2028b", [V2], {"a\u2028b/memory.max": 2 * MIB}, 2, "b/memory.max"),
+        # What is not as it should be says nothing
+        ("0::/a\nodd", ["odd", " - ", "30 - cgroup x", V2], {"a/memory.max": "0"}, None, "the machine"),
         # Another's group is not this one
         ("0::/a", [V2], {"a/memory.max": "max", "b/memory.max": MIB}, None, "the machine"),
         ("4:memory:/a", [V1], {f"memory/a/{OLD}": UNLIMITED}, None, "the machine"),

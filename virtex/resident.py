@@ -45,7 +45,7 @@ def memory(root: Path = Path("/")) -> Memory:
     found = [Memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the machine")]
     for group in _groups(root):
         for path in map(group.joinpath, GROUP_FILES):
-            text = _read(path).strip()
+            text = _read(path)
             if text.isdecimal() and int(text):  # no limit is "max", or there is no such file
                 found.append(Memory(int(text), str(path)))
     return min(found)
@@ -54,14 +54,14 @@ def memory(root: Path = Path("/")) -> Memory:
 def _groups(root: Path) -> Iterator[Path]:
     """The folders of the cgroups that bound the memory of this process: its own, and those around it (cgroups(7))."""
     paths: dict[bool, str] = {}  # by whether it is version 2
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+    for line in _read(root / "proc/self/cgroup").split("\n"):
+        controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers or "memory" in controllers.split(","):
             paths[not controllers] = path
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in _read(root / "proc/self/mountinfo").split("\n"):
         mount, _, system = line.partition(" - ")
-        kind, _, options = system.split(" ", 2)
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
+        kind, _, rest = system.partition(" ")
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in rest.rpartition(" ")[2].split(",")):
             top, point = mount.split(" ")[3:5]
             path = paths.get(kind == "cgroup2", "")
             below = path.removeprefix("" if top == "/" else top) if (path + "/").startswith(top) else ""
@@ -72,6 +72,6 @@ def _groups(root: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return os.fsdecode(path.read_bytes()).strip()  # the path of a mount is any bytes
     except OSError:
         return ""
