@@ -38,6 +38,7 @@ class Health:
         self._arriving = arriving
         self._most = most
         self._watching = 0
+        self._starts: set[asyncio.Task[None]] = set()  # of the services, each of which tells of a change
         self._change = asyncio.Event()  # another one after each change
         self._is_draining = False
         self._is_over = False
@@ -77,8 +78,11 @@ class Health:
         """Each status, until the server stops."""
         told = b""
         for server in self._servers.values():
-            server.begin().add_done_callback(self._changed)
-            server.model.watchers.add(self._changed)
+            start = server.begin()
+            if start not in self._starts:  # once: a change wakes all who watch
+                self._starts.add(start)
+                start.add_done_callback(self._changed)
+                server.model.watchers.add(self._changed)
         while True:
             change, is_over, status = self._change, self._is_over, self._status(name)
             if status is not told:
