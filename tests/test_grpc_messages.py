@@ -67,7 +67,7 @@ from virtex.rpc import messages
 PAIRS = {{"InferRequest": "ModelInferRequest", "InferResponse": "ModelInferResponse", "State": "ServerLiveResponse"}}
 PAIRS |= {{"StreamResponse": "ModelStreamInferResponse", "ModelName": "ModelMetadataRequest"}}
 PAIRS |= {{"ServerMetadata": "ServerMetadataResponse", "ModelMetadata": "ModelMetadataResponse"}}
-PAIRS |= {{"Parameter": "InferParameter", "Contents": "InferTensorContents"}}
+PAIRS |= {{"Parameter": "InferParameter"}}
 seen = set()
 def compare(ours, theirs):
     if ours.name in seen:
