@@ -463,10 +463,12 @@ def test_how_long_each_batch_took_is_told_whatever_became_of_it(device, encodes)
     assert seen[0][2] == 0 and seen[1][2] > 1  # its parts were repeated
 
 
-def test_the_model_runs_while_the_answers_ahead_are_still_on_their_way(device, monkeypatch):
-    runs, second, wait = [], threading.Event(), Pipeline.wait
+def test_a_batch_goes_its_way_while_the_answers_ahead_are_still_on_theirs(device, monkeypatch):
+    took: list[set[str]] = []
+    runs, waiting, second, wait = [], threading.Event(), threading.Event(), Pipeline.wait
 
     def waits(self, berth):
+        waiting.set()
         assert second.wait(30)  # the answers come when the next batch runs
         return wait(self, berth)
 
@@ -477,9 +479,26 @@ def test_the_model_runs_while_the_answers_ahead_are_still_on_their_way(device, m
                 second.set()
             return batch * 2
 
+        def process_response(self, row):
+            return row.tolist()
+
+    class Sees(Observer):
+        def batch_done(self, batch):
+            took.append(set(batch.seconds))
+
     monkeypatch.setattr(Pipeline, "wait", waits)
-    answers = asked(Runs(), body(*items(1)), body(*items(1)), max_batch_size=1)
-    assert [answer.status for answer in answers] == [200, 200] and runs == [1, 1]
+    app = http_server("flights", Runs(), executor="thread", max_batch_size=1, observer=Sees())
+
+    async def main():
+        await app.startup()
+        first = asyncio.create_task(ask_direct(app, body(*items(1))))
+        assert await asyncio.to_thread(waiting.wait, 30)
+        answers = await asyncio.gather(first, ask_direct(app, body(*items(1))))
+        await app.shutdown()
+        return [answer.status for answer in answers]
+
+    assert asyncio.run(main()) == [200, 200] and runs == [1, 1]
+    assert took == [{"run_inference", "process_response"}] * 2  # each its own
 
 
 def test_rows_that_can_not_be_copied_there_run_again(device, monkeypatch):
