@@ -572,6 +572,25 @@ def test_the_client_of_a_call_is_company_for_the_next_batch(run):
     run(app, main)
 
 
+def test_calls_of_one_connection_are_company_for_each_other(run):
+    """As many connections would be: it has others under way when a call is answered."""
+    sizes = []
+
+    class Counts(TensorHandler):
+        inputs = outputs = Tensor("f4", (3,))
+
+        def run_inference(self, batch):
+            sizes.append(len(batch))
+            return batch
+
+    async def main(client):
+        for _ in range(3):
+            await asyncio.gather(*(client.infer(request("counts", ROWS[:1])) for _ in range(4)))
+        assert sizes[-2:] == [4, 4]
+
+    run(http_server("counts", Counts, max_time_on_queue=20.0), main)
+
+
 def test_metadata_may_be_bytes(run):
     async def main(client):
         assert (await client.ask(request("identity", ROWS), metadata=[("x-trace-bin", b"\x00\xff")])).code == "OK"
