@@ -574,21 +574,27 @@ def test_the_client_of_a_call_is_company_for_the_next_batch(run):
 
 def test_calls_of_one_connection_are_company_for_each_other(run):
     """As many connections would be: it has others under way when a call is answered."""
-    sizes = []
+    sizes, goes_on = [], asyncio.Event()
 
     class Counts(TensorHandler):
         inputs = outputs = Tensor("f4", (3,))
 
-        def run_inference(self, batch):
+        async def run_inference(self, batch):
             sizes.append(len(batch))
+            await goes_on.wait()
             return batch
+
+    app = http_server("counts", Counts, max_time_on_queue=20.0)
 
     async def main(client):
         for _ in range(3):
-            await asyncio.gather(*(client.infer(request("counts", ROWS[:1])) for _ in range(4)))
+            calls = asyncio.gather(*(client.infer(request("counts", ROWS)) for _ in range(4)))
+            await eventually(lambda: app.model.admission.unsettled == 4 or goes_on.is_set())
+            goes_on.set()  # of the first ones all four are under way
+            await calls
         assert sizes[-2:] == [4, 4]
 
-    run(http_server("counts", Counts, max_time_on_queue=20.0), main)
+    run(app, main)
 
 
 def test_metadata_may_be_bytes(run):
