@@ -22,15 +22,18 @@ from kit.servers import ROOT, until
 
 MANAGER = "/lib/systemd/systemd"
 
-# What a machine may not let us do: $1 is a folder.
-_MAY = """
+# A root of our own, over that of the machine. $1: a folder for what is written.
+_ROOT = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
 cd "$1/root"
-mount -t proc proc proc
+"""
+
+# What a machine may not let us do
+_MAY = f"""{_ROOT}mount -t proc proc proc
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
@@ -38,14 +41,7 @@ pivot_root . mnt
 """
 
 # $1: a folder for what is written. $2: Python's own prefix. $3: where its libraries are. $4: the repository.
-_BOOT = f"""
-set -e
-mount --make-rprivate /
-mount -t tmpfs tmpfs "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
-cd "$1/root"
-mkdir -p opt/virtex/bin opt/virtex/lib/libraries opt/virtex/src/virtex opt/python
+_BOOT = f"""{_ROOT}mkdir -p opt/virtex/bin opt/virtex/lib/libraries opt/virtex/src/virtex opt/python
 mount --bind "$2" opt/python
 mount --bind "$3" opt/virtex/lib/libraries
 mount --bind "$4/virtex" opt/virtex/src/virtex
