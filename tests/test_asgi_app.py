@@ -174,6 +174,26 @@ def test_asgi_clients_are_known_by_their_address_and_forgotten():
     assert asyncio.run(main()) <= 1024
 
 
+def test_requests_under_way_on_one_connection_are_as_many_peers_up_to_a_bound():
+    """Over HTTP/2 an ASGI server says the same client of each: one peer for all would never be done, nor expected."""
+    app = http_server("echo", Echo())
+
+    async def main():
+        await app.startup()
+        admission, peers = app.model.admission, []
+        for _ in range(100):
+            peers.append(peer := admission.peer(("127.0.0.1", 5000)))
+            peer.open += 1
+        peers[7].open -= 1  # answered
+        assert admission.peer(("127.0.0.1", 5000)) is peers[7]
+        for peer in peers:
+            peer.open = 0
+        await app.shutdown()
+        return len({id(peer) for peer in peers})
+
+    assert asyncio.run(main()) == 64
+
+
 def test_a_method_of_a_str_subclass_is_taken():
     async def main():
         app = http_server("echo", Echo())

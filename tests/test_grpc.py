@@ -562,7 +562,7 @@ def test_the_client_of_a_call_is_company_for_the_next_batch(run):
 
     async def main(client):
         await client.infer(request("identity", ROWS))
-        (peer,) = app.model.admission.peers.values()
+        ((peer,),) = app.model.admission.peers.values()
         assert peer.expected_since and not peer.open
         peer.expected_since = 0
         call = client.channel.stream_stream(SERVICE + "ModelInfer")()

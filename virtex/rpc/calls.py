@@ -28,7 +28,6 @@ from . import messages
 from .arriving import Arriving
 from .codes import client_of, code_of, metadata_of
 from .cut import cut, length_of, name_in
-from .lanes import Lanes
 from .reading import GrpcInfer, check_model, no_model
 from .writing import Refusing, refused
 
@@ -54,7 +53,6 @@ class Calls:
         self._pipelined = limits.pipelined
         self._clock: Callable[[], int] = next(iter(self.servers.values())).options.clock
         self.arriving = Arriving(limits)
-        self._lanes = Lanes()
         self._met: dict[str, tuple[Any, Wants]] = {}  # the admission of each service that was asked, and its formats
         self._reading: set[asyncio.Task[None]] = set()  # of streams
         self.taken = 0
@@ -70,17 +68,6 @@ class Calls:
     async def infer(self, _: Any, context: Any) -> bytes:
         """ModelInfer."""
         begun, head = self._clock(), self._head("ModelInfer", context)
-        address: Any = head.peer
-        if address is None:
-            return await self._infer(head, begun, context)
-        lane = self._lanes.take(address)
-        head.peer = (f"{address[0]} {lane}", address[1])
-        try:
-            return await self._infer(head, begun, context)
-        finally:
-            self._lanes.leave(address, lane)
-
-    async def _infer(self, head: Head, begun: int, context: Any) -> bytes:
         exchange: Any = None
         try:
             answer: Any = self._refusal(head) if self._only is None else self._opened(self._only, head, begun)

@@ -32,6 +32,7 @@ from .v2_write import REFUSING
 WARNED = ("full", "predicted", "deadline", "draining")  # reasons that are the operator's business
 # Paths that are asked by the clock: they would outweigh an idle service's few
 NO_CLIENTS = ("/health/", "/metrics/", "/v2/health/")
+MOST_PEERS = 64  # of one connection: they are looked through for one that is free
 PEERS_KEPT = 1024  # clients that are remembered, before those that mean nothing any more are dropped
 
 
@@ -60,7 +61,7 @@ class Admission(Keeper):
         self._observer = observer
         self._most_early = most_early
         self._early: list[Exchange] = []  # complete before the handler was there
-        self.peers: dict[Any, Peer] = {}  # by address and port
+        self.peers: dict[Any, list[Peer]] = {}  # by address and port
         self._peers_kept = PEERS_KEPT
         self._deadlines = Deadlines(loop, clock, batcher, self._waiting)
         self.coder = Coder(loop, clock, bodies, lambda exchange: self._watch(exchange))
@@ -97,21 +98,32 @@ class Admission(Keeper):
         return exchange
 
     def peer(self, client: Any) -> Peer | None:
-        """The connection of a client of which a shell knows no more: its address and port. None where it has none."""
+        """The connection of a client of which a shell knows no more: its address and port. None where it has none.
+
+        Over HTTP/2 a connection has many requests under way, each of a client in a loop, say: each has a peer, up to
+        MOST_PEERS. One that were all of theirs would never be done, so never be expected.
+        """
         if not client or not client[1] or not self.company.window:
             return None
         key = (client[0], int(client[1]))  # granian gives the port as a string
-        peer = self.peers.get(key)
-        if peer is None:
+        peers: list[Peer] | None = self.peers.get(key)
+        if peers is None:
             if len(self.peers) >= self._peers_kept:
                 self._forget()
-            peer = self.peers[key] = Peer()
-        return peer
+            peers = self.peers[key] = []
+        for peer in peers:
+            if not peer.open:
+                return peer
+        if len(peers) < MOST_PEERS:
+            peers.append(Peer())
+        return peers[-1]
 
     def _forget(self) -> None:
         """Nobody says when such a connection ends: forget those that nobody expects, once they are many."""
         self.company.until(self._clock.now())
-        self.peers = {key: peer for key, peer in self.peers.items() if peer.open or peer.expected_since}
+        self.peers = {
+            key: peers for key, peers in self.peers.items() if any(peer.open or peer.expected_since for peer in peers)
+        }
         self._peers_kept = max(PEERS_KEPT, 2 * len(self.peers))
 
     def enter(self) -> None:
