@@ -33,6 +33,7 @@ cdef class Admission(Keeper):
     cdef _check_time(self, Py_ssize_t count, long long now, long long left)
 
     cdef _watch(self, Exchange exchange)
+
     @cython.locals(peers=list, peer=Peer)
     cpdef Peer peer(self, client)
     cpdef Response break_off(self, Exchange exchange, error)
