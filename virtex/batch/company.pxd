@@ -2,6 +2,7 @@ cdef class Peer:
     cdef public Py_ssize_t open
     cdef public long long expected_since
     cdef public bint is_known, is_late
+    cdef readonly Peer first
     cdef Peer _before, _after
 
 

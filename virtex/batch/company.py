@@ -16,10 +16,12 @@ class Peer:
     """One connection, as the batcher sees it.
 
     open: its requests that are arriving, waiting or running. expected_since: in ns; 0 while it is not. is_known: it
-    was answered before. is_late: the rest of its latest body did not come in time.
+    was answered before. is_late: the rest of its latest body did not come in time. first: of the peers that one
+    connection over HTTP/2 has, its first one, which says whose they are; None for that one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: Peer | None = None) -> None:
+        self.first = first
         self.open = 0
         self.expected_since = 0
         self.is_known = False

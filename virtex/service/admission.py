@@ -115,7 +115,7 @@ class Admission(Keeper):
             if not peer.open:
                 return peer
         if len(peers) < MOST_PEERS:
-            peers.append(Peer())
+            peers.append(Peer(peers[0] if peers else None))
         return peers[-1]
 
     def _forget(self) -> None:

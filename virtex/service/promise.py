@@ -36,7 +36,9 @@ class Promise(BaseExchange):
     def client(self) -> object:
         """Who sent it: the same for the requests of one connection; itself, where nobody knows of any."""
         peer = self._head.peer
-        return self if peer is None else peer
+        if peer is None:
+            return self
+        return peer if peer.first is None else peer.first
 
     def name(self) -> bytes:
         """The request's id, which its answer will have."""
